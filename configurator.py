@@ -1,0 +1,165 @@
+"""
+Settings of a script: a dataclass with a comment on each field, changed by config files and by --key=value.
+
+    @dataclass
+    class Config:
+        out_dir: str = 'out/sft'       # folder for checkpoints and metrics
+        learning_rate: float = 3e-4    # peak learning rate
+
+    config = configure(Config, sys.argv[1:])      # python sft.py config/x.py --learning_rate=1e-4 --out_dir=out/y
+
+Arguments are read from left to right and the later one wins:
+    config/x.py    Python lines `key = value`, run in an empty namespace; imported modules and names that begin with _
+                   (helpers of the file) are no keys
+    --key=value    value as a Python literal (1e-4, True, None, "{'format': 0.5}"), else the text itself. The = is
+                   required: `--key value` and a bare `--key` are refused
+    --help         every key with its type, default and comment
+A list or dict replaces the default as a whole. Unknown keys are refused with the nearest known one named. A value must
+fit the field's annotation: an int may stand for a float, a float for an int only where it is whole (1e3), nothing but
+True and False for a bool. A ValueError of the dataclass's own __post_init__ is reported like any other mistake.
+"""
+import ast
+import dataclasses
+import difflib
+import inspect
+import io
+import sys
+import textwrap
+import tokenize
+import traceback
+import types
+import typing
+from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, or its value does not fit; the message is one line that says where and what to do."""
+
+
+def configure(cls, argv: list[str]):
+    """
+    cls: a dataclass type; argv: config files and --key=value, e.g. sys.argv[1:]. Returns an instance of cls.
+    --help prints the keys and exits with status 0; a mistake is told in one line on stderr, exit status 2.
+    """
+    if '--help' in argv or '-h' in argv:
+        print(help_text(cls))
+        raise SystemExit(0)
+    try:
+        return parse(cls, argv)
+    except ConfigError as error:
+        print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def parse(cls, argv: list[str]):
+    """Like configure, but --help is no special case and mistakes raise ConfigError."""
+    annotations, values = typing.get_type_hints(cls), {}
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for arg in argv:
+        if arg.startswith('-'):
+            key, equals, text = arg.removeprefix('--').partition('=')
+            if not arg.startswith('--') or not equals:
+                raise ConfigError(f'{arg}: write --{key.lstrip("-")}=VALUE (see --help)')
+            source, settings, convert = 'command line', {key: text}, from_text
+        else:
+            source, settings, convert = arg, read_file(arg), fit
+        for key, value in settings.items():
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=1, cutoff=0)[0]
+                raise ConfigError(f'{source}: unknown key {key!r}; the nearest known one is {near!r} (see --help)')
+            try:
+                values[key] = convert(value, annotations[key])
+            except (TypeError, OverflowError):
+                raise ConfigError(f'{source}: {key} must be {name_of(annotations[key])}, not {value!r}') from None
+    for key, f in fields.items():
+        if key not in values and f.default is f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f'{key} has no default: give it as --{key}=VALUE or in a config file')
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(' '.join(str(error).split())) from error
+
+
+def read_file(path: str) -> dict:
+    """The names a config file sets, less modules and names that begin with _. ConfigError names the file and line."""
+    names = {}
+    try:
+        exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), names)
+    except OSError as error:
+        raise ConfigError(f'{path}: no config file ({error.strerror}); settings are written --key=VALUE') from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = getattr(error, 'lineno', None) or (lines + [1])[0]   # a file that is no text has no frame in it
+        message = ' '.join(str(getattr(error, 'msg', error)).split())
+        raise ConfigError(f'{path}:{line}: {type(error).__name__}: {message}') from error
+    return {k: v for k, v in names.items() if not k.startswith('_') and not isinstance(v, types.ModuleType)}
+
+
+def from_text(text: str, annotation):
+    """The value written on the command line as text, fitted to annotation. Raises TypeError where neither fits."""
+    try:
+        return fit(ast.literal_eval(text), annotation)
+    except (TypeError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError):
+        if text in ('None', 'True', 'False'):   # where these do not fit, no folder or run of that name is meant
+            raise TypeError(text) from None
+        return fit(text, annotation)
+
+
+def fit(value, annotation):
+    """value as annotation wants it (int -> float, whole float -> int). Raises TypeError where it does not fit."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        for choice in args:
+            try:
+                return fit(value, choice)
+            except TypeError:
+                pass
+    elif origin is typing.Literal:
+        if any(value == choice and type(value) is type(choice) for choice in args):
+            return value
+    elif annotation is float and type(value) is int:
+        return float(value)
+    elif annotation is int and type(value) is float and value.is_integer():
+        return int(value)
+    elif annotation is typing.Any or type(value) is (origin or annotation):   # by type, since a bool is an int
+        if origin is list:
+            return [fit(item, args[0]) for item in value]
+        if origin is dict:
+            return {fit(k, args[0]): fit(v, args[1]) for k, v in value.items()}
+        return value
+    raise TypeError(f'{value!r} is no {annotation}')
+
+
+def name_of(annotation) -> str:
+    """An annotation as a reader would write it: `int`, `str | None`, `'a' or 'b'`."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return ' or '.join(map(repr, typing.get_args(annotation)))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return ' | '.join(map(name_of, typing.get_args(annotation))).replace('NoneType', 'None')
+    return str(annotation) if typing.get_args(annotation) else annotation.__name__
+
+
+def help_text(cls) -> str:
+    """Usage and one line a key: --key, type, default, comment."""
+    annotations, notes, rows = typing.get_type_hints(cls), comments(cls), []
+    for f in dataclasses.fields(cls):
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        shown = 'required' if default is dataclasses.MISSING else repr(default)
+        rows.append((f'--{f.name}', name_of(annotations[f.name]), shown, notes.get(f.name, '')))
+    widths = [min(max(len(row[i]) for row in rows), 32) for i in range(3)] + [0]
+    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return '\n'.join([f'usage: {Path(sys.argv[0]).name} [config/file.py ...] [--key=VALUE ...]', '', *lines])
+
+
+def comments(cls) -> dict[str, str]:
+    """Field name -> the comment beside it, joined with lines below that hold only a comment, right of the field."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except OSError:   # no source file, e.g. a class typed at the prompt: help goes without comments
+        return {}
+    found, body = {}, ast.parse(source).body[0].body
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        node = ([None] + [node for node in body if node.lineno <= token.start[0]])[-1]
+        if token.type == tokenize.COMMENT and isinstance(node, ast.AnnAssign) and token.start[1] > node.col_offset:
+            found.setdefault(node.target.id, []).append(token.string.lstrip('# '))
+    return {key: ' '.join(lines) for key, lines in found.items()}
