@@ -1,0 +1,307 @@
+"""Rewards: plain functions `name_reward(response: str, row: dict) -> float`.
+
+`response` is the decoded completion without its end-of-turn token. `row` is the data row; the keys used here are
+`prefill` (what the prompt already wrote for the assistant, for example '<think>'; every reward puts it before the
+response), `task`, `answer`, `numbers`, `target`, `language`. A row that lacks what its reward needs raises; a response,
+whatever it holds, only ever scores. No model text is evaluated as code, and no input is slow.
+"""
+import difflib
+import math
+import re
+import unicodedata
+from collections import Counter
+from fractions import Fraction
+
+# ---------------------------------------------------------------- reasoning and answer
+
+def split_response(response, row):
+    """-> (reasoning, answer_text): the text before and after `</think>`, tags removed.
+
+    Without any think tag everything is answer. A `<think>` that is never closed, and any think tag after the first
+    `</think>`, means that there is no answer: answer_text is ''.
+    """
+    text = row.get("prefill", "") + response
+    reasoning, closed, answer = text.partition("</think>")
+    if not closed:
+        return (text.replace("<think>", ""), "") if "<think>" in text else ("", text)
+    if "<think>" in answer or "</think>" in answer:
+        answer = ""
+    return reasoning.replace("<think>", ""), answer
+
+
+def _close_brace(text, start):
+    """Index of the brace that closes the one at `start`, or -1. `\\{` and `\\}` do not count."""
+    depth, skip = 0, False
+    for i in range(start, len(text)):
+        c = text[i]
+        if skip or c == "\\":
+            skip = not skip
+        elif c == "{":
+            depth += 1
+        elif c == "}":
+            depth -= 1
+            if depth == 0:
+                return i
+    return -1
+
+
+BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+
+
+def _boxes(text):
+    """Contents of every `\\boxed{...}` (and `\\fbox{...}`) in text, outermost first; None where one is never closed."""
+    found, pos = [], 0
+    while m := BOX.search(text, pos):
+        if text[m.end():m.end() + 1] != "{":
+            found.append(text[m.end():m.end() + 1])  # TeX's \boxed 5
+            pos = m.end()
+            continue
+        end = _close_brace(text, m.end())
+        if end < 0:
+            return None
+        found.append(text[m.end() + 1:end])
+        pos = end + 1
+    return found
+
+
+def answer_of(response, row):
+    """The final answer as a string: the content of `<answer>...</answer>` or `\\boxed{...}` after the reasoning.
+
+    A box inside the answer tags wins over the text around it. Blank ones are ignored and repetitions count once; None
+    when there is no answer, when there are several different ones, or when a tag or a box is never closed.
+    """
+    answer = split_response(response, row)[1]
+    parts = re.split(r"(</?answer>)", answer)  # text, tag, text, tag, ..., text
+    if parts[1::2] != ["<answer>", "</answer>"] * (len(parts) // 4):
+        return None
+    found = []
+    for i, part in enumerate(parts[::2]):
+        boxes = _boxes(part)
+        if boxes is None:
+            return None
+        found += boxes if boxes or i % 2 == 0 else [part]
+    found = {" ".join(a.split()) for a in found} - {""}
+    return found.pop() if len(found) == 1 else None
+
+
+# ---------------------------------------------------------------- format and exact match
+
+THINK_ANSWER = re.compile(r"<think>(.*?)</think>\s*<answer>(.*?)</answer>", re.DOTALL)
+INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that Unicode shows as nothing
+
+
+def _blank(text):
+    """True when nothing in text is visible: only separators (Z*), controls and zero-width characters (C*), marks (M*)."""
+    return all(unicodedata.category(c)[0] in "ZCM" or c in INVISIBLE for c in text)
+
+
+def format_reward(response, row):
+    """1.0 when the whole text is `<think>reasoning</think>` white space `<answer>answer</answer>`, each tag once and
+    neither part blank; else 0.0. Anchored at both ends: nothing may come before or after, not even a newline."""
+    text = row.get("prefill", "") + response
+    once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    m = once and THINK_ANSWER.fullmatch(text)
+    return float(bool(m) and not _blank(m[1]) and not _blank(m[2]))
+
+
+def match_reward(response, row):
+    """1.0 when the answer equals row['answer'], white space collapsed."""
+    return float(answer_of(response, row) == " ".join(str(row["answer"]).split()))
+
+
+# ---------------------------------------------------------------- countdown
+
+def _countdown_value(expression, numbers):
+    """Exact value (Fraction) of an expression over + - * / and parentheses that uses each of `numbers` exactly once.
+
+    expr := term (('+'|'-') term)*;  term := atom (('*'|'/') atom)*;  atom := integer | '(' expr ')'
+    There are no signs, powers, decimals or juxtaposition. Raises ValueError or ZeroDivisionError on anything else.
+    """
+    tokens = re.findall(r"[0-9]+|[^\s]", expression)[::-1]  # reversed: the next token is tokens[-1], taken by pop()
+    unused = Counter(str(n) for n in numbers)
+
+    def take(kinds):
+        return tokens.pop() if tokens and tokens[-1] in kinds else None
+
+    def expr():
+        value = term()
+        while op := take("+-"):
+            value = value + term() if op == "+" else value - term()
+        return value
+
+    def term():
+        value = atom()
+        while op := take("*/"):
+            value = value * atom() if op == "*" else value / atom()
+        return value
+
+    def atom():
+        if take("("):
+            value = expr()
+            if not take(")"):
+                raise ValueError("unbalanced parenthesis")
+            return value
+        token = tokens.pop() if tokens else ""
+        if unused[token] <= 0:
+            raise ValueError(f"{token!r} is not a number that is left to use")
+        unused[token] -= 1
+        return Fraction(int(token))
+
+    value = expr()
+    if tokens or any(unused.values()):
+        raise ValueError("text or numbers left over")
+    return value
+
+
+OPERATORS = {"×": "*", "÷": "/", "−": "-", "∗": "*", "·": "*", "\\times": "*", "\\cdot": "*", "\\div": "/"}
+
+
+def countdown_reward(response, row):
+    """1.0 when the answer is an expression over row['numbers'], each used once, that equals row['target'] exactly.
+
+    A trailing `= target` is allowed if right. The answer may be 20 characters a number long.
+    """
+    numbers, target = row["numbers"], row["target"]
+    answer = answer_of(response, row)
+    if answer is None or len(answer) > 20 * len(numbers) + 20:
+        return 0.0
+    for sign, op in OPERATORS.items():
+        answer = answer.replace(sign, op)
+    expression, equals, stated = answer.partition("=")
+    if equals and stated.strip() != str(target):
+        return 0.0
+    try:
+        return float(_countdown_value(expression, numbers) == target)
+    except (ValueError, ZeroDivisionError):
+        return 0.0
+
+
+# ---------------------------------------------------------------- language
+
+LETTERS = r"A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u1e00-\u1eff"
+WORD = re.compile(  # one script a group; a run of letters is a word, but each Han, kana or hangul character is one
+    rf"(?P<latin>[{LETTERS}]+(?:['\u2019-][{LETTERS}]+)*)"
+    r"|(?P<han>[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
+    r"|(?P<kana>[\u3041-\u3096\u30a1-\u30fa])|(?P<hangul>[\u1100-\u11ff\u3131-\u3163\uac00-\ud7a3])"
+    r"|(?P<cyrillic>[\u0400-\u052f]+)|(?P<greek>[\u0370-\u03ff\u1f00-\u1fff]+)|(?P<hebrew>[\u05d0-\u05ea]+)"
+    r"|(?P<arabic>[\u0620-\u06d3\u06fa-\u06ff\u0750-\u077f]+)|(?P<devanagari>[\u0900-\u0963]+)"
+    r"|(?P<thai>[\u0e01-\u0e4e]+)|(?P<other>[^\W\d_])")
+SCRIPT_LANGUAGES = {"kana": "ja", "hangul": "ko", "cyrillic": "ru", "greek": "el", "arabic": "ar", "hebrew": "he",
+                    "devanagari": "hi", "thai": "th"}
+FUNCTION_WORDS = {  # frequent in one of these languages, rare in the others and in formulas
+    "en": "the of and is are was to that this with for we it if then which have has be by from so can now let but not",
+    "de": "der die das und ist sind ein eine nicht wir mit von zu den dem für auf auch wenn dann oder wird also aber es",
+    "fr": "le les est sont et une des du nous avec pour dans que qui sur donc alors mais pas ou cette ce il elle au",
+    "es": "el los las es son y una del con para por que como entonces pero lo si cuando este esta al hay se",
+    "it": "il gli è sono e una della di con per che come quindi allora ma non se questo questa nel abbiamo più lo",
+    "pt": "o os as é são e uma da do dos com para por que como então mas não se quando isto este esta em temos",
+}
+FUNCTION_WORDS = {language: set(words.split()) for language, words in FUNCTION_WORDS.items()}
+LANGUAGES = sorted({*FUNCTION_WORDS, *SCRIPT_LANGUAGES.values(), "zh"})
+NEUTRAL = {"```": "```", "`": "`", "$$": "$$", "\\(": "\\)", "\\[": "\\]", "$": "$"}
+
+
+def _without_formulas(text):
+    """text with the Latin and Greek letters of its code and LaTeX blanked; words of other scripts there still count."""
+    kept, pos, absent = [], 0, set()
+    for m in re.finditer(r"```|`|\$\$|\\\(|\\\[|\$", text):
+        opener = m[0]
+        if m.start() < pos or opener in absent:
+            continue
+        end = text.find(NEUTRAL[opener], m.end())
+        if end < 0:
+            absent.add(opener)
+            continue
+        inside = text[m.end():end]
+        if opener == "$" and (inside[:1].isspace() or inside[-1:].isspace() or "\n" in inside):
+            continue  # money: $5 and $10
+        kept += [text[pos:m.start()], re.sub(rf"[{LETTERS}\u0370-\u03ff]+", " ", inside)]
+        pos = end + len(opener)
+    return re.sub(r"\\[A-Za-z]+", " ", "".join(kept) + text[pos:])
+
+
+def _vote(words, default):
+    """The Latin-script language whose function words are most frequent; `default` when fewer than two tell."""
+    votes = {language: sum(w in known for w in words) for language, known in FUNCTION_WORDS.items()}
+    best = max(votes, key=votes.get)
+    return best if votes[best] >= 2 and votes[best] > votes.get(default, 0) else default
+
+
+def _language_counts(reasoning, target):
+    """Counter {language: words}. Single Latin and Greek letters are variables and neutral. Han characters are Japanese
+    in a sentence with kana; Latin words take the language their sentence shows, or else the whole text."""
+    if target not in LANGUAGES:
+        raise ValueError(f"unknown language {target!r} in the row: use one of {', '.join(LANGUAGES)}")
+    sentences = []
+    for sentence in re.split(r"[\n.!?;。！？；]", _without_formulas(unicodedata.normalize("NFKC", reasoning))):
+        words = {}
+        for m in WORD.finditer(sentence):
+            if len(m[0]) > 1 or m.lastgroup not in ("latin", "greek"):
+                words.setdefault(m.lastgroup, []).append(m[0].lower())
+        sentences.append(words)
+    latin = [w for words in sentences for w in words.get("latin", ())]
+    whole = _vote(latin, target if target in FUNCTION_WORDS else "en")
+    counts = Counter()
+    for words in sentences:
+        for script, found in words.items():
+            if script == "latin":
+                language = _vote(found, whole)
+            elif script == "han":
+                language = "ja" if 10 * len(words.get("kana", ())) > len(found) else "zh"
+            else:
+                language = SCRIPT_LANGUAGES.get(script, script)
+            counts[language] += len(found)
+    return counts
+
+
+def language_reward(response, row):
+    """Share of the reasoning's words that are in row['language'] (default 'en'); 0.0 without any words.
+
+    A run of letters is a word, as is each Han, kana or hangul character; numbers, symbols, code and LaTeX are neutral.
+    """
+    target = row.get("language", "en")
+    counts = _language_counts(split_response(response, row)[0], target)
+    return counts[target] / counts.total() if counts else 0.0
+
+
+def language_mixed(response, row):
+    """True when the reasoning holds words of more than one language or script (for reports)."""
+    return len(_language_counts(split_response(response, row)[0], row.get("language", "en"))) > 1
+
+
+# ---------------------------------------------------------------- choosing and combining
+
+ACCURACY = {"countdown": countdown_reward, "match": match_reward}
+
+
+def accuracy_reward(response, row):
+    """The reward of the row's task, ACCURACY[row['task']]."""
+    if row["task"] not in ACCURACY:
+        raise KeyError(f"unknown task {row['task']!r} in the row: use one of {', '.join(ACCURACY)}")
+    return ACCURACY[row["task"]](response, row)
+
+
+REWARDS = {"accuracy": accuracy_reward, "format": format_reward, "language": language_reward, **ACCURACY}
+FAILURES = Counter()  # (reward, exception) -> samples that it scored 0; of this process
+
+
+def combined(response, row, weights):
+    """-> (total, components): total = sum of weights[name] * components[name], components the unweighted rewards.
+
+    weights: {name in REWARDS: weight}; another name raises KeyError. A reward that raises, or returns what is not a
+    finite number, scores 0.0 for this sample and is counted in FAILURES.
+    """
+    components = {}
+    for name in weights:
+        if name not in REWARDS:
+            near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
+            raise KeyError(f"unknown reward {name!r} in the weights: did you mean {near!r}? "
+                           f"Known: {', '.join(REWARDS)}")
+        try:
+            components[name] = float(REWARDS[name](response, row))
+            if not math.isfinite(components[name]):
+                raise ValueError("not a finite reward")
+        except Exception as error:
+            components[name] = 0.0
+            FAILURES[name, type(error).__name__] += 1
+    return sum(weights[name] * score for name, score in components.items()), components

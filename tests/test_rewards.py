@@ -1,0 +1,291 @@
+import random
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from itertools import permutations, product
+from pathlib import Path
+
+import pytest
+
+import rewards
+from rewards import (answer_of, combined, countdown_reward, format_reward, language_mixed, language_reward,
+                     match_reward, split_response)
+
+PREFILL = {"prefill": "<think>"}
+
+
+# ---------------------------------------------------------------- splitting
+
+@pytest.mark.parametrize("response, row, expected", [
+    ("<think>a</think>b", {}, ("a", "b")),
+    ("a</think>b", PREFILL, ("a", "b")),
+    ("\na</think>\nb", {"prefill": "<think>\n"}, ("\n\na", "\nb")),
+    ("a</think>b", {}, ("a", "b")),                       # the template prefilled it and the row does not say so
+    ("b", {}, ("", "b")),
+    ("<think>a \\boxed{1}", {}, ("a \\boxed{1}", "")),    # cut off while thinking
+    ("a \\boxed{1}", PREFILL, ("a \\boxed{1}", "")),
+    ("<think>a</think>b</think>c", {}, ("a", "")),
+    ("<think>a</think>b<think>c", {}, ("a", "")),
+    ("", {}, ("", "")),
+    ("", PREFILL, ("", "")),
+])
+def test_split(response, row, expected):
+    assert split_response(response, row) == expected
+
+
+@pytest.mark.parametrize("answer, expected", [
+    ("<answer>5</answer>", "5"),
+    ("<answer> 3 +\n 4 </answer>", "3 + 4"),
+    ("So \\boxed{5}.", "5"),
+    ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+    ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+    ("\\fbox{5}", "5"),
+    ("\\boxed 5", "5"),
+    ("\\boxed{}: \\boxed{5}", "5"),
+    ("\\boxed{5} and again \\boxed{ 5 }", "5"),
+    ("\\boxed{5} <answer>5</answer>", "5"),
+    ("<answer>it is \\boxed{5}</answer>", "5"),
+    ("<answer>5</answer><answer>6</answer>", None),
+    ("\\boxed{5} or \\boxed{6}", None),
+    ("\\boxed{5} <answer>6</answer>", None),
+    ("<answer>\\boxed{5} \\boxed{6}</answer>", None),
+    ("<answer><answer>5</answer></answer>", None),
+    ("<answer>5", None),
+    ("5</answer>", None),
+    ("</answer>5<answer>", None),
+    ("\\boxed{5", None),
+    ("\\boxed{5} \\boxed{5", None),
+    ("<answer> </answer>", None),
+    ("5", None),
+    ("", None),
+])
+def test_answer_of(answer, expected):
+    assert answer_of(answer, {}) == expected
+    assert answer_of("x \\boxed{7} <answer>8</answer></think>" + answer, PREFILL) == expected
+
+
+# ---------------------------------------------------------------- format, match
+
+@pytest.mark.parametrize("response, score", [
+    ("<think>a</think><answer>5</answer>", 1),
+    ("<think>\na\nb\n</think>\n\n<answer>\n5\n</answer>", 1),
+    ("<think>a</think><answer>5</answer>\n", 0),
+    (" <think>a</think><answer>5</answer>", 0),
+    ("<think>a</think><answer>5</answer> so it is 5", 0),
+    ("<think>a</think> so <answer>5</answer>", 0),
+    ("x<think>a</think><answer>5</answer>", 0),
+    ("<think></think><answer>5</answer>", 0),
+    ("<think> \n\t </think><answer>5</answer>", 0),
+    ("<think>\u200b\u2060\ufeff\u00ad\u3164</think><answer>5</answer>", 0),
+    ("<think>a</think><answer></answer>", 0),
+    ("<think>a<think>b</think><answer>5</answer>", 0),
+    ("<think>a</think>b</think><answer>5</answer>", 0),
+    ("<think>a</think><answer>5</answer><answer>5</answer>", 0),
+    ("<think>a <answer>5</answer></think>", 0),
+    ("<think>a <answer>4</answer></think><answer>5</answer>", 0),
+    ("<answer>5</answer><think>a</think>", 0),
+    ("<think>a</think><answer>5", 0),
+    ("<think>a</think>5", 0),
+    ("<think>a<answer>5</answer>", 0),
+    ("<answer>5</answer>", 0),
+    ("", 0),
+])
+def test_format(response, score):
+    assert format_reward(response, {}) == score
+    if response.startswith("<think>"):
+        assert format_reward(response.removeprefix("<think>"), PREFILL) == score
+        assert format_reward(response, PREFILL) == 0  # two opening tags
+
+
+def test_match():
+    row = {"answer": "3 1 2 "}
+    assert match_reward("<answer> 3 1\n2</answer>", row) == 1
+    assert match_reward("<answer>3 1 2 4</answer>", row) == 0
+    assert match_reward("<answer>312</answer>", row) == 0
+    assert match_reward("3 1 2", row) == 0
+    assert match_reward("<answer>7</answer>", {"answer": 7}) == 1
+
+
+# ---------------------------------------------------------------- countdown
+
+def countdown(answer, numbers, target):
+    return countdown_reward(f"<think>x</think><answer>{answer}</answer>", {"numbers": numbers, "target": target})
+
+
+@pytest.mark.parametrize("answer, numbers, target", [
+    ("(3 + 7) * 8", [3, 7, 8], 80),
+    ("(3+7)*8 = 80", [8, 7, 3], 80),
+    ("8×(3+7)", [3, 7, 8], 80),
+    ("8 \\times (3+7)", [3, 7, 8], 80),
+    ("8 ÷ (3 − 1)", [8, 3, 1], 4),
+    ("8/(3-8/3)", [8, 8, 3, 3], 24),        # through a fraction
+    ("((8)/(((3))-(8/3)))", [8, 8, 3, 3], 24),
+    ("1-2-3", [1, 2, 3], -4),               # left to right
+    ("1-2-3 = -4", [1, 2, 3], -4),
+    ("12/6/2", [12, 6, 2], 1),
+    ("100*75+50-25", [25, 50, 75, 100], 7525),
+    ("5", [5], 5),
+])
+def test_countdown_right(answer, numbers, target):
+    assert countdown(answer, numbers, target) == 1
+
+
+@pytest.mark.parametrize("answer, numbers, target", [
+    ("(3 + 7) * 8", [3, 7, 8], 81),
+    ("3 + 7", [3, 7, 8], 10),                    # one unused
+    ("3 + 7 + 7", [3, 7, 8], 17),                # one twice, one unused
+    ("3 + 7 + 8 + 8 - 8", [3, 7, 8], 18),
+    ("37 + 8", [3, 7, 8], 45),                   # concatenation
+    ("3 7 + 8", [3, 7, 8], 45),
+    ("3 7 8", [3, 7, 8], 378),
+    ("80", [3, 7, 8], 80),
+    ("80 = 80", [3, 7, 8], 80),
+    ("(3+7)*8 = 81", [3, 7, 8], 80),
+    ("(3+7)*8 = 80 = 80", [3, 7, 8], 80),
+    ("(3+7)*8 =", [3, 7, 8], 80),
+    ("80 = (3+7)*8", [3, 7, 8], 80),
+    ("(3+7)*8.", [3, 7, 8], 80),
+    ("(3+7)*8 or 3", [3, 7, 8], 80),
+    ("(3+7)8", [3, 7, 8], 80),
+    ("(3+7)*8)", [3, 7, 8], 80),
+    ("((3+7)*8", [3, 7, 8], 80),
+    ("()", [3, 7, 8], 0),
+    ("3 - -7 + 8", [3, 7, 8], 18),               # signs
+    ("-3 + 7 + 8", [3, 7, 8], 12),
+    ("+3 + 7 + 8", [3, 7, 8], 18),
+    ("2 ** 3", [2, 3], 8), ("2 ^ 3", [2, 3], 8), ("2³", [2, 3], 8), ("7 // 2", [7, 2], 3), ("7 % 2", [7, 2], 1),
+    ("3!", [3], 6), ("3e1", [3, 1], 30), ("3.0", [3], 3), ("0x3", [3], 3), ("3_0", [30], 30), 
+    ("三", [3], 3), ("３", [3], 3),
+    ("1/0", [1, 0], 0), ("0/0", [0, 0], 0), ("1/(2-2)", [1, 2, 2], 0),
+    ("__import__('os')", [3], 3), ("target", [3], 3), ("", [3], 3),
+    ("0.1+0.2", [1, 2], 3),
+    ("1/3*3", [1, 3], 1),
+])
+def test_countdown_wrong(answer, numbers, target):
+    assert countdown(answer, numbers, target) == 0
+
+
+def test_countdown_against_enumeration():
+    """Every way to write three numbers with two operators, against values computed here without a parser."""
+    apply = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b}
+    random.seed(0)
+    checked = 0
+    for a, b, c in permutations([3, 4, 9]):
+        for p, q in product("+-*/", repeat=2):
+            left = apply[q](apply[p](Fraction(a), b), c)
+            right = apply[p](Fraction(a), apply[q](Fraction(b), c)) if q != "/" or c else None
+            for text, value in ((f"({a}{p}{b}){q}{c}", left), (f"{a}{p}({b}{q}{c})", right)):
+                numbers = random.sample([3, 4, 9], 3)
+                assert countdown(text, numbers, value) == 1
+                assert countdown(text, numbers, value + Fraction(1, 10 ** 30)) == 0
+                checked += 1
+    assert checked == 192
+
+
+@pytest.mark.parametrize("answer", ["(" * 10 ** 6, "(" * 400 + "3" + ")" * 400, "9" * 10 ** 6, "3+" * 10 ** 6 + "3",
+                                    "<answer>" * 10 ** 5, "\\boxed{" * 10 ** 5, "\\boxed" * 10 ** 5])
+def test_huge_inputs_are_wrong_and_fast(answer):
+    start = time.perf_counter()
+    assert countdown(answer, [3, 7, 8], 80) == 0
+    assert time.perf_counter() - start < 2
+
+
+def test_countdown_needs_its_row():
+    with pytest.raises(KeyError):
+        countdown_reward("<answer>3</answer>", {"numbers": [3]})
+
+
+# ---------------------------------------------------------------- language
+
+def language(reasoning, target):
+    return language_reward(reasoning + "</think><answer>答案 answer ответ</answer>", {**PREFILL, "language": target})
+
+
+EN = "3 plus 7 is 10, 10 times 8 is 80"
+ZH = "3 加 7 得 10，10 乘 8 得 80"
+
+
+@pytest.mark.parametrize("reasoning, target, score", [
+    (EN, "en", 1), (EN, "zh", 0), (ZH, "zh", 1), (ZH, "en", 0),
+    ("3 plus 7 得 10", "en", 0.5), ("3 plus 7 得 10", "zh", 0.5), ("3 加 7 is 10 得 10", "zh", 2 / 3),
+    ("3 + 7 = 10", "en", 0), ("", "en", 0), (" \n\u200b", "zh", 0), ("x = 3, y = 4", "zh", 0),
+    ("设 x = 3, 则 y = $\\frac{x}{2}$", "zh", 1),
+    ("Let $x$ be `the_variable_name` of $\\text{答案}$", "en", 3 / 5),   # words of another script count wherever they are
+    ("It costs $5 and then $10 for 两 of them", "en", 7 / 8),
+    ("Сначала сложим 3 и 7", "ru", 1), ("Сначала сложим 3 и 7", "en", 0),
+    ("まず3と7を足すと10になる", "ja", 1), ("まず3と7を足すと10になる", "zh", 0),
+    ("먼저 3과 7을 더하면 10", "ko", 1), ("首先把三和七相加", "ja", 0),
+    ("First we add the two numbers and then it is done", "en", 1),
+    ("Zuerst addieren wir die beiden Zahlen und dann ist es fertig", "en", 0),
+    ("Zuerst addieren wir die beiden Zahlen und dann ist es fertig", "de", 1),
+    ("D'abord nous additionnons les deux nombres et le total est dix", "en", 0),
+    ("D'abord nous additionnons les deux nombres et le total est dix", "fr", 1),
+    ("Primero sumamos los dos números y el total es diez", "es", 1),
+    ("Primero sumamos los dos números y el total es diez", "en", 0),
+    ("First we add the two numbers and then it is done", "fr", 0),
+    ("We add the two of them. Los dos números y el total es diez", "en", 6 / 13),
+])
+def test_language(reasoning, target, score):
+    assert language(reasoning, target) == pytest.approx(score)
+
+
+def test_language_defaults_to_english_and_refuses_the_unknown():
+    assert language_reward(EN + "</think>5", PREFILL) == 1
+    with pytest.raises(ValueError, match="klingon.*en.*zh"):
+        language_reward(EN, {"language": "klingon"})
+
+
+@pytest.mark.parametrize("reasoning, mixed", [
+    (EN, False), (ZH, False), ("3 plus 7 得 10", True), ("3 + 7", False), ("", False), ("まず3と7を足す", False),
+    ("设 x = 3", False), ("First we add the 数", True), ("We add the two of them. Los dos y el total es diez", True)])
+def test_language_mixed(reasoning, mixed):
+    for target in ("en", "zh"):
+        assert language_mixed(reasoning + "</think>5 五 five", {**PREFILL, "language": target}) is mixed
+
+
+@pytest.mark.parametrize("text", ["$" * 10 ** 5, "\\(" * 10 ** 5, "`" * 10 ** 5 + "a", "a`$\\[" * 10 ** 5, "a-" * 10 ** 5,
+                                  "'" * 10 ** 5, "\u0301" * 10 ** 5, "得a" * 10 ** 5])
+def test_language_is_linear(text):
+    start = time.perf_counter()
+    language(text, "en")
+    assert time.perf_counter() - start < 2
+
+
+# ---------------------------------------------------------------- choosing and combining
+
+def test_accuracy_dispatches_and_names_the_known_tasks():
+    row = {"task": "countdown", "numbers": [3, 7], "target": 10}
+    assert rewards.accuracy_reward("<answer>3+7</answer>", row) == 1
+    assert rewards.accuracy_reward("<answer>3+7</answer>", {"task": "match", "answer": "3+7"}) == 1
+    with pytest.raises(KeyError, match="chess.*countdown.*match"):
+        rewards.accuracy_reward("<answer>3+7</answer>", {"task": "chess"})
+
+
+def test_combined_weighs_the_components():
+    row = {"task": "countdown", "numbers": [3, 7], "target": 10, **PREFILL}
+    total, components = combined("3 plus 7 得 10</think><answer>3+7</answer>", row,
+                                 {"accuracy": 1.0, "format": 0.5, "language": 2.0})
+    assert components == {"accuracy": 1.0, "format": 1.0, "language": 0.5}
+    assert total == pytest.approx(2.5)
+
+
+def test_combined_refuses_unknown_names():
+    with pytest.raises(KeyError, match="'languag'.*'language'"):
+        combined("", {}, {"languag": 1.0})
+
+
+@pytest.mark.parametrize("broken", [lambda response, row: 1 / 0, lambda response, row: float("nan"),
+                                    lambda response, row: None])
+def test_a_reward_that_fails_scores_zero_and_is_counted(broken, monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "broken", broken)
+    before = rewards.FAILURES.total()
+    assert combined("<think>a</think><answer>5</answer>", {}, {"broken": 1.0, "format": 0.5}) \
+        == (0.5, {"broken": 0.0, "format": 1.0})
+    assert rewards.FAILURES.total() == before + 1
+
+
+def test_import_is_light():
+    code = "import sys, rewards; print('sympy' in sys.modules, 'torch' in sys.modules)"
+    root = Path(__file__).resolve().parents[1]
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True).split() == ["False", "False"]
