@@ -1,0 +1,758 @@
+"""
+The transformer: DeepSeek's MLA + MoE + MTP, and the dense GQA decoder of its distilled students.
+
+One class, `Transformer`, covers DeepSeek-V2, DeepSeek-V3/R1, Moonlight, Kimi-K2, Qwen2/2.5, Qwen3 and Llama 3. Module names
+are the hub's weight names, so a checkpoint is read and written without a conversion table; the one exception is the routed
+experts, one tensor each on disk and stacked [E, ...] in memory, so that one grouped GEMM serves them all.
+
+    model = Transformer.from_pretrained(folder)      # config.json + *.safetensors, FP8 blocks expanded
+    logits_BTV = model(input_ids_BT)                 # float32
+    model.save_pretrained(folder)                    # what transformers and vLLM load
+
+Shapes: B batch, T tokens, C hidden width, H heads, V vocabulary, N = B*T tokens, E experts, K experts a token;
+in MLA n, r, v are the head widths without rope, with rope, and of values; c is the width of the latent.
+
+Left out: dropout, sliding windows, attention biases other than Qwen2's, quantised compute, vision towers.
+Papers: DeepSeek-V2 arXiv:2405.04434 (MLA, DeepSeekMoE), DeepSeek-V3 arXiv:2412.19437 (bias balancing, MTP),
+YaRN arXiv:2309.00071.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+# ---------------------------------------------------------------------------------------------------------------------
+# configuration
+
+
+@dataclass
+class ModelConfig:
+    """A model's shape, in the hub's spelling. `rope_scaling` holds `rope_type` "yarn" or "llama3" and its numbers, or is None."""
+
+    model_type: str = 'deepseek_v3'        # deepseek_v2, deepseek_v3 | qwen2, qwen3, llama
+    vocab_size: int = 512
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    intermediate_size: int = 256           # width of a dense SwiGLU
+    max_position_embeddings: int = 512
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | list | None = None
+    # GQA (qwen2, qwen3, llama)
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    # MLA (deepseek)
+    q_lora_rank: int | None = None
+    kv_lora_rank: int = 32
+    qk_nope_head_dim: int = 16
+    qk_rope_head_dim: int = 16
+    v_head_dim: int = 32
+    # MoE (deepseek)
+    n_routed_experts: int | None = 8
+    n_shared_experts: int | None = 1
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int = 64
+    first_k_dense_replace: int = 1
+    moe_layer_freq: int = 1
+    n_group: int = 1
+    topk_group: int = 1
+    topk_method: str = 'noaux_tc'          # greedy, group_limited_greedy (V2) | noaux_tc (V3)
+    scoring_func: str = 'sigmoid'          # softmax (V2) | sigmoid (V3)
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    aux_loss_alpha: float = 0.0001
+    num_nextn_predict_layers: int = 0      # MTP depth: 0 or 1
+
+    @property
+    def mla(self):
+        return self.model_type.startswith('deepseek')
+
+    @property
+    def cache_width(self):
+        """Numbers cached a token and layer: the latent and the rope key (MLA), or keys and values (GQA)."""
+        if self.mla:
+            return self.kv_lora_rank + self.qk_rope_head_dim
+        return 2 * self.num_key_value_heads * self.head_dim
+
+    def is_moe(self, layer):
+        return bool(self.mla and self.n_routed_experts and layer >= self.first_k_dense_replace
+                    and layer % self.moe_layer_freq == 0)
+
+    @classmethod
+    def from_hub(cls, hub, where='config.json'):
+        """hub: dict of a config.json, in the hub's style or transformers 5's. ValueError names the key that is wrong."""
+        hub = dict(hub)
+        kind = {'kimi_k2': 'deepseek_v3'}.get(hub.get('model_type'), hub.get('model_type'))
+        known = ('deepseek_v2', 'deepseek_v3', 'qwen2', 'qwen3', 'llama')
+        if kind not in known:
+            raise ValueError(f'{where}: model_type {kind!r} is not supported; supported: {", ".join(known)}, kimi_k2')
+        hub['model_type'] = kind
+        rope = dict(hub.pop('rope_parameters', None) or {})
+        hub['rope_theta'] = float(rope.pop('rope_theta', hub.get('rope_theta', 10000.0)))
+        scaling = rope if rope.get('rope_type', rope.get('type', 'default')) != 'default' else hub.get('rope_scaling')
+        scaling = dict(scaling) if scaling else None
+        if scaling:
+            scaling['rope_type'] = scaling.pop('rope_type', None) or scaling.get('type')
+            scaling.pop('type', None)
+            if scaling['rope_type'] not in ('yarn', 'llama3'):
+                raise ValueError(f'{where}: rope_scaling type {scaling["rope_type"]!r} is not supported; supported: yarn, llama3')
+            scaling.setdefault('original_max_position_embeddings', hub.get('max_position_embeddings'))
+        hub['rope_scaling'] = scaling
+        if kind.startswith('deepseek'):
+            v3 = kind == 'deepseek_v3'
+            hub.setdefault('topk_method', 'noaux_tc' if v3 else 'greedy')
+            hub.setdefault('scoring_func', 'sigmoid' if v3 else 'softmax')
+            hub.setdefault('norm_topk_prob', v3)
+            hub['n_group'], hub['topk_group'] = hub.get('n_group') or 1, hub.get('topk_group') or 1
+        else:
+            heads = hub.get('num_attention_heads') or 1
+            hub['head_dim'] = hub.get('head_dim') or hub.get('hidden_size', 0) // heads
+            hub['num_key_value_heads'] = hub.get('num_key_value_heads') or heads
+        if hub.get('use_sliding_window') or hub.get('hidden_act', 'silu') != 'silu' or hub.get('mlp_bias') \
+                or (kind != 'qwen2' and hub.get('attention_bias')):
+            raise ValueError(f'{where}: sliding windows, activations other than silu and attention or MLP biases are not supported')
+        required = ['vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size']
+        missing = [name for name in required if name not in hub]
+        if missing:
+            raise ValueError(f'{where}: missing {", ".join(missing)}')
+        cfg = cls(**{f.name: hub[f.name] for f in fields(cls) if f.name in hub})
+        cfg.check(where)
+        return cfg
+
+    def check(self, where='config'):
+        """ValueError naming the first value that cannot be right."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type == 'int' or f.type is int:
+                low = 0 if f.name in ('first_k_dense_replace', 'num_nextn_predict_layers') else 1
+                if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                    raise ValueError(f'{where}: {f.name} must be an integer >= {low}, got {value!r}')
+        if self.mla and self.n_routed_experts:
+            if self.n_routed_experts % self.n_group or self.topk_group > self.n_group:
+                raise ValueError(f'{where}: {self.n_routed_experts} experts do not split into n_group={self.n_group} '
+                                 f'of which topk_group={self.topk_group}')
+            if self.num_experts_per_tok > self.n_routed_experts // self.n_group * self.topk_group:
+                raise ValueError(f'{where}: num_experts_per_tok={self.num_experts_per_tok} exceeds the experts to choose from')
+        if not self.mla and self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(f'{where}: num_attention_heads={self.num_attention_heads} is not a multiple of '
+                             f'num_key_value_heads={self.num_key_value_heads}')
+        if self.num_nextn_predict_layers > 1:
+            raise ValueError(f'{where}: num_nextn_predict_layers={self.num_nextn_predict_layers}; at most 1 is supported')
+
+    def to_hub(self, dtype):
+        """-> dict for config.json in the hub's style, with the keys that transformers and vLLM need to load it right."""
+        hub = asdict(self)
+        mla_keys = [f.name for f in fields(self)][[f.name for f in fields(self)].index('q_lora_rank'):]
+        for name in (['head_dim'] if self.mla else mla_keys):
+            del hub[name]
+        if self.mla:
+            hub['num_key_value_heads'] = self.num_attention_heads
+        arch = {'deepseek_v2': 'DeepseekV2', 'deepseek_v3': 'DeepseekV3', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3', 'llama': 'Llama'}
+        hub.update(architectures=[arch[self.model_type] + 'ForCausalLM'], hidden_act='silu', attention_bias=self.model_type == 'qwen2',
+                   torch_dtype=str(dtype).removeprefix('torch.'))
+        if self.model_type == 'qwen2':
+            del hub['attention_bias']      # Qwen2's biases are implied
+        if self.rope_scaling:              # the hub's older loaders read `type`
+            hub['rope_scaling'] = {'type': self.rope_scaling['rope_type'], **self.rope_scaling}
+        return hub
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# layers
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight, in float32, cast back before the weight as the released models do."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
+
+
+def rope_frequencies(cfg):
+    """-> inverse frequencies [d/2] float32, and the factor on cos and sin. d is the width that is rotated."""
+    d = cfg.qk_rope_head_dim if cfg.mla else cfg.head_dim
+    f = cfg.rope_theta ** -(torch.arange(0, d, 2, dtype=torch.float32, device='cpu') / d)
+    s = cfg.rope_scaling
+    if not s:
+        return f, 1.0
+    factor, length = s['factor'], s['original_max_position_embeddings']
+    if s['rope_type'] == 'llama3':
+        wavelength, low, high = 2 * math.pi / f, s['low_freq_factor'], s['high_freq_factor']
+        smooth = ((length / wavelength - low) / (high - low)).clamp(0, 1)
+        return f * ((1 - smooth) / factor + smooth), 1.0
+    # YaRN: long wavelengths are interpolated, short ones kept, with a ramp between
+    def dim(rotations):
+        return d * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(cfg.rope_theta))
+    lo, hi = max(math.floor(dim(s.get('beta_fast') or 32)), 0), min(math.ceil(dim(s.get('beta_slow') or 1)), d - 1)
+    ramp = ((torch.arange(d // 2, dtype=torch.float32) - lo) / (hi - lo or 0.001)).clamp(0, 1)
+    scale = s.get('attention_factor')
+    if scale is None:
+        both = s.get('mscale') and s.get('mscale_all_dim')
+        scale = yarn_mscale(factor, s['mscale']) / yarn_mscale(factor, s['mscale_all_dim']) if both else yarn_mscale(factor, 1.0)
+    return f / factor * ramp + f * (1 - ramp), scale
+
+
+def yarn_mscale(factor, mscale):
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def apply_rope(x, rope, interleaved):
+    """x [B, T, H, d]; rope = (cos, sin) [B or 1, T, 1, d/2]. Pairs are (2i, 2i+1) when interleaved, else (i, i+d/2); both come
+    out in the half-split order, a permutation that q and k share and q·k does not see."""
+    cos, sin = rope
+    x1, x2 = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1).to(x.dtype)
+
+
+class MLA(nn.Module):
+    """Multi-head latent attention. Training expands the latent to keys and values per head; decoding absorbs the
+    up-projections into the query and the output, so that only [c | rope key] is ever cached:
+    s = [W_UK^T q_nope, q_rope]·[c, k_rope] * scale,  o_h = W_UV (softmax(s) c)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        C, H = cfg.hidden_size, cfg.num_attention_heads
+        self.H, self.n, self.r, self.v, self.c = H, cfg.qk_nope_head_dim, cfg.qk_rope_head_dim, cfg.v_head_dim, cfg.kv_lora_rank
+        if cfg.q_lora_rank:
+            self.q_a_proj = nn.Linear(C, cfg.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(cfg.q_lora_rank, 1e-6)  # 1e-6 whatever rms_norm_eps says, as in transformers
+            self.q_b_proj = nn.Linear(cfg.q_lora_rank, H * (self.n + self.r), bias=False)
+        else:
+            self.q_proj = nn.Linear(C, H * (self.n + self.r), bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(C, self.c + self.r, bias=False)
+        self.kv_a_layernorm = RMSNorm(self.c, 1e-6)
+        self.kv_b_proj = nn.Linear(self.c, H * (self.n + self.v), bias=False)
+        self.o_proj = nn.Linear(H * self.v, C, bias=False)
+        self.scale = (self.n + self.r) ** -0.5
+        s = cfg.rope_scaling
+        if s and s['rope_type'] == 'yarn' and s.get('mscale_all_dim'):
+            self.scale *= yarn_mscale(s['factor'], s['mscale_all_dim']) ** 2
+
+    def project(self, x_BTC, rope):
+        """-> q_nope [B, T, H, n], q_rope [B, T, H, r], latent [B, T, c + r] (what the cache holds)"""
+        B, T, _ = x_BTC.shape
+        q = self.q_proj(x_BTC) if hasattr(self, 'q_proj') else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTC)))
+        q_nope, q_rope = q.view(B, T, self.H, self.n + self.r).split([self.n, self.r], dim=-1)
+        c, k_rope = self.kv_a_proj_with_mqa(x_BTC).split([self.c, self.r], dim=-1)
+        k_rope = apply_rope(k_rope.unsqueeze(2), rope, interleaved=True).squeeze(2)  # one rope key for all heads, not normed
+        return q_nope, apply_rope(q_rope, rope, interleaved=True), torch.cat([self.kv_a_layernorm(c), k_rope], dim=-1)
+
+    def forward(self, x_BTC, rope, mask, cache_out=None):
+        B, T, _ = x_BTC.shape
+        q_nope, q_rope, latent = self.project(x_BTC, rope)
+        if cache_out is not None:
+            cache_out.append(latent)
+        c, k_rope = latent.split([self.c, self.r], dim=-1)
+        k_nope, v = self.kv_b_proj(c).view(B, T, self.H, self.n + self.v).split([self.n, self.v], dim=-1)
+        k = torch.cat([k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.H, -1)], dim=-1)
+        q = torch.cat([q_nope, q_rope], dim=-1)                                                # [B, T, H, n + r]
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                      # [B, H, T, ·]
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
+        return self.o_proj(o.transpose(1, 2).reshape(B, T, self.H * self.v))
+
+    def decode(self, x_BTC, rope, cache_BLW, write_BT, mask):
+        """x: the T newest tokens of each row; cache [B, L, c + r] is written at write_BT; mask [B, T, L] is True where visible."""
+        B, T, _ = x_BTC.shape
+        q_nope, q_rope, latent = self.project(x_BTC, rope)
+        cache_BLW[torch.arange(B, device=x_BTC.device)[:, None], write_BT] = latent
+        live = cache_BLW[:, :mask.shape[-1]]
+        w_uk, w_uv = self.kv_b_proj.weight.view(self.H, self.n + self.v, self.c).split([self.n, self.v], dim=1)
+        q_c = torch.matmul(q_nope.reshape(B * T, self.H, self.n).transpose(0, 1), w_uk)        # [H, BT, c]
+        q = torch.cat([q_c.transpose(0, 1).view(B, T, self.H, self.c), q_rope], dim=-1)        # [B, T, H, c + r]
+        scores = torch.matmul(q.flatten(1, 2), live.transpose(1, 2)).view(B, T, self.H, -1).float() * self.scale
+        p = scores.masked_fill(~mask[:, :, None], float('-inf')).softmax(dim=-1).to(x_BTC.dtype)
+        o_c = torch.matmul(p.flatten(1, 2), live[..., :self.c]).view(B * T, self.H, self.c)
+        o = torch.matmul(o_c.transpose(0, 1), w_uv.transpose(1, 2))                            # [H, BT, v]
+        return self.o_proj(o.transpose(0, 1).reshape(B, T, self.H * self.v))
+
+
+class GQA(nn.Module):
+    """Grouped-query attention of Qwen2 (biases on q, k, v), Qwen3 (norms on q and k) and Llama."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        C, d = cfg.hidden_size, cfg.head_dim
+        self.H, self.G, self.d = cfg.num_attention_heads, cfg.num_key_value_heads, d
+        bias = cfg.model_type == 'qwen2'
+        self.q_proj = nn.Linear(C, self.H * d, bias=bias)
+        self.k_proj = nn.Linear(C, self.G * d, bias=bias)
+        self.v_proj = nn.Linear(C, self.G * d, bias=bias)
+        self.o_proj = nn.Linear(self.H * d, C, bias=False)
+        if cfg.model_type == 'qwen3':
+            self.q_norm, self.k_norm = RMSNorm(d, cfg.rms_norm_eps), RMSNorm(d, cfg.rms_norm_eps)
+
+    def project(self, x_BTC, rope):
+        """-> q [B, T, H, d], k and v [B, T, G, d]"""
+        B, T, _ = x_BTC.shape
+        q = self.q_proj(x_BTC).view(B, T, self.H, self.d)
+        k = self.k_proj(x_BTC).view(B, T, self.G, self.d)
+        v = self.v_proj(x_BTC).view(B, T, self.G, self.d)
+        if hasattr(self, 'q_norm'):
+            q, k = self.q_norm(q), self.k_norm(k)
+        return apply_rope(q, rope, interleaved=False), apply_rope(k, rope, interleaved=False), v
+
+    def attend(self, q, k, v, mask):
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        return self.o_proj(o.transpose(1, 2).flatten(2))
+
+    def forward(self, x_BTC, rope, mask, cache_out=None):
+        q, k, v = self.project(x_BTC, rope)
+        if cache_out is not None:
+            cache_out.append(torch.cat([k, v], dim=2).flatten(2))
+        return self.attend(q, k, v, mask)
+
+    def decode(self, x_BTC, rope, cache_BLW, write_BT, mask):
+        """As MLA.decode; the cache [B, L, 2 G d] holds keys, then values."""
+        B = x_BTC.shape[0]
+        q, k, v = self.project(x_BTC, rope)
+        cache_BLW[torch.arange(B, device=x_BTC.device)[:, None], write_BT] = torch.cat([k, v], dim=2).flatten(2)
+        k, v = cache_BLW[:, :mask.shape[-1]].view(B, -1, 2, self.G, self.d).unbind(2)
+        return self.attend(q, k, v, mask.unsqueeze(1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))"""
+
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Gate(nn.Module):
+    """The router. V2: s = softmax(x W), top-k of s. V3: s = sigmoid(x W), top-k of s + bias, weights from s without the bias;
+    the bias is moved by `update_router_bias`, not by gradients. Both can choose inside the best groups of experts only."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.weight = nn.Parameter(torch.empty(cfg.n_routed_experts, cfg.hidden_size))
+        if cfg.topk_method == 'noaux_tc':
+            self.register_buffer('e_score_correction_bias', torch.zeros(cfg.n_routed_experts, dtype=torch.float32))
+
+    def forward(self, x_NC, chosen_NK=None):
+        """-> weights [N, K], experts [N, K] int64, scores [N, E], float32. `chosen_NK` replays an earlier choice."""
+        cfg = self.cfg
+        with torch.autocast(x_NC.device.type, enabled=False):  # in bf16 ties would flip experts
+            logits = F.linear(x_NC.float(), self.weight.float())
+        scores_NE = logits.softmax(dim=-1) if cfg.scoring_func == 'softmax' else logits.sigmoid()
+        if chosen_NK is None:
+            v3 = cfg.topk_method == 'noaux_tc'
+            choice = scores_NE.detach() + (self.e_score_correction_bias if v3 else 0)
+            if cfg.n_group > 1 and cfg.topk_method != 'greedy':
+                grouped = choice.view(len(choice), cfg.n_group, -1)
+                group_score = grouped.topk(2, dim=-1).values.sum(-1) if v3 else grouped.amax(-1)
+                best = torch.zeros_like(group_score, dtype=torch.bool).scatter_(1, group_score.topk(cfg.topk_group).indices, True)
+                choice = grouped.masked_fill(~best.unsqueeze(-1), float('-inf') if v3 else 0.0).flatten(1)
+            chosen_NK = choice.topk(cfg.num_experts_per_tok, dim=-1).indices
+        weights_NK = scores_NE.gather(1, chosen_NK)
+        if cfg.norm_topk_prob and cfg.num_experts_per_tok > 1:
+            weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + 1e-20)
+        return weights_NK * cfg.routed_scaling_factor, chosen_NK, scores_NE
+
+
+class Experts(nn.Module):
+    """All routed experts of a layer: tokens are sorted by expert, then two grouped GEMMs; no loop over experts or tokens."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        E, C, I = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * I, C))
+        self.down_proj = nn.Parameter(torch.empty(E, C, I))
+
+    def forward(self, x_NC, weights_NK, chosen_NK):
+        N, K = chosen_NK.shape
+        flat = chosen_NK.flatten()
+        order = flat.argsort(stable=True)                                                      # [N K] slots, by expert
+        counts = torch.zeros(len(self.down_proj), dtype=torch.int32, device=flat.device)
+        ends = counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
+        device = x_NC.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_NC.dtype
+        x = x_NC.to(dtype).index_select(0, order // K)                                         # [N K, C]
+        gate, up = F.grouped_mm(x, self.gate_up_proj.to(dtype).transpose(1, 2), offs=ends).chunk(2, dim=-1)
+        y = F.grouped_mm(F.silu(gate) * up, self.down_proj.to(dtype).transpose(1, 2), offs=ends)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(N * K, device=order.device))
+        return (y.index_select(0, back).view(N, K, -1) * weights_NK.unsqueeze(-1).to(y.dtype)).sum(dim=1)
+
+
+class MoE(nn.Module):
+    """sum_k w_k expert_k(x) + shared(x); the shared experts are one ungated MLP."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.gate = Gate(cfg)
+        self.experts = Experts(cfg)
+        if cfg.n_shared_experts:
+            self.shared_experts = MLP(cfg.hidden_size, cfg.n_shared_experts * cfg.moe_intermediate_size)
+
+    def forward(self, x_BTC, chosen_NK=None):
+        x_NC = x_BTC.flatten(0, 1)
+        weights, chosen, scores = self.gate(x_NC, chosen_NK)
+        y = self.experts(x_NC, weights, chosen).view_as(x_BTC)
+        if hasattr(self, 'shared_experts'):
+            y = y + self.shared_experts(x_BTC)
+        return y, (scores, chosen)
+
+
+class Layer(nn.Module):
+    """Pre-norm decoder layer. `routes` collects (scores, experts) of the MoE; `replay` gives experts to reuse."""
+
+    def __init__(self, cfg, index):
+        super().__init__()
+        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.self_attn = MLA(cfg) if cfg.mla else GQA(cfg)
+        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.mlp = MoE(cfg) if cfg.is_moe(index) else MLP(cfg.hidden_size, cfg.intermediate_size)
+
+    def forward(self, x, attend, chosen=None):
+        """attend: how self_attn is called, `lambda attn, x: attn(x, rope, mask)` or its decode form. -> x, route or None"""
+        x = x + attend(self.self_attn, self.input_layernorm(x))
+        h, route = self.post_attention_layernorm(x), None
+        if isinstance(self.mlp, MoE):
+            h, route = self.mlp(h, chosen)
+        else:
+            h = self.mlp(h)
+        return x + h, route
+
+
+class MTPLayer(Layer):
+    """Multi-token prediction, one step deep: h' = layer(eh_proj[enorm(emb(t_{i+1})), hnorm(h_i)]) predicts t_{i+2}."""
+
+    def __init__(self, cfg, index):
+        super().__init__(cfg, index)
+        self.enorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.hnorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * cfg.hidden_size, cfg.hidden_size, bias=False)
+        self.shared_head = nn.ModuleDict({'norm': RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the model
+
+
+class Transformer(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        cfg.check()
+        self.cfg = cfg
+        self.activation_checkpointing = False
+        layers = [Layer(cfg, i) for i in range(cfg.num_hidden_layers)]
+        layers += [MTPLayer(cfg, cfg.num_hidden_layers + i) for i in range(cfg.num_nextn_predict_layers)]
+        self.model = nn.ModuleDict({
+            'embed_tokens': nn.Embedding(cfg.vocab_size, cfg.hidden_size),
+            'layers': nn.ModuleList(layers),
+            'norm': RMSNorm(cfg.hidden_size, cfg.rms_norm_eps),
+        })
+        if not cfg.tie_word_embeddings:
+            self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+        self._rope = None  # (frequencies, factor), made at first use so that building on the meta device works
+        if self.model.embed_tokens.weight.device.type != 'meta':
+            self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """Normal(0, initializer_range) for every matrix, ones for norms, zeros for biases."""
+        for name, p in self.named_parameters():
+            if p.ndim >= 2:
+                p.normal_(0.0, self.cfg.initializer_range)
+            elif name.endswith('.bias'):
+                p.zero_()
+
+    @property
+    def head_weight(self):
+        return self.model.embed_tokens.weight if self.cfg.tie_word_embeddings else self.lm_head.weight
+
+    def rope(self, positions_BT):
+        """-> cos, sin [B, T, 1, d/2] float32"""
+        if self._rope is None or self._rope[0].device != positions_BT.device:
+            frequencies, factor = rope_frequencies(self.cfg)
+            self._rope = frequencies.to(positions_BT.device), factor
+        angle = positions_BT.unsqueeze(-1).float() * self._rope[0]
+        return (angle.cos() * self._rope[1]).unsqueeze(2), (angle.sin() * self._rope[1]).unsqueeze(2)
+
+    def context(self, input_ids, positions=None, doc_ids=None):
+        """-> (cos, sin), mask. Without doc_ids attention is plainly causal (mask None); with them a token sees its own document."""
+        B, T = input_ids.shape
+        if positions is None:
+            positions = torch.arange(T, device=input_ids.device).unsqueeze(0)
+        mask = None
+        if doc_ids is not None:
+            causal = torch.ones(T, T, dtype=torch.bool, device=input_ids.device).tril()
+            mask = (causal & (doc_ids.unsqueeze(2) == doc_ids.unsqueeze(1))).unsqueeze(1)      # [B, 1, T, T]
+        return self.rope(positions), mask
+
+    def hidden(self, input_ids, rope, mask, routes=None, replay=None, cache_out=None):
+        """-> final-normed hidden states [B, T, C]. routes, cache_out: lists to append each MoE layer's (scores, experts) and each
+        layer's cache entries [B, T, W] to. replay: list over MoE layers of experts [N, K]."""
+        attend = lambda attn, h: attn(h, rope, mask, cache_out)  # noqa: E731
+        x, replay = self.model.embed_tokens(input_ids), iter(replay or ())
+        for layer in self.model.layers[:self.cfg.num_hidden_layers]:
+            chosen = next(replay, None) if isinstance(layer.mlp, MoE) else None
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x, route = checkpoint(layer, x, attend, chosen, use_reentrant=False)
+            else:
+                x, route = layer(x, attend, chosen)
+            if routes is not None and route is not None:
+                routes.append(route)
+        return self.model.norm(x)
+
+    def mtp_hidden(self, h_BTC, next_ids_BT, rope, mask, routes=None):
+        """h_i and token i+1 -> hidden states [B, T, C] that predict token i+2."""
+        layer = self.model.layers[self.cfg.num_hidden_layers]
+        x = torch.cat([layer.enorm(self.model.embed_tokens(next_ids_BT)), layer.hnorm(h_BTC)], dim=-1)
+        x, route = layer(layer.eh_proj(x), lambda attn, h: attn(h, rope, mask))
+        if routes is not None and route is not None:
+            routes.append(route)
+        return layer.shared_head.norm(x)
+
+    def logits(self, h):
+        """h [..., C] -> float32 logits [..., V]; the product is float32 too: bf16 heads make sampler and trainer disagree."""
+        with torch.autocast(h.device.type, enabled=False):
+            return F.linear(h.float(), self.head_weight.float())
+
+    def forward(self, input_ids, positions=None, doc_ids=None):
+        """input_ids [B, T] int64 -> logits [B, T, V] float32. positions, doc_ids [B, T] as in data/loader.py for packed rows."""
+        rope, mask = self.context(input_ids, positions, doc_ids)
+        return self.logits(self.hidden(input_ids, rope, mask))
+
+    def logprobs(self, input_ids, labels, positions=None, doc_ids=None, temperature=1.0, mtp=False, entropy=False,
+                 routes=None, replay=None):
+        """Log-probabilities of labels, where labels [B, T] holds each position's next token or -100 for "no loss here".
+        -> logp [n], entropy [n] or None, mtp_logp [m] or None, float32, over the n labelled positions in row-major order;
+        logp = log softmax(logits / temperature)[label]. mtp_logp is over positions whose token after next is labelled in the
+        same document, at temperature 1."""
+        rope, mask = self.context(input_ids, positions, doc_ids)
+        h = self.hidden(input_ids, rope, mask, routes, replay)
+        chosen = labels != -100
+        logp_nV = (self.logits(h[chosen]) / temperature).log_softmax(dim=-1)
+        logp = logp_nV.gather(1, labels[chosen].unsqueeze(1)).squeeze(1)
+        H = -(logp_nV.detach().exp() * logp_nV.detach()).sum(-1) if entropy else None
+        mtp_logp = None
+        if mtp:
+            labels2 = F.pad(labels[:, 1:], (0, 1), value=-100)
+            if doc_ids is not None:
+                labels2 = labels2.masked_fill(F.pad(doc_ids[:, 1:], (0, 1), value=-9) != doc_ids, -100)
+            chosen2 = labels2 != -100
+            h2 = self.mtp_hidden(h, F.pad(input_ids[:, 1:], (0, 1)), rope, mask, routes)
+            mtp_logp = -F.cross_entropy(self.logits(h2[chosen2]), labels2[chosen2], reduction='none')
+        return logp, H, mtp_logp
+
+    def prefill(self, input_ids, last):
+        """Prompts [B, T] right-padded, last [B] the index of each one's last token -> logits there [B, V], and the list over
+        layers of cache entries [B, T, W]."""
+        rope, mask = self.context(input_ids)
+        entries = []
+        h = self.hidden(input_ids, rope, mask, cache_out=entries)
+        return self.logits(h[torch.arange(len(h), device=h.device), last]), entries
+
+    def decode(self, input_ids, positions, cache, length, routes=None):
+        """The next tokens [B, T] at positions [B, T] -> logits [B, T, V]. cache: list over layers of [B, L, W], written in place;
+        only its first `length` entries are read."""
+        visible = torch.arange(length, device=input_ids.device) <= positions.unsqueeze(-1)     # [B, T, length]
+        rope, layers = self.rope(positions), iter(cache)
+        attend = lambda attn, h: attn.decode(h, rope, next(layers), positions, visible)  # noqa: E731
+        x = self.model.embed_tokens(input_ids)
+        for layer in self.model.layers[:self.cfg.num_hidden_layers]:
+            x, route = layer(x, attend)
+            if routes is not None and route is not None:
+                routes.append(route)
+        return self.logits(self.model.norm(x))
+
+    # ---- size
+
+    def num_params(self, active=False):
+        """Parameters, or those a token uses: K of E routed experts, no MTP layer, no embedding look-up."""
+        n = sum(p.numel() for p in self.parameters())
+        if not active:
+            return n
+        n -= self.model.embed_tokens.weight.numel() * (not self.cfg.tie_word_embeddings)
+        n -= sum(p.numel() for layer in self.model.layers[self.cfg.num_hidden_layers:] for p in layer.parameters())
+        for layer in self.model.layers[:self.cfg.num_hidden_layers]:
+            if isinstance(layer.mlp, MoE):
+                idle = 1 - self.cfg.num_experts_per_tok / self.cfg.n_routed_experts
+                n -= int(idle * sum(p.numel() for p in layer.mlp.experts.parameters()))
+        return n
+
+    # ---- the hub's files
+
+    def hub_tensors(self):
+        """{hub name: (tensor, index)}: where each tensor of a checkpoint lives here; index cuts an expert out of its stack."""
+        names, I = {}, self.cfg.moe_intermediate_size
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if '.experts.' not in name:
+                names[name] = (tensor, ...)
+                continue
+            stem, kind = name.rsplit('.', 1)
+            for e in range(self.cfg.n_routed_experts):
+                if kind == 'down_proj':
+                    names[f'{stem}.{e}.down_proj.weight'] = (tensor, e)
+                else:
+                    names[f'{stem}.{e}.gate_proj.weight'] = (tensor, (e, slice(0, I)))
+                    names[f'{stem}.{e}.up_proj.weight'] = (tensor, (e, slice(I, 2 * I)))
+        return names
+
+    @classmethod
+    def from_pretrained(cls, folder, dtype=torch.float32, device='cpu'):
+        """A hub-layout folder -> model with weights in `dtype` (routing biases stay float32). One error names every tensor that is
+        missing, unexpected or misshapen."""
+        folder = Path(folder)
+        cfg = ModelConfig.from_hub(read_json(folder / 'config.json'), str(folder / 'config.json'))
+        files = checkpoint_files(folder)
+        with torch.device('meta'):
+            model = cls(cfg)
+        for module in model.modules():  # allocate without initialising: every number is read below
+            for name, p in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=dtype, device=device)))
+            for name, b in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(b.shape, dtype=b.dtype, device=device))
+        model.load_tensors(files, folder)
+        return model
+
+    @torch.no_grad()
+    def load_tensors(self, files, folder):
+        """files: {hub name: open safetensors file}. Copies each tensor to its place, one at a time."""
+        wanted, wrong = self.hub_tensors(), []
+        for name, (tensor, index) in wanted.items():
+            if name not in files:
+                wrong.append(f'missing {name}')
+                continue
+            value = files[name].get_tensor(name)
+            if value.dtype == torch.float8_e4m3fn:
+                if name + '_scale_inv' not in files:
+                    wrong.append(f'missing {name}_scale_inv')
+                    continue
+                value = expand_fp8(value, files[name + '_scale_inv'].get_tensor(name + '_scale_inv'))
+            place = tensor.detach()[index]
+            if place.shape != value.shape:
+                wrong.append(f'misshapen {name}: {list(value.shape)} in the file, {list(place.shape)} by config.json')
+                continue
+            place.copy_(value)
+        mtp = f'model.layers.{self.cfg.num_hidden_layers}.'
+        for name in files:
+            copies = self.cfg.num_nextn_predict_layers and name in (mtp + 'embed_tokens.weight', mtp + 'shared_head.head.weight')
+            tied = self.cfg.tie_word_embeddings and name == 'lm_head.weight'
+            known = name in wanted or name.endswith(('rotary_emb.inv_freq', '.weight_scale_inv'))
+            if not (known or copies or tied):
+                wrong.append(f'unexpected {name}')
+        if wrong:
+            more = f' and {len(wrong) - 20} more' if len(wrong) > 20 else ''
+            raise ValueError(f'{folder}: the weights do not fit config.json: ' + '; '.join(wrong[:20]) + more)
+
+    def save_pretrained(self, folder, dtype=None, max_shard_bytes=5 * 2**30):
+        """Writes config.json and model*.safetensors, the hub's layout, in `dtype` (default: as in memory). The files are written
+        beside `folder` and moved in when complete: a full disk leaves what was there. OSError says where."""
+        folder = Path(folder)
+        tensors = {name: tensor.detach()[index] for name, (tensor, index) in self.hub_tensors().items()}
+        cast = lambda name, t: (t if dtype is None or name.endswith('bias') and t.ndim == 1 and 'gate.e_' in name  # noqa: E731
+                                else t.to(dtype)).cpu().contiguous()
+        shards, size = [[]], 0
+        for name, t in tensors.items():
+            nbytes = t.numel() * (t.element_size() if dtype is None else dtype.itemsize)
+            if size and size + nbytes > max_shard_bytes:
+                shards.append([])
+                size = 0
+            shards[-1].append(name)
+            size += nbytes
+        files = ['model.safetensors'] if len(shards) == 1 else \
+            [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.saving-', dir=folder.parent))
+        try:
+            for file, names in zip(files, shards):
+                save_file({name: cast(name, tensors[name]) for name in names}, temp / file, metadata={'format': 'pt'})
+            if len(files) > 1:
+                total = sum((temp / file).stat().st_size for file in files)
+                index = {'metadata': {'total_size': total}, 'weight_map': {n: f for f, names in zip(files, shards) for n in names}}
+                (temp / 'model.safetensors.index.json').write_text(json.dumps(index, indent=1))
+            hub = self.cfg.to_hub(dtype or self.model.embed_tokens.weight.dtype)
+            (temp / 'config.json').write_text(json.dumps(hub, indent=2, sort_keys=True) + '\n')
+            folder.mkdir(exist_ok=True)
+            stale = {p.name for p in folder.glob('model*.safetensors*')} - {p.name for p in temp.iterdir()}
+            for p in temp.iterdir():
+                os.replace(p, folder / p.name)
+            for name in stale:
+                (folder / name).unlink()
+        except (OSError, SafetensorError) as error:
+            raise OSError(f'{folder}: saving failed, what was there is untouched: {error}') from error
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+
+
+@torch.no_grad()
+def update_router_bias(model, counts, rate):
+    """Auxiliary-loss-free balancing: b_i += rate * sign(mean(count) - count_i), counts [MoE layers, E] of the step over all ranks,
+    the MTP layer's last."""
+    gates = [layer.mlp.gate for layer in model.model.layers if isinstance(layer.mlp, MoE)]
+    for gate, count in zip(gates, counts, strict=True):
+        if gate.cfg.topk_method == 'noaux_tc':
+            gate.e_score_correction_bias += rate * torch.sign(count.float().mean() - count.float())
+
+
+def sequence_balance_loss(scores_NE, chosen_NK, B):
+    """sum_i f_i P_i of each sequence, averaged over the B sequences: f_i = E / (K T) * #{t: i chosen}, P_i = mean_t s_it / sum_j s_jt."""
+    E, K = scores_NE.shape[1], chosen_NK.shape[1]
+    share = (scores_NE / scores_NE.sum(-1, keepdim=True)).view(B, -1, E)
+    chosen = torch.zeros_like(scores_NE).scatter_(1, chosen_NK, 1.0).view(B, -1, E)
+    return (chosen.mean(1) * (E / K) * share.mean(1)).sum(-1).mean()
+
+
+def expand_fp8(w, scale_inv, block=128):
+    """E4M3 [M, N] and float32 scales [ceil(M/128), ceil(N/128)] -> float32: each block times its scale ("inv" notwithstanding)."""
+    scale = scale_inv.float().repeat_interleave(block, 0).repeat_interleave(block, 1)
+    return w.float() * scale[:w.shape[0], :w.shape[1]]
+
+
+def read_json(path):
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path} does not exist; a checkpoint is a folder with config.json and *.safetensors') from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path}: not valid JSON: {error}') from None
+
+
+def checkpoint_files(folder):
+    """-> {tensor name: open safetensors file} over all shards. Errors name a shard that is missing or damaged."""
+    index = folder / 'model.safetensors.index.json'
+    names = sorted(set(read_json(index)['weight_map'].values())) if index.exists() else \
+        sorted(p.name for p in folder.glob('*.safetensors') if p.name != 'expected.safetensors')
+    if not names:
+        raise FileNotFoundError(f'{folder}: no *.safetensors file')
+    files = {}
+    for name in names:
+        if not (folder / name).exists():
+            raise FileNotFoundError(f'{folder / name} is named by {index.name} but does not exist; download it again')
+        try:
+            shard = safe_open(folder / name, 'pt')
+        except SafetensorError as error:
+            raise ValueError(f'{folder / name}: damaged or truncated ({error}); download it again') from None
+        files.update({key: shard for key in shard.keys()})
+    return files
