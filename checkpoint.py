@@ -1,0 +1,323 @@
+"""
+Checkpoints of a training run that survive a kill at any moment, and from which it goes on to the same bits.
+
+    out_dir/step_00000123/
+        weights.safetensors    model.state_dict() in the names and dtypes of training, tied tensors once
+        optimizer.pt           list of optimizer state dicts, with parameter names for indices
+        state.pt               the dict the script passes (data cursor, schedule, ...) and 'step'
+        rng_rank0.pt ...       a file a rank: generators of torch (CPU and its CUDA device), numpy and python
+        hub/                   with export=True: what model.save_pretrained writes
+        checksums.json         sha256 of every file
+
+All tensors are whole, so a run may go on with another number of ranks. A checkpoint is written as step_00000123.tmp,
+brought to the disk and then renamed: a folder without suffix is complete. Under torchrun every rank calls save, latest
+and load; rank 0 writes and all ranks read, so out_dir lies on storage that every node sees. While it saves, rank 0
+holds the whole weights and optimizer state in CPU memory.
+"""
+import errno
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def save(out_dir, step: int, model, optimizers: list, state: dict, keep: int = 2, export: bool = False) -> Path:
+    """
+    Writes out_dir/step_{step:08d} and returns its path; then deletes all other checkpoints but the newest keep − 1 of
+    earlier steps (those of later steps belong to a run that was taken back).
+    state: tensors, numbers, strings and None in lists, tuples and dicts. export: also model.save_pretrained(path/hub),
+    on rank 0 alone, with state_dict= (names to whole tensors) where the model is sharded.
+    Raises OSError on a full disk, which leaves earlier checkpoints as they were and nothing of the new one; ValueError
+    for values that could not be read back, a parameter foreign to the model, or optimizer state in local shards.
+    """
+    if keep < 1:
+        raise ValueError(f'keep must be at least 1, not {keep}')
+    path, weights = Path(out_dir) / f'step_{step:08d}', full_state_dict(model)
+    states = [optimizer_state(model, optimizer) for optimizer in optimizers]
+    rngs = [None] * dist.get_world_size() if dist.is_initialized() else [rng_state()]
+    if dist.is_initialized():
+        dist.gather_object(rng_state(), rngs if rank() == 0 else None)
+
+    def write():
+        tensors = [v for s in states for entry in s['state'].values() for v in entry.values() if torch.is_tensor(v)]
+        need = sum(t.nbytes for t in tensors) + sum(t.nbytes for t in weights.values()) * (2 if export else 1)
+        check_readable([state, [s['param_groups'] for s in states]])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix('.tmp')
+        shutil.rmtree(temporary, ignore_errors=True)   # of a save that was killed
+        free = shutil.disk_usage(path.parent).free
+        try:
+            if free < need:
+                raise OSError(errno.ENOSPC, 'too little to begin with')
+            write_files(temporary, {**state, 'step': step}, weights, states, rngs, model if export else None)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if disk_full(error):
+                raise OSError(errno.ENOSPC, f'disk full, checkpoint not saved: {need:,} bytes needed, {free:,} free; '
+                              'earlier checkpoints are untouched', str(path)) from error
+            raise
+        publish(temporary, path, keep)
+        return path
+
+    return on_rank0(write)
+
+
+def latest(out_dir) -> Path | None:
+    """The newest checkpoint in out_dir whose checksums hold, or None. Damaged ones are named on stderr and left out."""
+    def find():
+        for path in (path for path in folders(out_dir) if path.suffix != '.tmp'):
+            problem = damage(path)
+            if problem is None:
+                return path
+            print(f'{path} is damaged and left out: {problem}', file=sys.stderr)
+    return on_rank0(find)
+
+
+def load(path, model, optimizers: list) -> dict:
+    """
+    Restores the tensors of model and optimizers, hyperparameters, and this rank's generators, bit for bit; returns the
+    state that save was given, with 'step'. A rank beyond those that saved gets generators seeded from rank 0's.
+    Raises ValueError, with everything as it was, for a damaged file or a tensor or parameter group that does not fit.
+    """
+    path, targets = Path(path), named_tensors(model)
+    problem = on_rank0(lambda: damage(path))
+    if problem:
+        raise ValueError(f'{path} is damaged: {problem}')
+    states = torch.load(path / 'optimizer.pt', map_location='cpu', mmap=True, weights_only=True)
+    with safe_open(path / 'weights.safetensors', 'pt') as weights, torch.no_grad():
+        check_fit(path, weights, states, targets, optimizers)
+        for name, target in targets.items():
+            target.copy_(placed(weights.get_tensor(name), target))
+        for saved, optimizer in zip(states, optimizers):
+            restore_optimizer(optimizer, saved, targets)
+    rng = path / f'rng_rank{rank()}.pt'
+    if rng.exists():
+        set_rng_state(torch.load(rng, weights_only=True))
+    else:
+        seed = int(digest(path / 'rng_rank0.pt')[:7], 16) + rank()
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+    return torch.load(path / 'state.pt', weights_only=True)
+
+
+# ---- tensors, whole and sharded ----
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def named_tensors(model) -> dict:
+    """Name -> parameter or buffer of the state dict, each once: a tied one by its first name."""
+    names = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():   # keep_vars: the objects that optimizers hold
+        names.setdefault(tensor, name.replace('_orig_mod.', ''))    # the prefix of torch.compile
+    return {name: tensor for tensor, name in names.items()}
+
+
+def whole(value):
+    """A tensor unsharded on the CPU, None on ranks but 0 (collective for a DTensor); other values as they are."""
+    if not torch.is_tensor(value):
+        return value
+    value = value.detach().full_tensor() if isinstance(value, DTensor) else value.detach()
+    if rank() != 0:
+        return None
+    value = value.cpu().contiguous()
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()   # a view saves all its storage
+
+
+def placed(saved, like):
+    """A whole CPU tensor on the device of `like`, sharded as it is."""
+    saved = saved.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(saved, like.device_mesh, like.placements, src_data_rank=None)   # each rank has it all
+    return saved
+
+
+def full_state_dict(model) -> dict:
+    """
+    Name -> whole CPU tensor on rank 0 (the model's own memory where it is whole on the CPU), tied ones once; -> None
+    on other ranks. Called by every rank.
+    """
+    return {name: whole(tensor) for name, tensor in named_tensors(model).items()}
+
+
+def optimizer_state(model, optimizer) -> dict:
+    """The optimizer's state dict with names for indices and, on rank 0, whole tensors. Called by every rank."""
+    names, state, groups = {p: name for name, p in named_tensors(model).items()}, {}, []
+    for group in optimizer.param_groups:
+        for p in group['params']:
+            if p not in names:
+                raise ValueError(f'{type(optimizer).__name__} holds a parameter {list(p.shape)} that the model has not')
+            entry = optimizer.state.get(p, {})
+            for key, value in entry.items():
+                if isinstance(p, DTensor) and torch.is_tensor(value) and value.ndim and not isinstance(value, DTensor):
+                    raise ValueError(f'{type(optimizer).__name__}: {key} of {names[p]} is a local shard, not a DTensor')
+            state[names[p]] = {key: whole(value) for key, value in entry.items()}
+        groups.append({**group, 'params': [names[p] for p in group['params']]})
+    return {'state': state, 'param_groups': groups}
+
+
+def restore_optimizer(optimizer, saved: dict, targets: dict):
+    """Sets state and hyperparameters without the casts to the parameters' dtype that Optimizer.load_state_dict does."""
+    optimizer.state.clear()
+    for group, old in zip(optimizer.param_groups, saved['param_groups']):
+        group.update({key: value for key, value in old.items() if key != 'params'})
+        for p, entry in ((targets[name], saved['state'][name]) for name in old['params']):
+            for key, value in entry.items():
+                if torch.is_tensor(value) and value.ndim and value.shape == p.shape:
+                    value = torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(placed(value, p))
+                elif torch.is_tensor(value):   # torch keeps step counters on the CPU unless the step runs on the device
+                    on_device = value.ndim or group.get('fused') or group.get('capturable')
+                    value = value.to(p.device if on_device else 'cpu', copy=True)
+                optimizer.state[p][key] = value
+
+
+def check_fit(path: Path, weights, states: list, targets: dict, optimizers: list):
+    """Raises ValueError naming the first tensor, optimizer or parameter group that is not as it was saved."""
+    saved = set(weights.keys())
+    for name in sorted(saved ^ set(targets)):
+        raise ValueError(f'{path}: {name} is only in the {"checkpoint" if name in saved else "model"}')
+    for name, target in targets.items():
+        old = weights.get_tensor(name)
+        if old.shape != target.shape or old.dtype != target.dtype:
+            raise ValueError(f'{path}: {name} is {old.dtype} {list(old.shape)} in the checkpoint and '
+                             f'{target.dtype} {list(target.shape)} in the model')
+    names = {p: name for name, p in targets.items()}
+    if len(states) != len(optimizers):
+        raise ValueError(f'{path}: {len(states)} optimizers in the checkpoint, {len(optimizers)} in the script')
+    for i, (old, optimizer) in enumerate(zip(states, optimizers)):
+        found = [[names.get(p) for p in group['params']] for group in optimizer.param_groups]
+        if [group['params'] for group in old['param_groups']] != found:
+            raise ValueError(f'{path}: the parameter groups of optimizer {i} ({type(optimizer).__name__}) differ')
+
+
+# ---- random generators ----
+
+def rng_state() -> dict:
+    kind, keys, *rest = np.random.get_state()
+    return {'torch': torch.get_rng_state(), 'python': random.getstate(),
+            'cuda': torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+            'numpy': (kind, torch.from_numpy(keys.astype(np.int64)), *rest)}
+
+
+def set_rng_state(saved: dict):
+    kind, keys, *rest = saved['numpy']
+    torch.set_rng_state(saved['torch'])
+    random.setstate(saved['python'])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if saved['cuda'] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(saved['cuda'])
+
+
+# ---- files ----
+
+def on_rank0(function):
+    """function() run by rank 0; what it returns or raises, every rank returns or raises."""
+    outcome = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            if not dist.is_initialized():
+                raise
+            outcome[1] = error if isinstance(error, (OSError, ValueError)) else RuntimeError(repr(error))   # picklable
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]
+
+
+def check_readable(values):
+    """Raises ValueError unless values can be saved and read back without running code from the file."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(values, buffer)
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    except Exception as error:
+        culprit = re.search(r'GLOBAL (\S+)', str(error))
+        raise ValueError('a checkpoint holds tensors, numbers, strings and plain containers; the state or a parameter '
+                         f'group has a {culprit[1] if culprit else error}') from error
+
+
+def write_files(folder: Path, state: dict, weights: dict, states: list, rngs: list, export):
+    """Makes the folder of a checkpoint and brings it to the disk. export: the model to write to hub/, or None."""
+    folder.mkdir()
+    save_file(weights, folder / 'weights.safetensors')
+    rng_files = {f'rng_rank{r}.pt': rng for r, rng in enumerate(rngs)}
+    for name, value in {'optimizer.pt': states, 'state.pt': state, **rng_files}.items():
+        with open(folder / name, 'wb') as file:   # by the file, not its name, torch keeps the OSError of a full disk
+            torch.save(value, file)
+    if export is not None:
+        sharded = any(isinstance(p, DTensor) for p in export.parameters())
+        export.save_pretrained(folder / 'hub', **({'state_dict': weights} if sharded else {}))
+    sums = {file.relative_to(folder).as_posix(): digest(file) for file in sorted(folder.rglob('*')) if file.is_file()}
+    (folder / 'checksums.json').write_text(json.dumps(sums, indent=1), encoding='utf-8')
+    for entry in [*folder.rglob('*'), folder]:
+        sync(entry)
+
+
+def publish(temporary: Path, path: Path, keep: int):
+    """Gives the finished folder its name, then removes every other but the keep − 1 checkpoints before it."""
+    if path.exists():   # the same step again: latest finds the earlier one as .old until the new one has the name
+        shutil.rmtree(path.with_suffix('.old'), ignore_errors=True)
+        os.rename(path, path.with_suffix('.old'))
+    os.rename(temporary, path)
+    sync(path.parent)
+    found = folders(path.parent)
+    older = [other for other in found if other.suffix == '' and int(other.stem[5:]) < int(path.stem[5:])]
+    for other in found:
+        if other not in [path, *older[:keep - 1]]:
+            shutil.rmtree(other)
+
+
+def folders(out_dir) -> list[Path]:
+    """Folders of checkpoints, newest step first; of one step the complete one before .old, and .tmp last."""
+    found = [path for path in Path(out_dir).glob('step_*') if re.fullmatch(r'step_\d{8,}(\.old|\.tmp)?', path.name)]
+    return sorted(sorted(found, key=lambda path: path.suffix), key=lambda path: int(path.stem[5:]), reverse=True)
+
+
+def disk_full(error) -> bool:
+    """Whether the OSError of a full disk or quota lies behind error (safetensors has only its text)."""
+    codes = {errno.ENOSPC, errno.EDQUOT}
+    while error and getattr(error, 'errno', None) not in codes and not re.search(r'os error (28|122)\)', str(error)):
+        error = error.__context__
+    return error is not None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, None if their checksums hold."""
+    try:
+        for name, expected in json.loads((path / 'checksums.json').read_text(encoding='utf-8')).items():
+            if digest(path / name) != expected:
+                return f'the checksum of {name} differs'
+    except (OSError, ValueError, AttributeError) as error:
+        return ' '.join(str(error).split())
+
+
+def digest(file: Path) -> str:
+    sha = hashlib.sha256()
+    with open(file, 'rb') as f:
+        while chunk := f.read(2**24):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def sync(path: Path):
+    """Brings a file, or the entries of a folder, to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
