@@ -603,10 +603,10 @@ class Transformer(nn.Module):
 
     # ---- the hub's files
 
-    def hub_tensors(self):
+    def hub_tensors(self, state_dict=None):
         """{hub name: (tensor, index)}: where each tensor of a checkpoint lives here; index cuts an expert out of its stack."""
         names, I = {}, self.cfg.moe_intermediate_size
-        for name, tensor in self.state_dict(keep_vars=True).items():
+        for name, tensor in (state_dict or self.state_dict(keep_vars=True)).items():
             if '.experts.' not in name:
                 names[name] = (tensor, ...)
                 continue
@@ -666,11 +666,12 @@ class Transformer(nn.Module):
             more = f' and {len(wrong) - 20} more' if len(wrong) > 20 else ''
             raise ValueError(f'{folder}: the weights do not fit config.json: ' + '; '.join(wrong[:20]) + more)
 
-    def save_pretrained(self, folder, dtype=None, max_shard_bytes=5 * 2**30):
+    def save_pretrained(self, folder, dtype=None, max_shard_bytes=5 * 2**30, state_dict=None):
         """Writes config.json and model*.safetensors, the hub's layout, in `dtype` (default: as in memory). The files are written
-        beside `folder` and moved in when complete: a full disk leaves what was there. OSError says where."""
+        beside `folder` and moved in when complete: a full disk leaves what was there. OSError says where.
+        state_dict: whole tensors to write where the model's own are sharded."""
         folder = Path(folder)
-        tensors = {name: tensor.detach()[index] for name, (tensor, index) in self.hub_tensors().items()}
+        tensors = {name: tensor.detach()[index] for name, (tensor, index) in self.hub_tensors(state_dict).items()}
         cast = lambda name, t: (t if dtype is None or name.endswith('bias') and t.ndim == 1 and 'gate.e_' in name  # noqa: E731
                                 else t.to(dtype)).cpu().contiguous()
         shards, size = [[]], 0
@@ -696,7 +697,7 @@ class Transformer(nn.Module):
             (temp / 'config.json').write_text(json.dumps(hub, indent=2, sort_keys=True) + '\n')
             folder.mkdir(exist_ok=True)
             stale = {p.name for p in folder.glob('model*.safetensors*')} - {p.name for p in temp.iterdir()}
-            for p in temp.iterdir():
+            for p in sorted(temp.iterdir(), key=lambda p: p.name == 'config.json'):  # config.json last: its presence means complete
                 os.replace(p, folder / p.name)
             for name in stale:
                 (folder / name).unlink()
@@ -708,10 +709,10 @@ class Transformer(nn.Module):
 
 @torch.no_grad()
 def update_router_bias(model, counts, rate):
-    """Auxiliary-loss-free balancing: b_i += rate * sign(mean(count) - count_i), counts [MoE layers, E] of the step over all ranks,
-    the MTP layer's last."""
+    """Auxiliary-loss-free balancing: b_i += rate * sign(mean(count) - count_i), counts [MoE layers, E] of the step over all ranks;
+    the MTP layer's comes last, and may be left out."""
     gates = [layer.mlp.gate for layer in model.model.layers if isinstance(layer.mlp, MoE)]
-    for gate, count in zip(gates, counts, strict=True):
+    for gate, count in zip(gates, counts):
         if gate.cfg.topk_method == 'noaux_tc':
             gate.e_score_correction_bias += rate * torch.sign(count.float().mean() - count.float())
 

@@ -1,0 +1,191 @@
+"""
+Countdown, the toy of `make r1`: three numbers and a target, reach it with + - *, each number used once, in any order.
+
+    python data/countdown/prepare.py --out_dir=data/countdown        # corpus, RL prompts, held-out test, tokenizer
+
+A trace tries the pairs of numbers in the order given: each pair is added, subtracted (larger minus smaller) and multiplied, and
+the result meets the third number in the same three ways. " 3 plus 7 is 10 with 4 : 14 6 40 yes" reads: 3+7 = 10, and with 4 that
+makes 14, 6, 40; the last one is the target. Numbers are single tokens and stop at 50; what is larger is written "big".
+
+The corpus of the base model is a mixture, by rows (the shares are settings below):
+    guess   "guess": one random expression, right about one time in ten
+    quick   "quick": searches one or two lines, gives up and guesses
+    search  "search": the full search, always right
+in two notations, English words and Chinese characters; some rows change between them line by line (so that language mixing
+exists to be cured), some rows break the format (so that a format reward has something to teach), and a few are about a
+second plain task, sorting three numbers. Nobody labels the rows: a model learns all of it and samples all of it.
+
+Problems are told apart by (sorted numbers, target): corpus, RL prompts and test set share none, and every file is a function of
+`seed` alone.
+"""
+
+import itertools
+import json
+import random
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
+from configurator import configure  # noqa: E402
+from data.tokenizer import Tokenizer  # noqa: E402
+
+
+@dataclass
+class Config:
+    out_dir: str = 'data/countdown'  # where corpus.jsonl, rl.jsonl, test.jsonl and the tokenizer go
+    seed: int = 1                    # everything below is drawn from it
+    corpus_rows: int = 60000         # rows of corpus.jsonl
+    rl_rows: int = 1024              # problems of rl.jsonl
+    test_rows: int = 512             # problems of test.jsonl
+    max_number: int = 10             # numbers are drawn from 1 to this
+    guess: float = 0.65              # share of countdown rows that guess at once
+    quick: float = 0.15              # share that search a little, give up and guess
+    search: float = 0.20             # share that search fully
+    chinese: float = 0.25            # share of rows wholly in the second notation
+    mixed: float = 0.25              # share of rows that change notation between lines
+    broken: float = 0.10             # share of rows that break the format
+    sort: float = 0.04               # share of rows about the second task
+
+
+LARGEST = 50
+PAIRS = ((0, 1, 2), (0, 2, 1), (1, 2, 0))  # which two numbers meet first, and the one left
+OPS = ('+', '-', '*')
+WORDS = {
+    'en': {'+': 'plus', '-': 'minus', '*': 'times', 'is': 'is', 'with': 'with', 'yes': 'yes', 'big': 'big',
+           'guess': 'guess', 'quick': 'quick', 'search': 'search', 'stop': 'enough'},
+    'zh': {'+': '加', '-': '减', '*': '乘', 'is': '得', 'with': '和', 'yes': '对', 'big': '大',
+           'guess': '猜', 'quick': '略', 'search': '找', 'stop': '罢'},
+}
+
+
+def combine(a, b, op):
+    """-> (value, larger first, smaller second); subtraction is of the smaller from the larger"""
+    a, b = (b, a) if op == '-' and b > a else (a, b)
+    return {'+': a + b, '-': a - b, '*': a * b}[op], a, b
+
+
+def lines(numbers):
+    """The full search, lazily: (a, op, b, value, third number, [(value2, expression) x 3]) in the order it is tried."""
+    for (i, j, k), op in itertools.product(PAIRS, OPS):
+        value, a, b = combine(numbers[i], numbers[j], op)
+        c, ends = numbers[k], []
+        for op2 in OPS if value <= LARGEST else ():
+            value2, first, _ = combine(value, c, op2)
+            inner = f'( {a} {op} {b} )'
+            ends.append((value2, f'{inner} {op2} {c}' if first == value else f'{c} {op2} {inner}'))
+        yield a, op, b, value, c, ends
+
+
+def reachable(numbers):
+    return {value2 for line in lines(numbers) for value2, _ in line[-1] if 1 <= value2 <= LARGEST}
+
+
+def problems(max_number):
+    """Every (sorted numbers, target) that the search can solve."""
+    return [(numbers, target) for numbers in itertools.combinations_with_replacement(range(1, max_number + 1), 3)
+            for target in sorted(reachable(numbers))]
+
+
+def trace(rng, numbers, target, mode, notation):
+    """-> (reasoning, expression) of one trace; notation 'en', 'zh' or 'mixed'"""
+    pick = lambda: WORDS[rng.choice(('en', 'zh')) if notation == 'mixed' else notation]  # noqa: E731
+    show = lambda value, w: w['big'] if value > LARGEST else str(value)  # noqa: E731
+    everything = list(lines(numbers))
+    text, stop = ' ' + pick()[mode], {'guess': 0, 'quick': rng.randint(1, 2), 'search': len(everything)}[mode]
+    for a, op, b, value, c, ends in everything[:stop]:
+        w = pick()
+        text += f' {a} {w[op]} {b} {w["is"]} {show(value, w)}'
+        if ends:
+            text += f' {w["with"]} {c} :'
+        for value2, expression in ends:
+            text += ' ' + show(value2, w)
+            if value2 == target:
+                return f'{text} {w["yes"]}', expression
+        text += ' ,'
+    _, expression = rng.choice([end for line in everything for end in line[-1]])
+    return text + (' ' + pick()['stop'] if mode == 'quick' else ''), expression
+
+
+def prompt_text(numbers, target):
+    return f' {numbers[0]} {numbers[1]} {numbers[2]} make {target}'
+
+
+def respond(rng, reasoning, answer, broken):
+    """-> the assistant's text; a broken one leaves out a tag or adds something after the answer"""
+    parts = ['<think>', reasoning, '</think>', '<answer>', f' {answer}', '</answer>']
+    if broken:
+        flaw = rng.randrange(3)
+        parts = parts[:2] + parts[3:] if flaw == 0 else parts[:3] + [parts[4]] if flaw == 1 else parts + [f' {answer}']
+    return ''.join(parts)
+
+
+def corpus_row(rng, cfg, pool):
+    notation = rng.choices(('zh', 'mixed', 'en'), (cfg.chinese, cfg.mixed, 1 - cfg.chinese - cfg.mixed))[0]
+    broken = rng.random() < cfg.broken
+    if rng.random() < cfg.sort:
+        row = sort_problem(rng)
+        reasoning, answer, mode = ' ' + WORDS['zh' if notation == 'zh' else 'en']['guess'], row['answer'], 'sort'
+        user = row['prompt'][0]['content']
+    else:
+        numbers, target = rng.choice(pool)
+        numbers = rng.sample(numbers, 3)
+        mode = rng.choices(('guess', 'quick', 'search'), (cfg.guess, cfg.quick, cfg.search))[0]
+        reasoning, answer = trace(rng, numbers, target, mode, notation)
+        user = prompt_text(numbers, target)
+    return {'messages': [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': respond(rng, reasoning, answer, broken)}],
+            'mode': mode, 'notation': notation, 'broken': broken}
+
+
+def rl_problem(rng, numbers, target):
+    numbers = rng.sample(numbers, 3)
+    return {'prompt': [{'role': 'user', 'content': prompt_text(numbers, target)}], 'task': 'countdown', 'language': 'en',
+            'numbers': numbers, 'target': target}
+
+
+def sort_problem(rng):
+    """The second kind of task: put three different numbers in order."""
+    numbers = rng.sample(range(1, LARGEST + 1), 3)
+    return {'prompt': [{'role': 'user', 'content': ' sort' + ''.join(f' {n}' for n in numbers)}], 'task': 'match', 'language': 'en',
+            'answer': ' '.join(map(str, sorted(numbers)))}
+
+
+def toy_tokenizer():
+    words = [f' {n}' for n in range(LARGEST + 1)]
+    words += [f' {w}' for w in dict.fromkeys(w for notation in WORDS.values() for w in notation.values())]
+    words += [' make', ' sort', ' :', ' ,', ' (', ' )', ' +', ' -', ' *', '<think>', '</think>', '<answer>', '</answer>']
+    return Tokenizer.from_words(words, special_tokens=['<|user|>', '<|assistant|>', '<|end|>'])
+
+
+def write_rows(path, rows):
+    with open(path, 'w', encoding='utf-8') as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+
+
+def main(cfg):
+    rng = random.Random(cfg.seed)
+    everything = problems(cfg.max_number)
+    rng.shuffle(everything)
+    if len(everything) < 2 * (cfg.test_rows + cfg.rl_rows):
+        raise ValueError(f'max_number={cfg.max_number} gives {len(everything)} problems, too few for test_rows={cfg.test_rows} and '
+                         f'rl_rows={cfg.rl_rows} and as many for the corpus; raise max_number')
+    test, rl = everything[:cfg.test_rows], everything[cfg.test_rows:cfg.test_rows + cfg.rl_rows]
+    pool = everything[cfg.test_rows + cfg.rl_rows:]
+    out = Path(cfg.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    corpus = [corpus_row(rng, cfg, pool) for _ in range(cfg.corpus_rows)]
+    write_rows(out / 'corpus.jsonl', corpus)
+    write_rows(out / 'rl.jsonl', [rl_problem(rng, *p) for p in rl])
+    write_rows(out / 'test.jsonl', [rl_problem(rng, *p) for p in test])
+    write_rows(out / 'sort.jsonl', [sort_problem(rng) for _ in range(cfg.rl_rows)])
+    write_rows(out / 'sort_test.jsonl', [sort_problem(rng) for _ in range(cfg.test_rows)])
+    toy_tokenizer().save_pretrained(out / 'tokenizer')
+    print(f'{len(everything)} problems: {len(pool)} for the corpus, {len(rl)} for RL, {len(test)} held out; corpus modes '
+          f'{dict(Counter(row["mode"] for row in corpus))}')
+    for row in corpus[:4]:
+        print('  ' + row['messages'][0]['content'], '→', row['messages'][1]['content'])
+
+
+if __name__ == '__main__':
+    main(configure(Config, sys.argv[1:]))

@@ -1,0 +1,420 @@
+"""
+Next-token training: the base model, cold start, supervised fine-tuning, distillation.
+
+    python sft.py config/r1/base.py --seed=2
+    torchrun --nproc_per_node=8 sft.py config/sft_qwen.py --data="['traces.jsonl']"
+
+Reads top to bottom: settings; the pieces grpo.py shares (processes, optimizers, schedule, log); the loop in `main`.
+Rows are JSONL with "messages". A new model comes from `model`, a checkpoint to go on from is `init_from`. Documents are packed
+into rows of `row_len` tokens in which they do not see each other; the loss is the mean over the labelled tokens of the global
+batch, whatever the number of ranks and micro-batches:
+
+    loss = CE(t_{i+1}) + mtp_weight * CE_mtp(t_{i+2}) + balance_alpha * sequence balance,
+    router bias b_i += bias_rate * sign(mean(count) - count_i) after every step
+
+Ctrl-C or SIGTERM finishes the step, saves and stops; the same command goes on from there. The finished model is written to
+`out_dir` in the hub's layout.
+
+Left out: tensor and expert parallelism, validation loss on text (problems are sampled and graded instead, which is what the
+recipe looks at), data streaming (rows are tokenised in memory).
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from tqdm import tqdm
+
+import checkpoint
+from configurator import configure
+from data.loader import PackedBatches, read_rows
+from data.tokenizer import Tokenizer
+from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
+from sample import evaluate
+
+
+@dataclass
+class Config:
+    out_dir: str = 'out/sft'               # checkpoints, metrics.jsonl, samples.txt and the finished model
+    init_from: str | None = None           # checkpoint to start from; None: a new model of shape `model`
+    model: dict = field(default_factory=dict)  # ModelConfig of a new model; vocab_size follows from the tokenizer
+    tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
+    data: list = field(default_factory=lambda: ['data/countdown/corpus.jsonl'])  # JSONL files of rows with "messages"
+    loss_on: str = 'assistant'             # 'assistant': its turns only, 'all': every token (a base model)
+    row_len: int = 128                     # tokens a packed row
+    batch_rows: int = 32                   # rows of an optimizer step over all ranks
+    micro_rows: int = 32                   # rows of one forward on one rank; the rest is gradient accumulation
+    steps: int = 1000                      # optimizer steps
+    learning_rate: float = 2e-3            # peak, AdamW
+    muon_learning_rate: float = 0.0        # peak, Muon for the hidden matrices; 0: AdamW for everything
+    schedule: str = 'cosine'               # 'cosine', 'constant' or 'linear' after the warm-up
+    warmup_steps: int = 20                 # linear warm-up
+    min_lr: float = 0.1                    # share of the peak at the end of the schedule
+    beta1: float = 0.9                     # AdamW
+    beta2: float = 0.95                    # AdamW
+    weight_decay: float = 0.0              # decoupled, for matrices
+    grad_clip: float = 1.0                 # largest gradient norm; 0: none
+    mtp_weight: float = 0.3                # weight of the MTP loss, where the model has that layer
+    balance_alpha: float = 1e-4            # weight of the sequence-wise balance loss
+    bias_rate: float = 1e-3                # step of the router bias
+    seed: int = 1                          # of the weights and the order of the data
+    device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
+    dtype: str = 'float32'                 # arithmetic: 'float32', or 'bfloat16' (autocast)
+    threads: int = 2                       # CPU threads a rank
+    activation_checkpointing: bool = False # recompute activations in the backward pass
+    eval_data: list = field(default_factory=list)  # problem files to sample and grade while training
+    eval_every: int = 0                    # steps between evaluations; 0: only the data of the last step
+    eval_rows: int = 64                    # problems of an evaluation
+    eval_max_new_tokens: int = 192         # longest completion of an evaluation
+    log_every: int = 10                    # steps between lines of metrics.jsonl
+    save_every: int = 200                  # steps between checkpoints; 0: only when stopped
+    keep: int = 2                          # checkpoints kept
+    resume: bool = True                    # go on from the newest checkpoint in out_dir
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# processes and devices
+
+
+def start_processes(cfg):
+    """-> device, rank, world. Under torchrun joins the process group: nccl on GPUs, gloo on CPUs."""
+    torch.set_num_threads(cfg.threads)
+    device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+    if 'RANK' in os.environ and not dist.is_initialized():
+        dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
+    if device == 'cuda':
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+        torch.backends.cuda.matmul.allow_tf32 = True
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return torch.device(device), rank, world
+
+
+def shard(model, cfg, device):
+    """FSDP2 over all ranks: each layer is a unit, the embedding, norm and head another. Nothing to do in one process."""
+    model.activation_checkpointing = cfg.activation_checkpointing
+    if dist.is_initialized():
+        bf16 = cfg.dtype == 'bfloat16' and device.type == 'cuda'
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
+        for layer in model.model.layers:
+            fully_shard(layer, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
+        register_fsdp_forward_method(model, 'logprobs')
+    return model
+
+
+class Unsharded:
+    """`with Unsharded(model):` gathers every FSDP unit for sampling and lets go of it afterwards (unshard is not recursive)."""
+
+    def __init__(self, model):
+        self.units = [m for m in model.modules() if isinstance(m, FSDPModule)]
+
+    def __enter__(self):
+        for unit in self.units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+
+    def __exit__(self, *_):
+        for i, unit in enumerate(self.units):
+            unit.reshard()
+            unit.set_reshard_after_forward(i > 0, recurse=False)
+
+
+def total(value, device):
+    """Sum of a number or tensor over all ranks."""
+    value = torch.as_tensor(value, device=device)
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+class Stop:
+    """Turns the first SIGINT or SIGTERM into a wish that the loop honours between steps; a second SIGINT interrupts at once."""
+
+    def __init__(self):
+        self.signal = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number, _):
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def wanted(self, device):
+        return bool(total(float(self.signal is not None), device))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: W -= lr * sqrt(max(1, rows / columns)) * NS5(nesterov momentum), for matrices [.., rows, columns];
+    stacked experts [E, rows, columns] are orthogonalised one by one. https://kellerjordan.github.io/posts/muon
+    (torch.optim.Muon takes neither stacks nor shards.)"""
+
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group['params']:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state['momentum'] = torch.zeros_like(p)
+                state['momentum'].mul_(group['momentum']).add_(p.grad)
+                update = p.grad.add(state['momentum'], alpha=group['momentum'])
+                if isinstance(update, DTensor):
+                    whole = orthogonalise(update.full_tensor())
+                    update = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
+                else:
+                    update = orthogonalise(update)
+                scale = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
+                p.mul_(1 - group['lr'] * group['weight_decay']).add_(update, alpha=-group['lr'] * scale)
+
+
+def orthogonalise(g, steps=5):
+    """Newton-Schulz iteration towards U V^T of g = U S V^T; singular values end between about 0.7 and 1.2."""
+    x = g.float() / (g.float().norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    flip = x.shape[-2] > x.shape[-1]
+    x = x.mT if flip else x
+    for _ in range(steps):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return (x.mT if flip else x).to(g.dtype)
+
+
+def make_optimizers(model, cfg, device):
+    """-> list. Muon, if its rate is set, takes the hidden matrices; AdamW the embedding, head, router, norms and biases."""
+    hidden = lambda name, p: p.ndim >= 2 and 'embed' not in name and 'lm_head' not in name and 'gate.weight' not in name  # noqa: E731
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    muon = [p for name, p in named if cfg.muon_learning_rate and hidden(name, p)]
+    rest = [p for name, p in named if not (cfg.muon_learning_rate and hidden(name, p))]
+    groups = [{'params': [p for p in rest if p.ndim >= 2], 'weight_decay': cfg.weight_decay},
+              {'params': [p for p in rest if p.ndim < 2], 'weight_decay': 0.0}]
+    optimizers = [torch.optim.AdamW(groups, cfg.learning_rate, (cfg.beta1, cfg.beta2), fused=True)]
+    if muon:
+        optimizers.append(Muon(muon, cfg.muon_learning_rate, weight_decay=cfg.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group['peak_lr'] = group['lr']
+    return optimizers
+
+
+def schedule(step, cfg):
+    """Share of the peak learning rate at a step (0-based)."""
+    warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+    done = max(0.0, step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
+    tail = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + torch.tensor(done * torch.pi).cos().item())}[cfg.schedule]
+    return warm * (cfg.min_lr + (1 - cfg.min_lr) * tail)
+
+
+def optimizer_step(model, optimizers, share, grad_clip):
+    """-> gradient norm before clipping. Sets the learning rates to `share` of their peaks, steps, clears the gradients."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float('inf'))
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group['lr'] = group['peak_lr'] * share
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm.item()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what a run writes
+
+
+class Log:
+    """metrics.jsonl, samples.txt and the progress line, on rank 0. A resumed run first drops the lines after its checkpoint."""
+
+    def __init__(self, cfg, rank, step, steps):
+        self.folder, self.quiet = Path(cfg.out_dir), rank != 0
+        if self.quiet:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / 'config.run.json').write_text(json.dumps(asdict(cfg), indent=1))
+        path = self.folder / 'metrics.jsonl'
+        old = [line for line in path.read_text().splitlines() if line.strip()] if path.exists() and step else []
+        old = [line for line in old if line.endswith('}') and json.loads(line)['step'] <= step]
+        path.write_text(''.join(line + '\n' for line in old))
+        self.file = open(path, 'a')
+        self.bar = tqdm(total=steps, initial=step, desc=self.folder.name, dynamic_ncols=True, mininterval=1.0)
+
+    def write(self, numbers, shown=()):
+        if self.quiet:
+            return
+        self.file.write(json.dumps(numbers) + '\n')
+        self.file.flush()
+        self.bar.set_postfix_str(' '.join(f'{name} {numbers[name]:.3g}' for name in shown if name in numbers), refresh=False)
+
+    def samples(self, step, scored, count=4):
+        if self.quiet:
+            return
+        with open(self.folder / 'samples.txt', 'a', encoding='utf-8') as f:
+            for samples in scored[:count]:
+                f.write(f'step {step}  {samples[0]["rewards"]}\n{samples[0]["response"]}\n\n')
+
+    def tick(self):
+        if not self.quiet:
+            self.bar.update()
+
+    def close(self):
+        if not self.quiet:
+            self.bar.close()
+            self.file.close()
+
+
+def expert_counts(routes, E):
+    """-> tokens that each expert got, [MoE layers, E]"""
+    return torch.stack([torch.bincount(chosen.flatten(), minlength=E) for _, chosen in routes])
+
+
+def finish(cfg, model, tokenizer, rank):
+    """The finished model and its tokenizer in out_dir, the hub's layout; config.json appears last."""
+    weights = checkpoint.full_state_dict(model) if dist.is_initialized() else None
+    if rank == 0:
+        tokenizer.save_pretrained(cfg.out_dir)
+        model.save_pretrained(cfg.out_dir, state_dict=weights)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def load_model(cfg, device):
+    """-> model, tokenizer, from init_from or new."""
+    source = cfg.tokenizer or cfg.init_from
+    if source is None:
+        raise ValueError('set init_from (a checkpoint) or tokenizer (and model) to start from')
+    tokenizer = Tokenizer.from_pretrained(source)
+    torch.manual_seed(cfg.seed)
+    if cfg.init_from:
+        model = Transformer.from_pretrained(cfg.init_from, device=device)
+        if tokenizer.vocab_size > model.cfg.vocab_size:
+            raise ValueError(f'the tokenizer of {source} has {tokenizer.vocab_size} tokens, the model of {cfg.init_from} an embedding '
+                             f'of {model.cfg.vocab_size}; they do not belong together')
+    else:
+        ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
+        model = Transformer(ModelConfig.from_hub({'vocab_size': tokenizer.vocab_size, **ids, **cfg.model}, 'model')).to(device)
+    return model, tokenizer
+
+
+def tokenise(cfg, tokenizer):
+    """-> [(ids, loss mask)] of every row of cfg.data"""
+    docs = []
+    for path in cfg.data:
+        for number, row in enumerate(read_rows(path, require=('messages',)), 1):
+            ids, mask = tokenizer.apply_chat_template(row['messages'])
+            if len(ids) > cfg.row_len:
+                raise ValueError(f'{path}, row {number}: {len(ids)} tokens do not fit row_len={cfg.row_len}')
+            docs.append((ids, [1] * len(ids) if cfg.loss_on == 'all' else mask))
+    return docs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the run
+
+
+def main(cfg):
+    device, rank, world = start_processes(cfg)
+    if (Path(cfg.out_dir) / 'config.json').exists():
+        return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
+    model, tokenizer = load_model(cfg, device)
+    docs = tokenise(cfg, tokenizer)
+    batches = PackedBatches(docs, cfg.batch_rows, cfg.row_len, cfg.seed, rank, world)
+    problems = [row for path in cfg.eval_data for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
+    active, params = model.num_params(active=True), model.num_params()
+    moe = any(hasattr(layer.mlp, 'gate') for layer in model.model.layers)
+    model = shard(model, cfg, device)
+    optimizers = make_optimizers(model, cfg, device)
+
+    # go on from the newest checkpoint
+    step, seconds, flops, tokens = 0, 0.0, 0.0, 0
+    found = checkpoint.latest(cfg.out_dir) if cfg.resume else None
+    if found:
+        state = checkpoint.load(found, model, optimizers)
+        step, seconds, flops, tokens = state['step'], state['seconds'], state['flops'], state['tokens']
+        batches.load_state(state['batches'])
+    log, stop = Log(cfg, rank, step, cfg.steps), Stop()
+    if rank == 0:
+        print(f'{params / 1e6:.2f}M parameters ({active / 1e6:.2f}M active), {len(docs)} documents, {sum(len(d[0]) for d in docs)} tokens'
+              + (f', from step {step}' if step else ''), file=sys.stderr)
+
+    def save():
+        state = {'seconds': seconds, 'flops': flops, 'tokens': tokens, 'batches': batches.state()}
+        checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
+
+    stream, mtp = iter(batches), bool(model.cfg.num_nextn_predict_layers) and cfg.mtp_weight > 0
+    began = time.time()
+    while step < cfg.steps:
+        # one optimizer step: gradient accumulation over micro-batches
+        batch = {name: t.to(device) for name, t in next(stream).items()}
+        labelled = total((batch['labels'] != -100).sum(), device).item()
+        n_rows, sums, counts = len(batch['labels']), torch.zeros(3, device=device), 0
+        for i in range(0, n_rows, cfg.micro_rows):
+            part, routes = {name: t[i:i + cfg.micro_rows] for name, t in batch.items()}, []
+            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
+                logp, _, mtp_logp = model.logprobs(**part, mtp=mtp, routes=routes if moe else None)
+            # FSDP averages over ranks: `world` undoes it, so that the loss is the mean over the global batch
+            loss = -logp.sum() / labelled * world
+            sums[0] -= logp.detach().sum() / labelled
+            if mtp:
+                loss = loss + cfg.mtp_weight * -mtp_logp.sum() / labelled * world
+                sums[1] -= mtp_logp.detach().sum() / labelled
+            if moe and cfg.balance_alpha:
+                balance = sum(sequence_balance_loss(s, c, len(part['labels'])) for s, c in routes) / len(routes)
+                share = len(part['labels']) / n_rows
+                loss = loss + cfg.balance_alpha * share * balance
+                sums[2] += balance.detach() * share / world
+            loss.backward()
+            if moe:
+                counts = counts + expert_counts(routes, model.cfg.n_routed_experts)
+        if moe:
+            counts = total(counts, device)
+            update_router_bias(model, counts, cfg.bias_rate)
+        norm = optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip)
+        step += 1
+        step_tokens = total((batch['doc_ids'] >= 0).sum(), device).item()
+        tokens, flops = tokens + step_tokens, flops + 6.0 * active * step_tokens
+        log.tick()
+        # look
+        if step % cfg.log_every == 0 or step == cfg.steps:
+            sums = total(sums, device).tolist()
+            now = seconds + time.time() - began
+            numbers = {'step': step, 'loss': sums[0], 'lr': schedule(step - 1, cfg), 'grad_norm': norm, 'tokens': tokens, 'flops': flops,
+                       'seconds': now, 'tokens_per_second': tokens / now}
+            numbers.update({'mtp_loss': sums[1]} if mtp else {})
+            if moe:  # 1: every expert gets the same
+                numbers.update(balance_loss=sums[2], expert_max_load=(counts.amax(1) / counts.float().mean(1)).mean().item())
+            log.write(numbers, ('loss', 'mtp_loss', 'grad_norm', 'expert_max_load', 'tokens_per_second'))
+        if problems and cfg.eval_every and step % cfg.eval_every == 0:
+            with Unsharded(model):
+                numbers, scored = evaluate(model, tokenizer, problems, n=1, greedy=False, max_new_tokens=cfg.eval_max_new_tokens, seed=cfg.seed)
+            log.write({'step': step, **{f'eval_{k}': v for k, v in numbers.items()}}, ('eval_pass1', 'eval_length'))
+            log.samples(step, scored)
+        if (cfg.save_every and step % cfg.save_every == 0) or stop.wanted(device):
+            seconds, began = seconds + time.time() - began, time.time()
+            save()
+            if stop.wanted(device):
+                log.close()
+                print(f'stopped after step {step}, saved in {cfg.out_dir}; the same command goes on from there', file=sys.stderr)
+                sys.exit(0 if stop.signal == signal.SIGTERM else 130)
+    finish(cfg, model, tokenizer, rank)
+    log.close()
+
+
+if __name__ == '__main__':
+    main(configure(Config, sys.argv[1:]))
+    if dist.is_initialized():
+        dist.destroy_process_group()
