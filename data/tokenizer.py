@@ -4,13 +4,11 @@
     tok = Tokenizer.from_words(["10", "11", " plus"], ["<|user|>", "<|assistant|>", "<|end|>"], eos="<|end|>")
     tok.encode("text"), tok.decode(ids), tok.apply_chat_template(messages)
 
-tiktoken merges, in each piece of text that the pattern cuts out, the adjacent pair whose concatenation has the lowest
-rank, ranks being ids; a Hugging Face BPE follows its list of merges. `_check_merges` refuses a file in which the two
-could differ, and `PATTERNS` holds the only pre-tokenizers that are accepted: regex engines differ in details, so that a
-pattern is added here once it has been compared.
+In each piece of text that its pattern cuts out, tiktoken joins the adjacent pair that makes the token of lowest id, again
+and again; a Hugging Face BPE follows its list of merges. `_check_merges` refuses a file where the two could differ, and
+PATTERNS holds the pre-tokenizers that are accepted: regex engines differ, so each was compared before it was listed.
 """
 import base64
-import binascii
 import codecs
 import json
 import os
@@ -25,27 +23,32 @@ import jinja2.ext
 import jinja2.sandbox
 import tiktoken
 
-# Name -> (the regexes of the Split steps, one pattern that cuts the same pieces under tiktoken).
-_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTED, _DIGITS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"\p{N}{1,3}"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_QWEN2, _LLAMA3 = _WORD + r"\p{N}" + _REST, _WORD + r"\p{N}{1,3}" + _REST
-_UPPER, _LOWER = (r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]")
-_KIMI = "|".join([r"[\p{Han}]+"] + [
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}(?i:'s|'t|'re|'ve|'m|'ll|'d)?" for a, b in ("*+", "+*")
-]) + r"|\p{N}{1,3}" + _REST
-_CJK, _ASCII_PUNCTUATION = "一-龥぀-ゟ゠-ヿ", r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
-_DEEPSEEK_V3 = (  # later steps only see what earlier ones left, hence the lookaheads
-    rf"\p{{N}}{{1,3}}|[{_CJK}]+|{_ASCII_PUNCTUATION}|[^\r\n\p{{L}}\p{{P}}\p{{S}}\p{{N}}]?(?:(?![{_CJK}])[\p{{L}}\p{{M}}])+"
-    rf"| ?(?:(?![{_CJK}])[\p{{P}}\p{{S}}])+[\r\n]*|\s*[\r\n]+|\s+(?![^\s\p{{N}}{_CJK}])|\s+"
-    rf"|[^\s\p{{L}}\p{{M}}\p{{N}}\p{{P}}\p{{S}}]+(?!(?![{_CJK}])[\p{{L}}\p{{M}}])"
-)
+_QWEN2, _LLAMA3 = (rf"{_CONTRACTED}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|{_REST}" for digits in (r"\p{N}", _DIGITS))
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_KIMI = "|".join([r"[\p{Han}]+", *(rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}{_CONTRACTED}?" for a, b in ("*+", "+*")),
+                  _DIGITS, _REST])
+_CJK, _PUNCTUATED = "一-龥぀-ゟ゠-ヿ", r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+_DEEPSEEK_V3 = "|".join([  # its third step sees the runs of _CJK, and what digits and they leave, each by itself
+    _DIGITS,
+    rf"[[^\p{{L}}\p{{P}}\p{{S}}]&&[{_CJK}]]?[[\p{{L}}\p{{M}}]&&[{_CJK}]]+",
+    rf"[[\p{{P}}\p{{S}}]&&[{_CJK}]]+",
+    rf"[[^\p{{L}}\p{{M}}\p{{P}}\p{{S}}]&&[{_CJK}]]+(?![[\p{{L}}\p{{M}}]&&[{_CJK}]])",
+    _PUNCTUATED,
+    rf"[^\r\n\p{{L}}\p{{P}}\p{{S}}\p{{N}}]?[[\p{{L}}\p{{M}}]--[{_CJK}]]+",
+    rf" ?[[\p{{P}}\p{{S}}]--[{_CJK}]]+[\r\n]*",
+    rf"\s*[\r\n]+|\s+(?![^\s\p{{N}}{_CJK}])|\s+",
+    rf"[^\s\p{{L}}\p{{M}}\p{{N}}\p{{P}}\p{{S}}{_CJK}]+(?![[\p{{L}}\p{{M}}]--[{_CJK}]])",  # what no step matches
+])
+# Name -> (the regexes of the Split steps, one pattern that cuts the same pieces under tiktoken).
 PATTERNS = {
     "gpt2": ((_GPT2,), _GPT2),
     "qwen2": ((_QWEN2,), _QWEN2),
     "llama3": ((_LLAMA3,), _LLAMA3),
     "kimi": ((_KIMI,), _KIMI),
-    "deepseek-v3": ((r"\p{N}{1,3}", f"[{_CJK}]+", _ASCII_PUNCTUATION + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    "deepseek-v3": ((_DIGITS, f"[{_CJK}]+", _PUNCTUATED + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
                      r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"), _DEEPSEEK_V3),
 }
 
@@ -56,7 +59,7 @@ R1_ZERO_TEMPLATE = (
     "i.e., <think> reasoning process here </think> <answer> answer here </answer>."
     "{% for m in messages %}"
     "{% if m.role == 'user' %}{{ ' User: ' + m.content + '.' }}"
-    "{% elif m.role == 'assistant' %}{{ ' Assistant:' + m.content + eos_token }}"
+    "{% elif m.role == 'assistant' %}{{ ' Assistant:' + m.content }}{{ eos_token }}"
     "{% else %}{{ raise_exception('the R1-Zero template has no role ' + m.role) }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ ' Assistant:' }}{% endif %}"
 )
@@ -70,12 +73,11 @@ TOY_TEMPLATE = (
 
 # Tags that the assistant itself writes: in its messages they become the tokenizer's own tokens, and decode keeps them.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<｜end▁of▁sentence｜>")
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<｜end▁of▁sentence｜>")
 _GUARD, _HOLE = "\ufdd0", "\ufdd1"  # noncharacters; in messages they are replaced
 
 # GPT-2's way of writing bytes as visible characters: printable Latin-1 as itself, the others from U+0100 on.
-_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_VISIBLE = {b: chr(b) for b in _PRINTABLE}
+_VISIBLE = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
 _VISIBLE |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in _VISIBLE)}
 _BYTE = {c: b for b, c in _VISIBLE.items()}
 
@@ -88,26 +90,30 @@ class Tokenizer:
     """
 
     def __init__(self, ranks: dict[bytes, int], spec: dict, config: dict, stop_ids: list[int] | None = None):
-        """`ranks`: the table, bytes -> id; `spec`: a tokenizer.json without its model; `config`: a tokenizer_config.json."""
+        """`ranks`: bytes -> id; `spec`: a tokenizer.json less its model; `config`: a tokenizer_config.json."""
         self.ranks, self.spec, self.config = ranks, spec, config
         self.chat_template = config.get("chat_template")
-        self.special_tokens = {t["content"]: t["id"] for t in spec["added_tokens"]}
-        self._check_added_tokens()
+        self.special_tokens = _checked_added_tokens(spec["added_tokens"], ranks)
         self._nfc = _uses_nfc(spec.get("normalizer"))
-        self._encoding = tiktoken.Encoding("nanoR1", pat_str=_pattern(spec["pre_tokenizer"], ranks), mergeable_ranks=ranks,
-                                           special_tokens=self.special_tokens)
+        self._encoding = tiktoken.Encoding("nanoR1", pat_str=_pattern(spec["pre_tokenizer"], ranks),
+                                           mergeable_ranks=ranks, special_tokens=self.special_tokens)
         self._bytes = {i: token for token, i in ranks.items()}
         self._bytes |= {i: text.encode() for text, i in self.special_tokens.items()}
         self._control_ids = {i for text, i in self.special_tokens.items() if text not in TAGS}
-        # Those that are matched before and after normalisation; the longest wins.
-        self._first = _any_of(t["content"] for t in spec["added_tokens"] if not t.get("normalized"))
-        self._second = _any_of(t["content"] for t in spec["added_tokens"] if t.get("normalized"))
-        self._any = _any_of(self.special_tokens)
+        self._special = _any_of(self.special_tokens)
+        self._before, self._after = (  # matched before and after normalisation
+            _any_of(t["content"] for t in spec["added_tokens"] if t["normalized"] == flag) for flag in (False, True))
+        self._named = {name: value["content"] if isinstance(value, dict) else value
+                       for name, value in config.items() if value and name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self.vocab_size = max(self._bytes) + 1
-        self.bos_id, self.eos_id = self._named("bos_token"), self._named("eos_token")
-        names = config.get("stop_tokens", [t for t in _END_TOKENS if t in self.special_tokens])
-        ends = [self.eos_id, *(self._id_of(t, "stop token") for t in names)]
-        self.stop_ids = stop_ids or sorted({i for i in ends if i is not None})
+        self.bos_id, self.eos_id = (self._id_of(self._named.get(name)) for name in ("bos_token", "eos_token"))
+        ends = config.get("stop_tokens", [self._named.get("eos_token"), *(t for t in _ENDS if t in self.special_tokens)])
+        self.stop_ids = stop_ids or sorted({self._id_of(text) for text in ends if text})
+
+    def _id_of(self, text: str | None) -> int | None:
+        if text and text not in self.special_tokens and text.encode() not in self.ranks:
+            raise ValueError(f"{text!r}, which the configuration names, is not in the vocabulary")
+        return self.special_tokens.get(text, self.ranks.get(text.encode())) if text else None
 
     # ---- Construction and files ----
 
@@ -118,7 +124,8 @@ class Tokenizer:
         """Ids 0-255 are the bytes, then come `words` (those of one byte are there already), then `special_tokens`.
 
         Without a `pattern` (a name in PATTERNS) every word is one token wherever it stands, the longest word first, and
-        all other text is bytes: with the words "12" and " plus", "312 plus" becomes "3", "12", " plus".
+        all other text is bytes: with the words "12" and " plus", "312 plus" becomes "3", "12", " plus". With one, a
+        piece that it cuts out and that is a word is one token.
         """
         ranks = {bytes([b]): b for b in range(256)}
         for word in words:
@@ -130,81 +137,64 @@ class Tokenizer:
         regexes = PATTERNS[pattern][0] if pattern else (_words_pattern(ranks),)
         config = {"bos_token": bos, "eos_token": eos, "chat_template": chat_template}
         if stop is not None:
-            config["stop_tokens"] = stop
-        added = [_added_token(text, len(ranks) + i) for i, text in enumerate(special_tokens)]
-        return cls(ranks, _spec(added, regexes), config)
+            config["stop_tokens"] = [*stop, *filter(None, [eos])]
+        return cls(ranks, _spec(special_tokens, len(ranks), regexes), config)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike) -> "Tokenizer":
         """Reads a folder or a hub id: tokenizer.json, else vocab.json + merges.txt, else a tiktoken table.
 
-        Raises ValueError, naming the file and the reason, for a tokenizer that tiktoken cannot represent exactly.
+        Raises ValueError, naming the folder and the reason, for a tokenizer that tiktoken cannot represent exactly.
         """
-        folder = Path(source)
-        config = _read_json(folder / "tokenizer_config.json", {})
-        spec = _read_json(folder / "tokenizer.json")
-        model = spec.pop("model")
-        taken = {t["content"] for t in spec["added_tokens"]}
-        ranks = {bytes(_BYTE[c] for c in text): i for text, i in model["vocab"].items() if text not in taken}
-        return cls(ranks, spec, config)
+        folder = _local_folder(source)
+        try:
+            config = _read_json(folder / "tokenizer_config.json", {})
+            template = config.get("chat_template")
+            if (folder / "chat_template.jinja").exists():
+                config["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+            elif isinstance(template, list):
+                config["chat_template"] = {t["name"]: t["template"] for t in template}.get("default")
+            ranks, spec = _read_files(folder, config)
+            stop_ids = _read_json(folder / "generation_config.json", {}).get("eos_token_id")
+            return cls(ranks, spec, config, [stop_ids] if isinstance(stop_ids, int) else stop_ids)
+        except ValueError as e:
+            raise ValueError(f"tokenizer in {folder}: {e}") from e
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which from_pretrained and transformers read."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        visible = {token: "".join(map(_VISIBLE.__getitem__, token)) for token in self.ranks}
-        pairs = [_last_merge(token, self.ranks) for token in sorted(self.ranks, key=self.ranks.get) if len(token) > 1]
+        tokens = sorted(self.ranks, key=self.ranks.get)
+        visible = {token: "".join(map(_VISIBLE.__getitem__, token)) for token in tokens}
+        merges = filter(None, (_last_merge(token, self.ranks) for token in tokens if len(token) > 1))
+        # Added tokens are listed in the vocabulary too: the tokenizers library numbers anew those that are not.
         model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-                 "vocab": {visible[token]: i for token, i in self.ranks.items()},
-                 "merges": [[visible[a], visible[b]] for a, b in filter(None, pairs)]}
+                 "vocab": {visible[token]: i for token, i in self.ranks.items()} | self.special_tokens,
+                 "merges": [[visible[a], visible[b]] for a, b in merges]}
         config = {k: v for k, v in self.config.items() if k not in ("auto_map", "added_tokens_decoder")}
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": self.chat_template}
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": self.chat_template,
+                   "stop_tokens": [self.decode([i]) for i in self.stop_ids]}
         for name, data in (("tokenizer.json", self.spec | {"model": model}), ("tokenizer_config.json", config)):
             (folder / name).write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-    def _check_added_tokens(self) -> None:
-        for t in self.spec["added_tokens"]:
-            flags = [f for f in ("lstrip", "rstrip", "single_word") if t.get(f)]
-            if flags:
-                raise ValueError(f"added token {t['content']!r} is matched with {', '.join(flags)}, which is not supported")
-            if len(t["content"]) < 2:
-                raise ValueError(f"added token {t['content']!r} is shorter than two characters, which is not supported")
-        ids = [*self.ranks.values(), *self.special_tokens.values()]
-        if len(set(ids)) != len(ids) or len(self.special_tokens) != len(self.spec["added_tokens"]):
-            raise ValueError("two tokens share an id or a text; every token needs its own")
-
-    def _id_of(self, text: str, what: str) -> int:
-        i = self.special_tokens.get(text, self.ranks.get(text.encode()))
-        if i is None:
-            raise ValueError(f"{what} {text!r} is not in the vocabulary")
-        return i
-
-    def _named(self, name: str) -> int | None:
-        text = self._text_of(name)
-        return self._id_of(text, name) if text else None
-
-    def _text_of(self, name: str) -> str:
-        value = self.config.get(name) or ""
-        return value["content"] if isinstance(value, dict) else value
 
     # ---- Text to ids and back ----
 
     def encode(self, text: str) -> list[int]:
         """Ordinary text to ids; text that looks like an added token stays text."""
-        return self._encoding.encode_ordinary(unicodedata.normalize("NFC", text) if self._nfc else text)
+        return self._encoding.encode_ordinary(self._normalized(text))
 
-    def encode_with_specials(self, text: str) -> list[int]:
+    def encode_with_specials(self, text: str, _drop: str = "") -> list[int]:
         """Text whose added tokens are meant as such (a rendered template) to ids."""
         ids = []
-        for i, piece in enumerate(self._first.split(text)):  # odd pieces are the tokens
-            if i % 2:
-                ids.append(self.special_tokens[piece])
-                continue
-            piece = unicodedata.normalize("NFC", piece) if self._nfc else piece
-            for j, part in enumerate(self._second.split(piece)):
-                ids += [self.special_tokens[part]] if j % 2 else self._encoding.encode_ordinary(part.replace(_GUARD, ""))
+        for i, piece in enumerate(self._before.split(text)):  # odd pieces are the tokens
+            for j, part in enumerate([piece] if i % 2 else self._after.split(self._normalized(piece))):
+                is_token = i % 2 or j % 2
+                ids += [self.special_tokens[part]] if is_token else self._encoding.encode_ordinary(part.replace(_drop, ""))
         return ids
+
+    def _normalized(self, text: str) -> str:
+        return unicodedata.normalize("NFC", text) if self._nfc else text
 
     def decode(self, ids: list[int], skip_special: bool = False) -> str:
         """Ids to text; broken UTF-8 and ids without a token (padding of the embedding) become U+FFFD.
@@ -213,14 +203,14 @@ class Tokenizer:
         """
         return b"".join(self._bytes_of(i, skip_special) for i in ids).decode("utf-8", errors="replace")
 
-    def stream(self, skip_special: bool = False) -> "Stream":
-        """A decoder of one id at a time: the texts of .add(id) and .flush() join to decode(ids)."""
-        return Stream(self, skip_special)
-
     def _bytes_of(self, i: int, skip_special: bool) -> bytes:
         if i < 0:
             raise ValueError(f"token id {i} is negative")
         return b"" if skip_special and i in self._control_ids else self._bytes.get(i, "\ufffd".encode())
+
+    def stream(self, skip_special: bool = False) -> "Stream":
+        """A decoder of one id at a time: the texts of .add(id) and .flush() join to decode(ids)."""
+        return Stream(self, skip_special)
 
     # ---- Chat ----
 
@@ -238,25 +228,23 @@ class Tokenizer:
         assistant writes, as none can when sampling.
 
         `kwargs` go to the template (tools=, enable_thinking=, ...). Raises ValueError for a template that is missing,
-        fails, or does not show the assistant's content once.
+        fails, or does not show the assistant's content once, and for messages without a role.
         """
-        if not messages:
-            raise ValueError("apply_chat_template needs at least one message")
         messages = [self._guarded_message(m) for m in messages]
-        ends_with_assistant = messages[-1]["role"] == "assistant"
+        ends_with_assistant = bool(messages) and messages[-1]["role"] == "assistant"
         if ends_with_assistant and (add_generation_prompt or not isinstance(messages[-1].get("content"), str)):
             raise ValueError("the last message is the assistant's: it takes text as content and no generation prompt")
-        turns = [self._turn(messages[: k + 1], kwargs) for k, m in enumerate(messages)
-                 if m["role"] == "assistant" and isinstance(m.get("content"), str)]
+        turns = [self._turn(messages[: k + 1], kwargs) for k, m in enumerate(messages) if not add_generation_prompt
+                 and m["role"] == "assistant" and isinstance(m.get("content"), str)]
         text = "".join(turns[-1]) if ends_with_assistant else self._render(messages, add_generation_prompt, kwargs)
         ids, mask, done = [], [], 0
-        for start, body, tail in turns + [(text, "", "")]:
-            end = self._any.search(tail)
+        for start, body, tail in [*turns, (text, "", "")]:
+            end = self._special.search(tail)
             written = body + (tail[: end.end()] if end else "")
             if text.startswith(start + written):
                 for part, flag in ((text[done : len(start)], 0), (written, 1)):
-                    new = self.encode_with_specials(part)
-                    ids, mask = ids + new, mask + [flag] * len(new)
+                    ids += self.encode_with_specials(part, _GUARD)
+                    mask += [flag] * (len(ids) - len(mask))
                 done = len(start + written)
         return ids, mask
 
@@ -284,8 +272,8 @@ class Tokenizer:
             return shown[0], body, shown[1]
         prefill = self._prefill(before, kwargs)
         if "</think>" in prefill:
-            raise ValueError(f"the template's generation prompt ends the reasoning ({prefill!r}) but the assistant's message "
-                             "reasons; pass the template's switch (thinking=True, enable_thinking=True, ...)")
+            raise ValueError(f"the generation prompt ends the reasoning ({prefill!r}) but the assistant's message reasons; "
+                             "pass the template's switch (thinking=True, enable_thinking=True, ...)")
         for opening in (prefill, prefill.rstrip()):
             if opening and body.lstrip().startswith(opening):
                 body = body.lstrip()[len(opening) :]
@@ -293,15 +281,15 @@ class Tokenizer:
         return self._render(before, True, kwargs), body, shown[1]
 
     def _guarded_message(self, message: dict) -> dict:
-        if message.get("role") != "assistant":
-            return self._guarded(message)
-        message = self._guarded(message, keep=TAGS)
-        reasoning = message.pop("reasoning_content", None)
-        if reasoning:
-            message["content"] = f"<think>\n{reasoning}\n</think>\n\n{message.get('content') or ''}"
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(f"message {message!r} is not a dict with a role")
+        message = self._guarded(message, TAGS if message["role"] == "assistant" else ())
+        if message["role"] == "assistant" and message.get("reasoning_content"):
+            reasoning, answer = message.pop("reasoning_content"), message.get("content") or ""
+            message["content"] = f"<think>\n{reasoning}\n</think>\n\n{answer}"
         return message
 
-    def _guarded(self, value, keep: tuple[str, ...] = ()):
+    def _guarded(self, value, keep: tuple[str, ...]):
         """`value` with a noncharacter inside every text that an added token would match, at any depth."""
         if isinstance(value, dict):
             return {k: self._guarded(v, keep) for k, v in value.items()}
@@ -310,13 +298,12 @@ class Tokenizer:
         if not isinstance(value, str):
             return value
         value = value.replace(_GUARD, "\ufffd").replace(_HOLE, "\ufffd")
-        return self._any.sub(lambda m: m[0] if m[0] in keep else m[0][0] + _GUARD + m[0][1:], value)
+        return self._special.sub(lambda m: m[0] if m[0] in keep else m[0][0] + _GUARD + m[0][1:], value)
 
     def _render(self, messages: list[dict], add_generation_prompt: bool, kwargs: dict) -> str:
         if not self.chat_template:
-            raise ValueError("the tokenizer has no chat template; set tokenizer.chat_template (such as R1_ZERO_TEMPLATE)")
-        names = {name: self._text_of(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        variables = {"tools": None, "documents": None} | names | self._guarded(kwargs)
+            raise ValueError("the tokenizer has no chat template; set .chat_template (R1_ZERO_TEMPLATE, ...)")
+        variables = {"tools": None, "documents": None} | self._named | self._guarded(kwargs, ())
         try:
             return _compiled(self.chat_template).render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **variables)
@@ -325,68 +312,118 @@ class Tokenizer:
 
 
 class Stream:
-    """Decodes ids as they come. `add(id)` returns the text that is complete so far, never half a character."""
+    """Decodes ids as they come, never half a character."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = False):
-        self._tokenizer, self._skip = tokenizer, skip_special
+        self._tokenizer, self._skip_special = tokenizer, skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, i: int) -> str:
-        return self._decoder.decode(self._tokenizer._bytes_of(i, self._skip))
+        """The text that id `i` completes."""
+        return self._decoder.decode(self._tokenizer._bytes_of(i, self._skip_special))
 
     def flush(self) -> str:
-        """What is left of an unfinished character, as U+FFFD; the stream can be used again."""
+        """U+FFFD for a character left unfinished; the stream can be used again."""
         return self._decoder.decode(b"", final=True)
 
 
-# ---- Pieces of the Hugging Face form ----
+# ---- The Hugging Face form, read and checked ----
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
-    """The pair that merging joins last to make `token`, or None where merging never makes it.
+    """The pair that tiktoken joins last to make `token` of bytes, or None where merging never makes it.
 
-    No other pair can make it: merges inside the stretch of a text that becomes `token` go as they do in `token` alone.
+    No other pair can make it: merges inside a stretch of text that becomes `token` go as they do in `token` alone.
     """
-    parts, limit = [token[i : i + 1] for i in range(len(token))], ranks[token]
+    parts, never = [token[i : i + 1] for i in range(len(token))], float("inf")
+    costs = [ranks.get(a + b, never) for a, b in zip(parts, parts[1:])]
     while len(parts) > 2:
-        candidates = [ranks.get(a + b, limit) for a, b in zip(parts, parts[1:])]
-        best = min(candidates)
-        if best == limit:
+        i = costs.index(min(costs))
+        if costs[i] == never:
             return None
-        i = candidates.index(best)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        del costs[i]
+        for j in range(max(i - 1, 0), min(i + 1, len(costs))):
+            costs[j] = ranks.get(parts[j] + parts[j + 1], never)
     return tuple(parts)
 
 
-def _words_pattern(ranks: dict[bytes, int]) -> str:
-    """Any listed word, the longest first, or any one character."""
-    words = sorted((token.decode() for token in ranks if len(token) > 1), key=lambda w: (-len(w), w))
-    return "|".join([*map(re.escape, words), r"[\s\S]"])
+def _check_merges(ranks: dict[bytes, int], merges: list[tuple[bytes, ...]], ignore_merges: bool) -> None:
+    """ValueError unless tiktoken's merging, by lowest id, gives what following `merges` in order gives.
+
+    It does where ids grow with the merges, where the merge by which tiktoken makes a token is listed for every token, and
+    where tokens that no merge makes are nevertheless taken as whole pieces (ignore_merges), as tiktoken takes them.
+    """
+    missing = [b for b in range(256) if bytes([b]) not in ranks]
+    if missing:
+        raise ValueError(f"{len(missing)} of the 256 bytes have no token (the first is {missing[0]})")
+    last = -1
+    for pair in merges:
+        i = ranks.get(b"".join(pair))
+        if i is None or len(pair) != 2 or not all(part in ranks for part in pair):
+            raise ValueError(f"merge {pair} is not of two tokens into a third")
+        if i < last:
+            raise ValueError(f"merge {pair} gives id {i} after a merge that gives {last}, but tiktoken merges by id")
+        last = i
+    listed = set(merges)
+    for token in ranks:
+        pair = _last_merge(token, ranks) if len(token) > 1 else None
+        if pair and pair not in listed:
+            raise ValueError(f"tiktoken would make token {token} by {pair}, which is not among the merges")
+        if len(token) > 1 and not pair and not ignore_merges:
+            raise ValueError(f"no merges make token {token}, but tiktoken would use it as a whole piece")
 
 
-def _pattern(pre_tokenizer: dict, ranks: dict[bytes, int]) -> str:
-    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-    regexes = tuple(s["pattern"]["Regex"] for s in steps[:-1])
-    for known, pattern in PATTERNS.values():
-        if regexes == known:
-            return pattern
-    return regexes[0]
+def _checked_added_tokens(added: list[dict], ranks: dict[bytes, int]) -> dict[str, int]:
+    for t in added:
+        flags = [f for f in ("lstrip", "rstrip", "single_word") if t[f]]
+        if flags or len(t["content"]) < 2:
+            raise ValueError(f"added token {t['content']!r} ({', '.join(flags) or 'too short'}) is not supported")
+    specials, taken = {t["content"]: t["id"] for t in added}, {*ranks.values()}
+    if len({*specials.values()} | taken) < len(added) + len(ranks):
+        raise ValueError("two tokens share an id or a text; every token needs its own")
+    return specials
 
 
 def _uses_nfc(normalizer: dict | None) -> bool:
-    return normalizer is not None
+    steps = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    unknown = [n["type"] for n in steps if n["type"] != "NFC"]
+    if unknown:
+        raise ValueError(f"normalizer {unknown[0]} is not supported; only NFC is")
+    return bool(steps)
 
 
-def _added_token(text: str, i: int, special: bool = True) -> dict:
-    return {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-            "special": special}
+def _words_pattern(ranks: dict[bytes, int]) -> str:
+    """Any token of more than one byte, the longest first, or any one character."""
+    words = sorted((token.decode(errors="replace") for token in ranks if len(token) > 1), key=lambda w: (-len(w), w))
+    return "|".join([*map(re.escape, words), r"[\s\S]"])
 
 
-def _spec(added_tokens: list[dict], regexes: tuple[str, ...], nfc: bool = False) -> dict:
+def _pattern(pre_tokenizer: dict | None, ranks: dict[bytes, int]) -> str:
+    """The pattern for tiktoken; ValueError naming the pre-tokenizer that is not known."""
+    *splits, level = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
+    if not level or level["type"] != "ByteLevel" or level.get("add_prefix_space", True):
+        raise ValueError(f"pre-tokenizer {json.dumps(level)} is unknown; it must end in ByteLevel without a prefix space")
+    plain = all(s["type"] == "Split" and s["behavior"] == "Isolated" and not s["invert"] for s in splits)
+    regexes = [s["pattern"].get("Regex", "").replace("\r", r"\r").replace("\n", r"\n") for s in splits if plain]
+    if level.get("use_regex", True):
+        regexes.append(_GPT2)  # ByteLevel then splits by itself
+    known = dict(PATTERNS.values()).get(tuple(regexes))
+    if not known and regexes == [_words_pattern(ranks)]:
+        known = regexes[0]
+    if not plain or not known:
+        raise ValueError(f"pre-tokenizer {json.dumps(splits or level, ensure_ascii=False)} is unknown; "
+                         f"known are those of {', '.join(PATTERNS)} and from_words")
+    return known
+
+
+def _spec(added_tokens: list[str], first_id: int, regexes: tuple[str, ...], nfc: bool = False) -> dict:
     """A tokenizer.json without its model."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     steps = [{"type": "Split", "pattern": {"Regex": r}, "behavior": "Isolated", "invert": False} for r in regexes]
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added_tokens,
+    return {"version": "1.0", "truncation": None, "padding": None,
+            "added_tokens": [{"id": first_id + i, "content": text} | flags for i, text in enumerate(added_tokens)],
             "normalizer": {"type": "NFC"} if nfc else None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*steps, level]},
             "post_processor": None, "decoder": level}
@@ -397,13 +434,99 @@ def _any_of(texts) -> re.Pattern:
     return re.compile("(" + ("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)") + ")")
 
 
+def _llama3_names(first: int) -> list[str]:
+    named = {0: "begin_of_text", 1: "end_of_text", 4: "finetune_right_pad_id", 6: "start_header_id", 7: "end_header_id",
+             8: "eom_id", 9: "eot_id", 10: "python_tag"}
+    reserved = iter(range(256))
+    return [f"<|{named.get(i) or f'reserved_special_token_{next(reserved)}'}|>" for i in range(256)]
+
+
+# Files that do not say how they split text -> tokenizer_class -> pattern, NFC, texts of the added tokens that follow the
+# table of n tokens, named tokens; tokenizer_config.json goes before these.
+_FILES = {
+    "merges.txt": {"Qwen2Tokenizer": ("qwen2", True, None, {}), "GPT2Tokenizer": ("gpt2", False, None, {})},
+    "tiktoken.model": {"TikTokenTokenizer": (
+        "kimi", False, lambda n: [f"<|reserved_token_{i}|>" for i in range(n, n + 256)], {})},
+    "tokenizer.model": {"PreTrainedTokenizer": (
+        "llama3", False, _llama3_names, {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"})},
+    "qwen.tiktoken": {"QWenTokenizer": (
+        "qwen2", True, lambda n: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))],
+        {"eos_token": "<|endoftext|>"})},
+}
+
+
+def _read_files(folder: Path, config: dict) -> tuple[dict[bytes, int], dict]:
+    """(ranks, spec) of the first of tokenizer.json and _FILES that the folder holds; completes `config`."""
+    name = next((name for name in ("tokenizer.json", *_FILES) if (folder / name).exists()), None)
+    if name is None:
+        raise ValueError(f"there is no tokenizer.json, vocab.json + {', '.join(_FILES)}")
+    if name == "tokenizer.json":
+        spec = _read_json(folder / name)
+        model = spec.pop("model")
+    else:
+        owner = config.get("tokenizer_class", [*_FILES[name]][0]).removesuffix("Fast")
+        if owner not in _FILES[name]:
+            raise ValueError(f"{name} of tokenizer_class {owner!r} is unknown; known: {', '.join(_FILES[name])}")
+        pattern, nfc, texts, named = _FILES[name][owner]
+        config |= named | config
+        ranks = _read_table(folder / name) if texts else {}
+        spec = _spec(texts(len(ranks)) if texts else [], len(ranks), PATTERNS[pattern][0], nfc)
+    if name == "merges.txt":
+        lines = (folder / name).read_text(encoding="utf-8").split("\n")
+        model = {"type": "BPE", "vocab": _read_json(folder / "vocab.json"),
+                 "merges": [line for line in lines if line and not line.startswith("#version")]}
+    added = {t["id"]: t for t in spec["added_tokens"]}
+    added |= {int(i): {"id": int(i)} | t for i, t in config.get("added_tokens_decoder", {}).items()}
+    spec["added_tokens"] = [added[i] for i in sorted(added)]
+    if name in ("tokenizer.json", "merges.txt"):
+        ranks = _read_bpe(model, {t["content"] for t in added.values()})
+    return ranks, spec
+
+
+def _read_bpe(model: dict, added: set[str]) -> dict[bytes, int]:
+    options = [k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback") if model.get(k)]
+    if model["type"] != "BPE" or options:
+        raise ValueError(f"model {' with '.join([model['type'], *options])} is not a plain byte-level BPE")
+    try:
+        ranks = {bytes(map(_BYTE.__getitem__, text)): i for text, i in model["vocab"].items() if text not in added}
+        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+        merges = [tuple(bytes(map(_BYTE.__getitem__, text)) for text in pair) for pair in pairs]
+    except KeyError as e:
+        raise ValueError(f"{e} in the vocabulary is not a character of the byte-level alphabet") from e
+    _check_merges(ranks, merges, model.get("ignore_merges", False))
+    return ranks
+
+
+def _read_table(path: Path) -> dict[bytes, int]:
+    """A tiktoken table: lines of base64, space, rank."""
+    ranks = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as e:
+            raise ValueError(f"{path.name}:{number} is not 'base64 rank'; SentencePiece models are not supported") from e
+    return ranks
+
+
+def _local_folder(source: str | os.PathLike) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[
+            "tokenizer*", "chat_template.jinja", "generation_config.json", "vocab.json", *_FILES]))
+    except Exception as e:  # the hub's errors have no common base
+        raise ValueError(f"{source} is no folder, and the hub gave no tokenizer: {e}".splitlines()[0]) from e
+
+
 def _read_json(path: Path, default=None):
     if default is not None and not path.exists():
         return default
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
-        raise ValueError(f"{path} is not JSON: {e}") from e
+        raise ValueError(f"{path.name} is not JSON: {e}") from e
 
 
 # ---- Jinja, as transformers sets it up ----
