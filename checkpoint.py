@@ -31,29 +31,30 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 def save(out_dir, step: int, model, optimizers: list, state: dict, keep: int = 2, export: bool = False) -> Path:
     """
     Writes out_dir/step_{step:08d} and returns its path; then deletes all other checkpoints but the newest keep − 1 of
     earlier steps (those of later steps belong to a run that was taken back).
-    state: tensors, numbers, strings and None in lists, tuples and dicts. export: also model.save_pretrained(path/hub),
-    on rank 0 alone, with state_dict= (names to whole tensors) where the model is sharded.
+    state: tensors, numbers, strings and None in lists, tuples and dicts, the same keys on every rank; rank 0's is kept.
+    export: also model.save_pretrained(path/hub), on rank 0 alone, with state_dict= where the model is sharded.
     Raises OSError on a full disk, which leaves earlier checkpoints as they were and nothing of the new one; ValueError
     for values that could not be read back, a parameter foreign to the model, or optimizer state in local shards.
     """
     if keep < 1:
         raise ValueError(f'keep must be at least 1, not {keep}')
     path, weights = Path(out_dir) / f'step_{step:08d}', full_state_dict(model)
-    states = [optimizer_state(model, optimizer) for optimizer in optimizers]
+    states, state = [optimizer_state(model, optimizer) for optimizer in optimizers], tree_map(whole, state)
     rngs = [None] * dist.get_world_size() if dist.is_initialized() else [rng_state()]
     if dist.is_initialized():
         dist.gather_object(rng_state(), rngs if rank() == 0 else None)
 
     def write():
-        tensors = [v for s in states for entry in s['state'].values() for v in entry.values() if torch.is_tensor(v)]
-        need = sum(t.nbytes for t in tensors) + sum(t.nbytes for t in weights.values()) * (2 if export else 1)
         check_readable([state, [s['param_groups'] for s in states]])
+        leaves = tree_leaves([state, states, weights, weights if export else None])
+        need = sum(leaf.nbytes for leaf in leaves if torch.is_tensor(leaf))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix('.tmp')
         shutil.rmtree(temporary, ignore_errors=True)   # of a save that was killed
@@ -88,7 +89,8 @@ def latest(out_dir) -> Path | None:
 def load(path, model, optimizers: list) -> dict:
     """
     Restores the tensors of model and optimizers, hyperparameters, and this rank's generators, bit for bit; returns the
-    state that save was given, with 'step'. A rank beyond those that saved gets generators seeded from rank 0's.
+    state that save was given, with 'step', its tensors on the CPU. A rank beyond those that saved gets generators seeded
+    from rank 0's.
     Raises ValueError, with everything as it was, for a damaged file or a tensor or parameter group that does not fit.
     """
     path, targets = Path(path), named_tensors(model)
@@ -110,7 +112,7 @@ def load(path, model, optimizers: list) -> dict:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
-    return torch.load(path / 'state.pt', weights_only=True)
+    return torch.load(path / 'state.pt', map_location='cpu', weights_only=True)
 
 
 # ---- tensors, whole and sharded ----
@@ -245,7 +247,7 @@ def check_readable(values):
     """Raises ValueError unless values can be saved and read back without running code from the file."""
     buffer = io.BytesIO()
     try:
-        torch.save(values, buffer)
+        torch.save(tree_map(lambda value: None if torch.is_tensor(value) else value, values), buffer)
         torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
     except Exception as error:
         culprit = re.search(r'GLOBAL (\S+)', str(error))

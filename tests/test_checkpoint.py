@@ -177,7 +177,8 @@ def test_tied_and_viewed_tensors_are_stored_once(tmp_path):
     optimizer.state[model.weight]['momentum_buffer'] = torch.randn(50, 100, 100)[3]
     path = checkpoint.save(tmp_path, 1, model, [optimizer], {})
     assert (path / 'optimizer.pt').stat().st_size < 2 * 40_000
-    path = checkpoint.save(tmp_path, 2, build(), [], {})
+    path = checkpoint.save(tmp_path, 2, build(), [], {'reference': torch.randn(50, 100, 100)[3].T})
+    assert (path / 'state.pt').stat().st_size < 2 * 40_000
     stored = checkpoint.safe_open(path / 'weights.safetensors', 'pt').keys()
     assert set(stored) == {'embed.weight', 'experts', 'norm.weight', 'bias'}
 
