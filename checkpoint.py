@@ -89,8 +89,8 @@ def latest(out_dir) -> Path | None:
 def load(path, model, optimizers: list) -> dict:
     """
     Restores the tensors of model and optimizers, hyperparameters, and this rank's generators, bit for bit; returns the
-    state that save was given, with 'step', its tensors on the CPU. A rank beyond those that saved gets generators seeded
-    from rank 0's.
+    state that save was given and 'step', tensors on the CPU. A rank beyond those that saved gets generators seeded from
+    rank 0's.
     Raises ValueError, with everything as it was, for a damaged file or a tensor or parameter group that does not fit.
     """
     path, targets = Path(path), named_tensors(model)

@@ -36,7 +36,7 @@ def test_require(tmp_path):
 
 
 @pytest.mark.parametrize('line, message', [
-    ('{"messages": ', 'no JSON: Expecting value at column 14'),
+    ('{"messages": ', 'no JSON: Expecting value at column 13'),
     ("{'messages': []}", 'no JSON: '),
     ('{} {}', 'no JSON: Extra data at column 4'),
     (b'{"messages": "\xff"}', "'utf-8' codec can't decode"),
