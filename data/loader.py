@@ -20,8 +20,8 @@ ROLES = ('system', 'user', 'assistant', 'tool')
 
 def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
     """
-    The rows of a .jsonl or .jsonl.gz file, one JSON object a line, blank lines left out. require: keys each row must
-    have, not null; `messages` must be a chat, `prompt` a chat or a string, where a chat is a non-empty list of
+    The rows of a .jsonl or .jsonl.gz file, one JSON object a line, so row i is line i + 1. require: keys each row
+    must have, not null; `messages` must be a chat, `prompt` a chat or a string, where a chat is a non-empty list of
     {"role": "system" | "user" | "assistant" | "tool", "content": str}.
     Raises ValueError with file and line for a row that is anything else, for a file without rows or a damaged .gz.
     """
@@ -29,8 +29,7 @@ def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
     try:
         with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    rows.append(parse_row(line, require))
+                rows.append(parse_row(line, require))
     except ValueError as error:
         raise ValueError(f'{path}:{number}: {error}') from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -42,6 +41,8 @@ def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
 
 def parse_row(line: bytes, require: tuple) -> dict:
     """One row; ValueError says what is wrong with it."""
+    if not line.strip():
+        raise ValueError('blank line')
     try:
         row = json.loads(line.rstrip().decode('utf-8'))
     except json.JSONDecodeError as error:

@@ -24,7 +24,7 @@ def write(tmp_path, *lines, name='x.jsonl'):
 def test_read_rows(tmp_path, name):
     rows = [{'messages': CHAT, 'id': 1}, {'messages': CHAT[:1] + [{'role': 'assistant', 'content': 'é\u2028“\n'}]}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    assert read_rows(write(tmp_path, lines[0], '', lines[1], '', name=name)) == rows
+    assert read_rows(write(tmp_path, lines[0], lines[1], '', name=name)) == rows
 
 
 def test_require(tmp_path):
@@ -36,6 +36,8 @@ def test_require(tmp_path):
 
 
 @pytest.mark.parametrize('line, message', [
+    ('', 'blank line'),
+    (' \t\r', 'blank line'),
     ('{"messages": ', 'no JSON: Expecting value at column 13'),
     ("{'messages': []}", 'no JSON: '),
     ('{} {}', 'no JSON: Extra data at column 4'),
@@ -54,7 +56,8 @@ def test_require(tmp_path):
     ('{"messages": [{"role": "user", "content": 3}]}', r'messages\[0\] must have a string as content'),
 ])
 def test_malformed_row_names_file_and_line(tmp_path, line, message):
-    path = write(tmp_path, json.dumps({'messages': CHAT}), '', line, json.dumps({'messages': CHAT}))
+    good = json.dumps({'messages': CHAT})
+    path = write(tmp_path, good, good, line, good)
     with pytest.raises(ValueError, match=f'^{path}:3: {message}') as error:
         read_rows(path)
     assert '\n' not in str(error.value)
@@ -67,7 +70,7 @@ def test_prompt_must_be_chat_or_string(tmp_path):
 
 def test_files_without_rows(tmp_path):
     with pytest.raises(ValueError, match='x.jsonl: no rows in it'):
-        read_rows(write(tmp_path, '', ' '))
+        read_rows(write(tmp_path, ''))
     with pytest.raises(FileNotFoundError, match='absent.jsonl'):
         read_rows(tmp_path / 'absent.jsonl')
     lines = [json.dumps({'messages': CHAT, 'id': i * 7919 % 1000}) for i in range(5000)]

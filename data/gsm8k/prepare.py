@@ -1,0 +1,103 @@
+"""
+GSM8K (grade-school word problems, MIT licence) as files for reinforcement learning and fine-tuning.
+
+    python data/gsm8k/prepare.py                            # downloads openai/gsm8k; needs pip install -e '.[data]'
+    python data/gsm8k/prepare.py --source=path/to/folder    # a folder with train.jsonl and test.jsonl
+
+writes to out_dir
+    train.jsonl, test.jsonl   {"prompt": [user: question], "answer": "42", "task": "math", "id": "gsm8k/train/0"}
+    sft.jsonl                 {"messages": [user: question, assistant: solution of the training row], "task", "id"}
+The assistant's turn is <think>, the written solution without its <<48/2=24>> calculator marks, </think>, then
+<answer>42</answer>. Answers lose their thousands separators. Training rows are shuffled by the seed, test rows keep
+their order. A row that is not a question with a solution ending in "#### number" stops it, named by file and line.
+"""
+import json
+import random
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
+from configurator import configure  # noqa: E402
+from data.loader import read_rows  # noqa: E402
+
+
+@dataclass
+class Config:
+    out_dir: str = 'data/gsm8k'   # folder for train.jsonl, test.jsonl and sft.jsonl
+    source: str | None = None     # folder with the original train.jsonl and test.jsonl; None downloads them
+    revision: str = 'main'        # revision of openai/gsm8k on the hub
+    seed: int = 1                 # order of the training rows
+
+
+def originals(cfg: Config, split: str) -> tuple[str, list[dict]]:
+    """The name of the file a split comes from, and its rows with question and answer."""
+    if cfg.source is not None:
+        path = Path(cfg.source) / f'{split}.jsonl'
+        if path.resolve() == (Path(cfg.out_dir) / path.name).resolve():
+            raise ValueError(f'{path} would be overwritten: choose another out_dir')
+        return str(path), read_rows(path, require=('question', 'answer'))
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError("the hub has GSM8K as parquet: pip install -e '.[data]', or give a folder with its .jsonl "
+                         'files as --source=') from error
+    from huggingface_hub import hf_hub_download
+    name = f'main/{split}-00000-of-00001.parquet'
+    path = hf_hub_download('openai/gsm8k', name, repo_type='dataset', revision=cfg.revision)
+    return name, pyarrow.parquet.read_table(path).to_pylist()
+
+
+def convert(row: dict, name: str) -> tuple[dict, dict]:
+    """A row of GSM8K -> (RL row, SFT row). ValueError says what is wrong with it."""
+    question, answer = row.get('question'), row.get('answer')
+    if not isinstance(question, str) or not question.strip() or not isinstance(answer, str):
+        raise ValueError('question and answer must be strings with text in them')
+    match = re.fullmatch(r'(.*\S)\s*\n#### (-?\d+|-?\d{1,3}(?:,\d{3})+)\s*', answer, re.DOTALL)
+    if match is None:
+        raise ValueError(f'the answer must be a solution and a last line "#### number", it ends in {answer[-40:]!r}')
+    solution, number = re.sub(r'<<[^<>]*>>', '', match[1]), match[2].replace(',', '')
+    if '<<' in solution or '>>' in solution:
+        raise ValueError('a calculator mark <<...>> in the answer is not closed')
+    user = {'role': 'user', 'content': question.strip()}
+    turn = {'role': 'assistant', 'content': f'<think>\n{solution.strip()}\n</think>\n<answer>{number}</answer>'}
+    rl = {'prompt': [user], 'answer': number, 'task': 'math', 'id': name}
+    return rl, {'messages': [user, turn], 'task': 'math', 'id': name}
+
+
+def convert_split(cfg: Config, split: str) -> list[tuple[dict, dict]]:
+    name, rows = originals(cfg, split)
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        try:
+            pairs.append(convert(row, f'gsm8k/{split}/{number - 1}'))
+        except ValueError as error:
+            raise ValueError(f'{name}:{number}: {error}') from error
+    return pairs
+
+
+def main(cfg: Config):
+    train, test = convert_split(cfg, 'train'), convert_split(cfg, 'test')
+    seen = {rl['prompt'][0]['content']: rl['id'] for rl, _ in train}
+    for rl, _ in test:
+        if rl['prompt'][0]['content'] in seen:
+            raise ValueError(f'{rl["id"]} is the same question as {seen[rl["prompt"][0]["content"]]}: no held-out test')
+    random.Random(cfg.seed).shuffle(train)
+    files = {'train.jsonl': [rl for rl, _ in train], 'test.jsonl': [rl for rl, _ in test],
+             'sft.jsonl': [sft for _, sft in train]}
+    out = Path(cfg.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+        (out / name).write_text(text, encoding='utf-8')
+        print(f'{out / name}: {len(rows)} rows, {len(text.encode()):,} bytes')
+    for name in ('train.jsonl', 'sft.jsonl'):
+        print(f'\n{name}, row 1\n{json.dumps(files[name][0], ensure_ascii=False, indent=2)}')
+
+
+if __name__ == '__main__':
+    try:
+        main(configure(Config, sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        sys.exit('prepare.py: ' + ' '.join(str(error).split()))
