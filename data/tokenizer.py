@@ -4,9 +4,9 @@
     tok = Tokenizer.from_words(["10", "11", " plus"], ["<|user|>", "<|assistant|>", "<|end|>"], eos="<|end|>")
     tok.encode("text"), tok.decode(ids), tok.apply_chat_template(messages)
 
-In each piece of text that its pattern cuts out, tiktoken joins the adjacent pair that makes the token of lowest id, again
-and again; a Hugging Face BPE follows its list of merges. `_check_merges` refuses a file where the two could differ, and
-PATTERNS holds the pre-tokenizers that are accepted: regex engines differ, so each was compared before it was listed.
+In each piece of text that its pattern cuts out, tiktoken joins the adjacent pair that makes the token of lowest id,
+over and over; a Hugging Face BPE follows its list of merges. `_check_merges` refuses a file where the two could differ,
+and PATTERNS holds the pre-tokenizers that are accepted: regex engines differ, so each was compared before.
 """
 import base64
 import codecs
@@ -28,8 +28,8 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _QWEN2, _LLAMA3 = (rf"{_CONTRACTED}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|{_REST}" for digits in (r"\p{N}", _DIGITS))
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
-_KIMI = "|".join([r"[\p{Han}]+", *(rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}{_CONTRACTED}?" for a, b in ("*+", "+*")),
-                  _DIGITS, _REST])
+_WORDS = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}{_CONTRACTED}?" for a, b in ("*+", "+*"))
+_KIMI = "|".join([r"[\p{Han}]+", *_WORDS, _DIGITS, _REST])
 _CJK, _PUNCTUATED = "一-龥぀-ゟ゠-ヿ", r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
 _DEEPSEEK_V3 = "|".join([  # its third step sees the runs of _CJK, and what digits and they leave, each by itself
     _DIGITS,
@@ -103,12 +103,12 @@ class Tokenizer:
         self._special = _any_of(self.special_tokens)
         self._before, self._after = (  # matched before and after normalisation
             _any_of(t["content"] for t in spec["added_tokens"] if t["normalized"] == flag) for flag in (False, True))
-        self._named = {name: value["content"] if isinstance(value, dict) else value
-                       for name, value in config.items() if value and name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        self._named = {name: value["content"] if isinstance(value, dict) else value for name, value in config.items()
+                       if value and name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self.vocab_size = max(self._bytes) + 1
         self.bos_id, self.eos_id = (self._id_of(self._named.get(name)) for name in ("bos_token", "eos_token"))
-        ends = config.get("stop_tokens", [self._named.get("eos_token"), *(t for t in _ENDS if t in self.special_tokens)])
-        self.stop_ids = stop_ids or sorted({self._id_of(text) for text in ends if text})
+        ends = [self._named.get("eos_token"), *(t for t in _ENDS if t in self.special_tokens)]
+        self.stop_ids = stop_ids or sorted({self._id_of(t) for t in config.get("stop_tokens", ends) if t})
 
     def _id_of(self, text: str | None) -> int | None:
         if text and text not in self.special_tokens and text.encode() not in self.ranks:
@@ -189,9 +189,13 @@ class Tokenizer:
         ids = []
         for i, piece in enumerate(self._before.split(text)):  # odd pieces are the tokens
             for j, part in enumerate([piece] if i % 2 else self._after.split(self._normalized(piece))):
-                is_token = i % 2 or j % 2
-                ids += [self.special_tokens[part]] if is_token else self._encoding.encode_ordinary(part.replace(_drop, ""))
+                token = self.special_tokens.get(part) if i % 2 or j % 2 else None
+                ids += self._encoding.encode_ordinary(part.replace(_drop, "")) if token is None else [token]
         return ids
+
+    def encode_assistant(self, text: str) -> list[int]:
+        """Text as the assistant writes it (a sample, a prefill) to ids: TAGS become tokens, the rest is ordinary."""
+        return self.encode_with_specials(self._guarded(text, TAGS), _GUARD)
 
     def _normalized(self, text: str) -> str:
         return unicodedata.normalize("NFC", text) if self._nfc else text
@@ -219,9 +223,9 @@ class Tokenizer:
         """Renders `messages` (dicts with role and content) and returns (ids, mask), lists of equal length.
 
         The mask is 1 on what the assistant is to be trained to write: its content and the token that ends its turn.
-        A turn whose content reasons (holds "</think>") stands as sampling would have made it: right after the generation
-        prompt, whole, less the text which that prompt prefills. Other turns stand where the template puts them. Earlier
-        turns are as the template shows history; those it changes (R1's drops the reasoning) are context, mask 0.
+        A turn whose content reasons (holds "</think>") stands as sampling would have made it: whole, right after the
+        generation prompt, less the text which that prompt prefills. Other turns stand where the template puts them.
+        Earlier turns are as the template shows history; those it changes (R1's drops reasoning) are context, mask 0.
 
         Added tokens come from the template alone. In messages their text is encoded as ordinary text, except that the
         assistant's TAGS become tokens, since it is trained to write them. No token straddles the start of what the
@@ -272,12 +276,11 @@ class Tokenizer:
             return shown[0], body, shown[1]
         prefill = self._prefill(before, kwargs)
         if "</think>" in prefill:
-            raise ValueError(f"the generation prompt ends the reasoning ({prefill!r}) but the assistant's message reasons; "
+            raise ValueError(f"the generation prompt ends the reasoning ({prefill!r}), yet the assistant's message reasons; "
                              "pass the template's switch (thinking=True, enable_thinking=True, ...)")
-        for opening in (prefill, prefill.rstrip()):
-            if opening and body.lstrip().startswith(opening):
-                body = body.lstrip()[len(opening) :]
-                break
+        if prefill and body.lstrip().startswith(prefill.rstrip()):
+            body = body.lstrip().removeprefix(prefill.rstrip())
+            body = body.removeprefix(prefill[len(prefill.rstrip()) :])
         return self._render(before, True, kwargs), body, shown[1]
 
     def _guarded_message(self, message: dict) -> dict:
@@ -351,8 +354,8 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | 
 def _check_merges(ranks: dict[bytes, int], merges: list[tuple[bytes, ...]], ignore_merges: bool) -> None:
     """ValueError unless tiktoken's merging, by lowest id, gives what following `merges` in order gives.
 
-    It does where ids grow with the merges, where the merge by which tiktoken makes a token is listed for every token, and
-    where tokens that no merge makes are nevertheless taken as whole pieces (ignore_merges), as tiktoken takes them.
+    It does where ids grow with the merges, where the merge by which tiktoken makes a token is listed for every token,
+    and where tokens that no merge makes are yet taken as whole pieces (ignore_merges), as tiktoken takes them.
     """
     missing = [b for b in range(256) if bytes([b]) not in ranks]
     if missing:
@@ -361,7 +364,7 @@ def _check_merges(ranks: dict[bytes, int], merges: list[tuple[bytes, ...]], igno
     for pair in merges:
         i = ranks.get(b"".join(pair))
         if i is None or len(pair) != 2 or not all(part in ranks for part in pair):
-            raise ValueError(f"merge {pair} is not of two tokens into a third")
+            raise ValueError(f"merge {pair} is not of two ordinary tokens into a third")
         if i < last:
             raise ValueError(f"merge {pair} gives id {i} after a merge that gives {last}, but tiktoken merges by id")
         last = i
@@ -403,12 +406,12 @@ def _pattern(pre_tokenizer: dict | None, ranks: dict[bytes, int]) -> str:
     """The pattern for tiktoken; ValueError naming the pre-tokenizer that is not known."""
     *splits, level = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
     if not level or level["type"] != "ByteLevel" or level.get("add_prefix_space", True):
-        raise ValueError(f"pre-tokenizer {json.dumps(level)} is unknown; it must end in ByteLevel without a prefix space")
+        raise ValueError(f"pre-tokenizer {json.dumps(level)} is unknown; the last step must be ByteLevel, unprefixed")
     plain = all(s["type"] == "Split" and s["behavior"] == "Isolated" and not s["invert"] for s in splits)
-    regexes = [s["pattern"].get("Regex", "").replace("\r", r"\r").replace("\n", r"\n") for s in splits if plain]
+    regexes = [s["pattern"].get("Regex", "") for s in splits if plain]
     if level.get("use_regex", True):
         regexes.append(_GPT2)  # ByteLevel then splits by itself
-    known = dict(PATTERNS.values()).get(tuple(regexes))
+    known = dict(PATTERNS.values()).get(tuple(r.replace("\r", r"\r").replace("\n", r"\n") for r in regexes))
     if not known and regexes == [_words_pattern(ranks)]:
         known = regexes[0]
     if not plain or not known:
@@ -441,8 +444,8 @@ def _llama3_names(first: int) -> list[str]:
     return [f"<|{named.get(i) or f'reserved_special_token_{next(reserved)}'}|>" for i in range(256)]
 
 
-# Files that do not say how they split text -> tokenizer_class -> pattern, NFC, texts of the added tokens that follow the
-# table of n tokens, named tokens; tokenizer_config.json goes before these.
+# Files that do not say how they split text -> tokenizer_class -> (pattern, NFC, texts of the added tokens that follow a
+# table of n tokens, named tokens). What tokenizer_config.json says goes before these.
 _FILES = {
     "merges.txt": {"Qwen2Tokenizer": ("qwen2", True, None, {}), "GPT2Tokenizer": ("gpt2", False, None, {})},
     "tiktoken.model": {"TikTokenTokenizer": (
@@ -450,7 +453,7 @@ _FILES = {
     "tokenizer.model": {"PreTrainedTokenizer": (
         "llama3", False, _llama3_names, {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"})},
     "qwen.tiktoken": {"QWenTokenizer": (
-        "qwen2", True, lambda n: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))],
+        "qwen2", True, lambda n: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [f"<|extra_{i}|>" for i in range(205)],
         {"eos_token": "<|endoftext|>"})},
 }
 
@@ -484,9 +487,10 @@ def _read_files(folder: Path, config: dict) -> tuple[dict[bytes, int], dict]:
 
 
 def _read_bpe(model: dict, added: set[str]) -> dict[bytes, int]:
-    options = [k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback") if model.get(k)]
-    if model["type"] != "BPE" or options:
-        raise ValueError(f"model {' with '.join([model['type'], *options])} is not a plain byte-level BPE")
+    options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    found = [f"{k}={model[k]}" for k in ("type", *options) if model.get(k)]
+    if found != ["type=BPE"]:
+        raise ValueError(f"a model of {', '.join(found)} is not a plain byte-level BPE")
     try:
         ranks = {bytes(map(_BYTE.__getitem__, text)): i for text, i in model["vocab"].items() if text not in added}
         pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
@@ -505,7 +509,7 @@ def _read_table(path: Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError as e:
-            raise ValueError(f"{path.name}:{number} is not 'base64 rank'; SentencePiece models are not supported") from e
+            raise ValueError(f"{path.name}:{number} is not 'base64 rank' (a SentencePiece model?)") from e
     return ranks
 
 
@@ -513,10 +517,10 @@ def _local_folder(source: str | os.PathLike) -> Path:
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
+    names = ["tokenizer*", "chat_template.jinja", "generation_config.json", "vocab.json", *_FILES]
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[
-            "tokenizer*", "chat_template.jinja", "generation_config.json", "vocab.json", *_FILES]))
-    except Exception as e:  # the hub's errors have no common base
+        return Path(snapshot_download(str(source), allow_patterns=names))
+    except (OSError, ValueError) as e:
         raise ValueError(f"{source} is no folder, and the hub gave no tokenizer: {e}".splitlines()[0]) from e
 
 
