@@ -1,7 +1,10 @@
 """
 Countdown, the toy of `make r1`: three numbers and a target, reach it with + - *, each number used once, in any order.
 
-    python data/countdown/prepare.py --out_dir=data/countdown        # corpus, RL prompts, held-out test, tokenizer
+    python data/countdown/prepare.py --out_dir=out/r1/data
+
+writes corpus.jsonl (the base model's), rl.jsonl (problems for RL), distill.jsonl (the corpus's problems, for the teacher),
+test.jsonl (held out), the same for the second task, and tokenizer/.
 
 A trace tries the pairs of numbers in the order given: each pair is added, subtracted (larger minus smaller) and multiplied, and
 the result meets the third number in the same three ways. " 3 plus 7 is 10 with 4 : 14 6 40 yes" reads: 3+7 = 10, and with 4 that
@@ -34,15 +37,15 @@ from data.tokenizer import Tokenizer  # noqa: E402
 
 @dataclass
 class Config:
-    out_dir: str = 'data/countdown'  # where corpus.jsonl, rl.jsonl, test.jsonl and the tokenizer go
+    out_dir: str = 'out/r1/data'     # where the files go
     seed: int = 1                    # everything below is drawn from it
-    corpus_rows: int = 60000         # rows of corpus.jsonl
-    rl_rows: int = 1024              # problems of rl.jsonl
+    corpus_rows: int = 80000         # rows of corpus.jsonl
+    rl_rows: int = 768               # problems of rl.jsonl
     test_rows: int = 512             # problems of test.jsonl
-    max_number: int = 10             # numbers are drawn from 1 to this
+    max_number: int = 12             # numbers are drawn from 1 to this
     guess: float = 0.65              # share of countdown rows that guess at once
-    quick: float = 0.15              # share that search a little, give up and guess
-    search: float = 0.20             # share that search fully
+    quick: float = 0.08              # share that search a little, give up and guess
+    search: float = 0.27             # share that search fully
     chinese: float = 0.25            # share of rows wholly in the second notation
     mixed: float = 0.25              # share of rows that change notation between lines
     broken: float = 0.10             # share of rows that break the format
@@ -54,9 +57,9 @@ PAIRS = ((0, 1, 2), (0, 2, 1), (1, 2, 0))  # which two numbers meet first, and t
 OPS = ('+', '-', '*')
 WORDS = {
     'en': {'+': 'plus', '-': 'minus', '*': 'times', 'is': 'is', 'with': 'with', 'yes': 'yes', 'big': 'big',
-           'guess': 'guess', 'quick': 'quick', 'search': 'search', 'stop': 'enough'},
+           'guess': 'guess', 'quick': 'quick', 'search': 'search', 'stop': 'enough', 'sort': 'order'},
     'zh': {'+': '加', '-': '减', '*': '乘', 'is': '得', 'with': '和', 'yes': '对', 'big': '大',
-           'guess': '猜', 'quick': '略', 'search': '找', 'stop': '罢'},
+           'guess': '猜', 'quick': '略', 'search': '找', 'stop': '罢', 'sort': '排'},
 }
 
 
@@ -126,7 +129,7 @@ def corpus_row(rng, cfg, pool):
     broken = rng.random() < cfg.broken
     if rng.random() < cfg.sort:
         row = sort_problem(rng)
-        reasoning, answer, mode = ' ' + WORDS['zh' if notation == 'zh' else 'en']['guess'], row['answer'], 'sort'
+        reasoning, answer, mode = ' ' + WORDS['zh' if notation == 'zh' else 'en']['sort'], row['answer'], 'sort'
         user = row['prompt'][0]['content']
     else:
         numbers, target = rng.choice(pool)
@@ -149,6 +152,12 @@ def sort_problem(rng):
     numbers = rng.sample(range(1, LARGEST + 1), 3)
     return {'prompt': [{'role': 'user', 'content': ' sort' + ''.join(f' {n}' for n in numbers)}], 'task': 'match', 'language': 'en',
             'answer': ' '.join(map(str, sorted(numbers)))}
+
+
+def sort_answered(rng):
+    row = sort_problem(rng)
+    text = respond(rng, ' ' + WORDS['en']['sort'], row['answer'], broken=False)
+    return {'messages': [*row['prompt'], {'role': 'assistant', 'content': text}], 'task': row['task']}
 
 
 def toy_tokenizer():
@@ -178,6 +187,8 @@ def main(cfg):
     write_rows(out / 'corpus.jsonl', corpus)
     write_rows(out / 'rl.jsonl', [rl_problem(rng, *p) for p in rl])
     write_rows(out / 'test.jsonl', [rl_problem(rng, *p) for p in test])
+    write_rows(out / 'distill.jsonl', [rl_problem(rng, *p) for p in pool * 2])
+    write_rows(out / 'sort_sft.jsonl', [sort_answered(rng) for _ in range(cfg.rl_rows)])
     write_rows(out / 'sort.jsonl', [sort_problem(rng) for _ in range(cfg.rl_rows)])
     write_rows(out / 'sort_test.jsonl', [sort_problem(rng) for _ in range(cfg.test_rows)])
     toy_tokenizer().save_pretrained(out / 'tokenizer')

@@ -1,0 +1,13 @@
+# Cold start: the base again, on about a thousand of R1-Zero's right, well-formed, English-only samples.
+import os
+_run = os.environ.get('RUN', 'out/r1')
+
+out_dir = f'{_run}/cold'
+init_from = f'{_run}/base'
+data = [f'{_run}/zero/samples.jsonl']
+row_len = 160
+batch_rows = micro_rows = 24
+steps = 60
+learning_rate = 5e-4
+warmup_steps = 5
+save_every = 0

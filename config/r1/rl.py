@@ -1,0 +1,14 @@
+# RL from the cold start: accuracy, format, and the share of English words in the reasoning.
+import os
+_run = os.environ.get('RUN', 'out/r1')
+
+out_dir = f'{_run}/rl'
+init_from = f'{_run}/cold'
+data = [f'{_run}/data/rl.jsonl']
+rewards = {'accuracy': 1.0, 'format': 0.2, 'language': 0.2}
+steps = 20
+prompts = 32
+group = 8
+learning_rate = 5e-4
+max_new_tokens = 160
+eval_data = [f'{_run}/data/test.jsonl']

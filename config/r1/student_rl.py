@@ -1,0 +1,18 @@
+# The control of distillation: RL on the same student with the compute that distillation took (the teacher's not counted).
+import json
+import os
+_run = os.environ.get('RUN', 'out/r1')
+with open(f'{_run}/distill/metrics.jsonl') as _file:
+    max_flops = json.loads(_file.readlines()[-1])['flops']
+
+out_dir = f'{_run}/student_rl'
+init_from = f'{_run}/student_base'
+data = [f'{_run}/data/rl.jsonl']
+rewards = {'accuracy': 1.0, 'format': 0.2, 'language': 0.2}
+steps = 1000
+prompts = 32
+group = 8
+learning_rate = 5e-4
+max_new_tokens = 160
+eval_data = [f'{_run}/data/test.jsonl']
+eval_every = 10

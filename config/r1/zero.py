@@ -1,0 +1,14 @@
+# R1-Zero: GRPO straight from the base model, accuracy and format rewards only.
+import os
+_run = os.environ.get('RUN', 'out/r1')
+
+out_dir = f'{_run}/zero'
+init_from = f'{_run}/base'
+data = [f'{_run}/data/rl.jsonl']
+rewards = {'accuracy': 1.0, 'format': 0.2}
+steps = 30
+prompts = 32
+group = 8
+learning_rate = 5e-4
+max_new_tokens = 160
+eval_data = [f'{_run}/data/test.jsonl']

@@ -1,0 +1,150 @@
+"""
+The last stage of `make r1`: reads what the other stages wrote and prints, plots and writes it up.
+
+    python report.py --run=out/r1      # -> report.md, report.json, curves.png (needs the [plot] extra)
+
+It computes nothing about models: accuracy, lengths and intervals come from each stage's eval.json (sample.py), curves and costs
+from metrics.jsonl (sft.py, grpo.py), wall-clock from seconds.txt (Makefile). A file of its own because it belongs to no script.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from configurator import configure
+from sample import write_jsonl
+
+STAGES = {
+    'base': 'pretrained from nothing',
+    'zero': 'GRPO from base (R1-Zero)',
+    'cold': "SFT of base on zero's clean samples",
+    'rl': 'GRPO from cold, language reward added',
+    'reject': "SFT of base on rl's clean samples + sorting",
+    'final': 'GRPO from reject, both tasks',
+    'distill': "SFT of the student on final's samples",
+    'student_rl': 'GRPO on the student, same FLOPs',
+}
+KEYS = ('pass1', 'pass1_ci', 'greedy', 'maj8', 'length', 'format', 'mixing')
+
+
+@dataclass
+class Config:
+    run: str = 'out/r1'   # folder of the chain
+    goal: float = 0.90    # accuracy whose cost is reported
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()] if Path(path).exists() else []
+
+
+def seconds_by_stage(run):
+    """seconds.txt: lines "path-of-target seconds" -> {stage: seconds}"""
+    out = {}
+    for line in (run / 'seconds.txt').read_text().splitlines() if (run / 'seconds.txt').exists() else ():
+        target, seconds = line.rsplit(' ', 1)
+        stage = Path(target).relative_to(run).parts[0]
+        out[stage] = out.get(stage, 0.0) + float(seconds)
+    return out
+
+
+def numbers_of(run, stage, data='test.jsonl', file='eval.json'):
+    """The evaluation of a stage on one problem file, or None."""
+    rows = read_jsonl(run / stage / file)
+    return next((numbers for path, numbers in rows[0].items() if Path(path).name == data), None) if rows else None
+
+
+def cost_to(goal, metrics, window=3):
+    """-> (step, seconds, FLOPs) at which the training accuracy, averaged over `window` steps, reaches goal; or None"""
+    steps = [m for m in metrics if 'right' in m]
+    for i in range(len(steps)):
+        recent = steps[max(0, i - window + 1):i + 1]
+        if sum(m['right'] for m in recent) / len(recent) >= goal:
+            return steps[i]['step'], steps[i]['seconds'], steps[i]['flops']
+
+
+def plot(run, path):
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: matplotlib is missing; pip install -e '.[plot]'", file=sys.stderr)
+        return False
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(2, 1, figsize=(8, 7), sharex=True, constrained_layout=True)
+    for color, stage in enumerate(('zero', 'rl', 'final', 'student_rl')):
+        metrics = read_jsonl(run / stage / 'metrics.jsonl')
+        train, evals = [m for m in metrics if 'right' in m], [m for m in metrics if 'eval_pass1' in m]
+        for axis, key in zip(axes, ('right', 'length')):
+            axis.plot([m['step'] for m in train], [m[key] for m in train], color=f'C{color}', alpha=0.35, linewidth=1)
+        for axis, key in zip(axes, ('eval_pass1', 'eval_length')):
+            axis.plot([m['step'] for m in evals], [m[key] for m in evals], 'o-', color=f'C{color}', markersize=3, label=STAGES[stage])
+    axes[0].set(ylabel='right at T = 1', ylim=(0, 1.02), title='RL on Countdown: held-out problems (dots), rollouts (thin)')
+    axes[1].set(ylabel='tokens a completion', xlabel='RL step')
+    axes[0].legend(fontsize=8, loc='lower right')
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def traces(run, stage, count=3):
+    """The first samples of the first held-out problems, as a fenced block."""
+    rows = read_jsonl(run / stage / 'eval.jsonl')[:count]
+    lines = [f'{row["prompt"][0]["content"].strip()}  →  {row["samples"][0]["response"]}' for row in rows]
+    return '```\n' + '\n'.join(lines) + '\n```'
+
+
+def main(cfg):
+    run = Path(cfg.run)
+    seconds, stages = seconds_by_stage(run), {}
+    for stage in STAGES:
+        numbers = numbers_of(run, stage)
+        if numbers:
+            stages[stage] = {**{key: numbers.get(key) for key in KEYS}, 'seconds': seconds.get(stage), 'pass8': numbers.get('pass8'),
+                             'problems': numbers['problems']}
+            load = [m['expert_max_load'] for m in read_jsonl(run / stage / 'metrics.jsonl') if 'expert_max_load' in m]
+            stages[stage]['expert_max_load'] = load[-1] if load else None
+    if not stages:
+        sys.exit(f'{run}: no stage has an eval.json; run `make r1` first')
+    show = lambda v: '–' if v is None else f'{v:.3f}' if isinstance(v, float) and v < 10 else f'{v:.0f}'  # noqa: E731
+    md = ['# nanoR1: the R1 recipe on Countdown', '',
+          f'{next(iter(stages.values()))["problems"]} held-out problems, 8 samples each at T = 1; 95% intervals over problems. '
+          f'{sum(seconds.values()):.0f} s in all.', '',
+          '| stage | what | right, T = 1 | 95% | greedy | maj@8 | pass@8 | tokens | format | mixing | busiest expert | s |',
+          '|---|---|---|---|---|---|---|---|---|---|---|---|']
+    for stage, n in stages.items():
+        low, high = n['pass1_ci']
+        md.append(f'| {stage} | {STAGES[stage]} | {n["pass1"]:.3f} | {low:.3f}–{high:.3f} | {show(n["greedy"])} | {show(n["maj8"])} | {show(n["pass8"])} | '
+                  f'{n["length"]:.0f} | {show(n["format"])} | {show(n["mixing"])} | {show(n["expert_max_load"])} | {show(n["seconds"])} |')
+    md += ['', 'Busiest expert: its load over the mean load. Mixing: share of samples whose reasoning holds both notations.', '']
+    extra = {}
+    forced = numbers_of(run, 'base', file='eval_search.json')
+    if forced:
+        extra['base_forced_search'] = forced['pass1']
+        md.append(f'The base, made to begin with "search": {forced["pass1"]:.3f} right ({forced["pass1_ci"][0]:.3f}–{forced["pass1_ci"][1]:.3f}).')
+    sort = numbers_of(run, 'final', 'sort_test.jsonl', 'eval_sort.json')
+    if sort:
+        extra['final_sort'] = sort['pass1']
+        md.append(f'The final model on the second task, sorting: {sort["pass1"]:.3f} right.')
+    for stage in ('zero', 'rl', 'student_rl'):
+        cost = cost_to(cfg.goal, read_jsonl(run / stage / 'metrics.jsonl'))
+        extra[f'{stage}_to_goal'] = cost and dict(zip(('step', 'seconds', 'flops'), cost))
+        md.append(f'{STAGES[stage]}: ' + (f'{cfg.goal:.2f} on its rollouts after {cost[0]} steps, {cost[1]:.0f} s, {cost[2]:.2e} FLOPs.' if cost
+                                         else f'{cfg.goal:.2f} not reached.'))
+    flops = {stage: m[-1]['flops'] for stage in ('cold', 'distill', 'student_rl') if (m := [m for m in read_jsonl(run / stage / 'metrics.jsonl') if 'flops' in m])}
+    if {'distill', 'student_rl'} <= set(flops):
+        md.append(f'Compute of the two student arms: distillation {flops["distill"]:.2e} FLOPs (the teacher\'s sampling not counted), RL {flops["student_rl"]:.2e}.')
+    extra['flops'] = flops
+    if plot(run, run / 'curves.png'):
+        md += ['', '![curves](curves.png)']
+    for stage in ('base', 'final'):
+        if (run / stage / 'eval.jsonl').exists():
+            md += ['', f'Samples of {stage}:', '', traces(run, stage)]
+    (run / 'report.md').write_text('\n'.join(md) + '\n', encoding='utf-8')
+    write_jsonl(run / 'report.json', [{'seconds': sum(seconds.values()), 'stages': stages, **extra}])
+    print('\n'.join(md))
+
+
+if __name__ == '__main__':
+    main(configure(Config, sys.argv[1:]))

@@ -1,0 +1,304 @@
+"""model.py against transformers: stored logits of the shared fixtures where they are, and random models built here."""
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
+
+FIXTURES = Path(__file__).resolve().parents[2] / 'shared' / 'fixtures'
+NAMES = ['deepseek-v3', 'deepseek-v3-fp8', 'moonlight', 'deepseek-v2-lite', 'deepseek-v2', 'qwen2', 'qwen3', 'llama3']
+
+SMALL = dict(vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
+             max_position_embeddings=64, initializer_range=0.2)
+MLA = dict(SMALL, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=12, n_routed_experts=8,
+           num_experts_per_tok=3, moe_intermediate_size=16, first_k_dense_replace=1)
+YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16, beta_fast=32, beta_slow=1, mscale=0.707, mscale_all_dim=0.707)
+LLAMA3 = dict(rope_type='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+FAMILIES = {
+    'v3': dict(MLA, model_type='deepseek_v3', q_lora_rank=24, n_group=4, topk_group=2, routed_scaling_factor=2.5, rope_scaling=YARN),
+    'moonlight': dict(MLA, model_type='deepseek_v3', n_shared_experts=2, routed_scaling_factor=2.4, rms_norm_eps=1e-5),
+    'v2': dict(MLA, model_type='deepseek_v2', q_lora_rank=24, topk_method='group_limited_greedy', scoring_func='softmax',
+               norm_topk_prob=False, n_group=4, topk_group=2, routed_scaling_factor=4.0, rope_scaling=YARN),
+    'v2-lite': dict(MLA, model_type='deepseek_v2', topk_method='greedy', scoring_func='softmax', norm_topk_prob=False),
+    'qwen2': dict(SMALL, model_type='qwen2', head_dim=8, tie_word_embeddings=True),
+    'qwen3': dict(SMALL, model_type='qwen3', head_dim=16),
+    'llama3': dict(SMALL, model_type='llama', head_dim=8, rope_scaling=LLAMA3),
+}
+
+
+def small(family, **changes):
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**{**FAMILIES[family], **changes}))
+    with torch.no_grad():  # norms, biases and routing biases that are not trivial
+        for name, t in model.state_dict().items():
+            if 'norm' in name or name.endswith('bias'):
+                t += 0.1 * torch.randn_like(t)
+    return model
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_fixture_parity(name):
+    folder = FIXTURES / f'tiny-{name}'
+    if not folder.exists():
+        pytest.skip('needs the shared fixtures')
+    model, expected = Transformer.from_pretrained(folder), load_file(folder / 'expected.safetensors')
+    ids = expected['input_ids']
+    labels = F.pad(ids[:, 1:], (0, 1), value=-100)
+    with torch.no_grad():
+        assert (model(ids) - expected['logits']).abs().max() < 2e-4
+        rope, mask = model.context(ids)
+        routes = []
+        h = model.hidden(ids, rope, mask, routes)
+        assert (-model.logprobs(ids, labels)[0].mean() - expected['loss']).abs() < 1e-5
+        moe = [i for i in range(model.cfg.num_hidden_layers) if model.cfg.is_moe(i)]
+        for i, (_, chosen) in zip(moe, routes, strict=True):
+            assert torch.equal(chosen.sort(-1).values, expected[f'moe.{i}.indices'])
+        if 'mtp.logits' in expected:
+            h2 = model.mtp_hidden(h[:, :-1], ids[:, 1:], model.context(ids[:, :-1])[0], None)
+            assert (model.logits(h2) - expected['mtp.logits']).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize('style', ['config.json', 'config_v5.json'])
+@pytest.mark.parametrize('name', NAMES)
+def test_both_config_styles_mean_the_same(name, style):
+    folder = FIXTURES / f'tiny-{name}'
+    if not folder.exists():
+        pytest.skip('needs the shared fixtures')
+    read = lambda s: ModelConfig.from_hub(json.loads((folder / s).read_text()))  # noqa: E731
+    assert read(style).rope_theta == read('config.json').rope_theta
+    a, b = read('config.json'), read(style)
+    for key in ('rope_scaling', 'head_dim', 'n_group', 'topk_method', 'scoring_func', 'num_key_value_heads'):
+        if key != 'head_dim' or not a.mla:  # in transformers 5's DeepSeek configs head_dim is the rope width
+            assert getattr(a, key) == getattr(b, key)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_transformers_loads_what_we_save(family, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    model = small(family, num_nextn_predict_layers=0)
+    model.save_pretrained(tmp_path, max_shard_bytes=40_000)
+    assert len(list(tmp_path.glob('model-*.safetensors'))) > 1
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.randint(0, 96, (2, 40))
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        assert (model(ids) - expected).abs().max() < 2e-4 * max(1.0, expected.std().item())
+        again = Transformer.from_pretrained(tmp_path)
+    for (name, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_decode_with_cache_equals_forward(family):
+    model = small(family)
+    ids = torch.randint(0, 96, (3, 30))
+    with torch.no_grad():
+        expected = model(ids)
+        logits, entries = model.prefill(ids[:, :10], torch.tensor([9, 9, 4]))
+        assert torch.allclose(logits[0], expected[0, 9], atol=2e-4) and torch.allclose(logits[2], expected[2, 4], atol=2e-4)
+        cache = [F.pad(e, (0, 0, 0, 20)) for e in entries]
+        for t in range(10, 29, 2):  # two query tokens at a time
+            got = model.decode(ids[:, t:t + 2], torch.tensor([[t, t + 1]] * 3), cache, t + 2)
+            assert torch.allclose(got, expected[:, t:t + 2], atol=5e-4)
+    assert cache[0].shape[-1] == (16 + 8 if model.cfg.mla else 2 * 2 * model.cfg.head_dim)
+
+
+@pytest.mark.parametrize('family', ['v3', 'qwen2'])
+def test_documents_of_a_packed_row_do_not_see_each_other(family):
+    model = small(family, num_nextn_predict_layers=int(family == 'v3'))
+    a, b = torch.randint(0, 96, (1, 9)), torch.randint(0, 96, (1, 13))
+    ids = torch.cat([a, b], dim=1)
+    positions = torch.cat([torch.arange(9), torch.arange(13)])[None]
+    doc_ids = torch.tensor([[0] * 9 + [1] * 13])
+    labels = torch.cat([F.pad(x[:, 1:], (0, 1), value=-100) for x in (a, b)], dim=1)
+    mtp = family == 'v3'
+    with torch.no_grad():
+        packed = model.logprobs(ids, labels, positions, doc_ids, mtp=mtp)
+        alone = [model.logprobs(x, F.pad(x[:, 1:], (0, 1), value=-100), mtp=mtp) for x in (a, b)]
+    assert torch.allclose(packed[0], torch.cat([x[0] for x in alone]), atol=1e-5)
+    if mtp:
+        assert torch.allclose(packed[2], torch.cat([x[2] for x in alone]), atol=1e-5)
+
+
+def test_logprobs_temperature_and_entropy_are_those_of_the_softmax():
+    model = small('qwen3')
+    ids = torch.randint(0, 96, (2, 12))
+    labels = torch.full_like(ids, -100)
+    labels[:, 4:9] = ids[:, 5:10]
+    with torch.no_grad():
+        logp, entropy, _ = model.logprobs(ids, labels, temperature=0.7, entropy=True)
+        p = torch.distributions.Categorical(logits=model(ids)[:, 4:9] / 0.7)
+    assert torch.allclose(logp, p.log_prob(ids[:, 5:10]).flatten(), atol=1e-5)
+    assert torch.allclose(entropy, p.entropy().flatten(), atol=1e-5)
+
+
+def test_experts_equal_a_loop_over_tokens():
+    model = small('v3')
+    moe = model.model.layers[1].mlp
+    x = torch.randn(1, 17, 32, requires_grad=True)
+    y, (scores, chosen) = moe(x)
+    weights, _, _ = moe.gate(x[0])
+    expected = []
+    for t in range(17):
+        total = moe.shared_experts(x[0, t])
+        for k, e in enumerate(chosen[t].tolist()):
+            gate, up = (moe.experts.gate_up_proj[e] @ x[0, t]).chunk(2)
+            total = total + weights[t, k] * (moe.experts.down_proj[e] @ (F.silu(gate) * up))
+        expected.append(total)
+    expected = torch.stack(expected)
+    assert torch.allclose(y[0], expected, atol=1e-4)
+    grad = torch.randn_like(expected)
+    got, = torch.autograd.grad(y[0], x, grad, retain_graph=True)
+    want, = torch.autograd.grad(expected, x, grad)
+    assert torch.allclose(got, want, atol=1e-3)
+
+
+def test_replayed_routing_reproduces_the_forward_and_another_choice_does_not():
+    model = small('v3')
+    ids = torch.randint(0, 96, (2, 10))
+    rope, mask = model.context(ids)
+    routes = []
+    with torch.no_grad():
+        h = model.hidden(ids, rope, mask, routes)
+        same = model.hidden(ids, rope, mask, replay=[chosen for _, chosen in routes])
+        other = model.hidden(ids, rope, mask, replay=[(chosen + 1) % 8 for _, chosen in routes])
+    assert torch.equal(h, same) and not torch.allclose(h, other, atol=1e-2)
+
+
+def test_router_bias_moves_towards_balance_and_does_not_enter_the_weights():
+    model = small('moonlight')
+    gate = model.model.layers[1].mlp.gate
+    before = gate.e_score_correction_bias.clone()
+    counts = torch.tensor([[8, 0, 4, 4, 4, 4, 4, 4], [4] * 8])
+    update_router_bias(model, counts, 0.5)
+    assert torch.allclose(gate.e_score_correction_bias - before, torch.tensor([-0.5, 0.5, 0, 0, 0, 0, 0, 0]))
+    x = torch.randn(5, 32)
+    with torch.no_grad():
+        gate.e_score_correction_bias.fill_(0.0)
+        weights, chosen, _ = gate(x)
+        gate.e_score_correction_bias.fill_(5.0)
+        shifted, same, _ = gate(x)
+    assert torch.equal(chosen.sort(-1).values, same.sort(-1).values)
+    assert torch.allclose(weights.sort(-1).values, shifted.sort(-1).values, atol=1e-5)
+
+
+def test_sequence_balance_loss_is_one_when_uniform_and_the_formula_otherwise():
+    uniform = torch.full((8, 4), 0.25), torch.arange(16).view(8, 2) % 4
+    assert sequence_balance_loss(*uniform, 2).item() == pytest.approx(1.0)
+    scores, chosen = torch.rand(6, 4), torch.randint(0, 2, (6, 1))
+    expected = 0.0
+    for b in range(2):
+        for i in range(4):
+            f = 4 / 3 * sum(int(chosen[t, 0] == i) for t in range(3 * b, 3 * b + 3))
+            expected += f * sum((scores[t, i] / scores[t].sum()).item() for t in range(3 * b, 3 * b + 3)) / 3 / 2
+    assert sequence_balance_loss(scores, chosen, 2).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    model = small('v3')
+    ids = torch.randint(0, 96, (2, 12))
+    grads = []
+    for model.activation_checkpointing in (False, True):
+        model.zero_grad()
+        model(ids).square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+def test_mtp_weights_survive_saving(tmp_path):
+    model = small('v3', num_nextn_predict_layers=1)
+    model.save_pretrained(tmp_path)
+    names = set(load_file(tmp_path / 'model.safetensors'))
+    assert {'model.layers.3.eh_proj.weight', 'model.layers.3.enorm.weight', 'model.layers.3.shared_head.norm.weight'} <= names
+    hub = json.loads((tmp_path / 'config.json').read_text())
+    assert hub['num_nextn_predict_layers'] == 1 and hub['topk_method'] == 'noaux_tc' and hub['scoring_func'] == 'sigmoid'
+    assert hub['moe_layer_freq'] == 1 and hub['num_key_value_heads'] == 4
+    again = Transformer.from_pretrained(tmp_path)
+    assert torch.equal(again.model.layers[3].eh_proj.weight, model.model.layers[3].eh_proj.weight)
+
+
+def test_saving_in_bfloat16_keeps_the_routing_bias_in_float32(tmp_path):
+    small('moonlight').save_pretrained(tmp_path, dtype=torch.bfloat16)
+    tensors = load_file(tmp_path / 'model.safetensors')
+    assert tensors['model.layers.1.mlp.gate.e_score_correction_bias'].dtype == torch.float32
+    assert tensors['model.layers.1.mlp.gate.weight'].dtype == torch.bfloat16
+    assert json.loads((tmp_path / 'config.json').read_text())['torch_dtype'] == 'bfloat16'
+
+
+def test_one_error_names_every_tensor_that_does_not_fit(tmp_path):
+    small('qwen2').save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / 'model.safetensors')
+    del tensors['model.norm.weight']
+    tensors['model.layers.0.mlp.up_proj.weight'] = torch.zeros(3, 3)
+    tensors['model.layers.9.mlp.up_proj.weight'] = torch.zeros(3, 3)
+    save_file(tensors, tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError) as error:
+        Transformer.from_pretrained(tmp_path)
+    text = str(error.value)
+    assert 'missing model.norm.weight' in text and 'unexpected model.layers.9.mlp.up_proj.weight' in text
+    assert 'misshapen model.layers.0.mlp.up_proj.weight: [3, 3]' in text and '\n' not in text
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    model = small('qwen2')
+    model.save_pretrained(tmp_path / 'cut')
+    file = tmp_path / 'cut' / 'model.safetensors'
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match='model.safetensors: damaged or truncated'):
+        Transformer.from_pretrained(tmp_path / 'cut')
+    model.save_pretrained(tmp_path / 'shards', max_shard_bytes=40_000)
+    (tmp_path / 'shards' / 'model-00002-of-00002.safetensors').unlink(missing_ok=True)
+    missing = sorted((tmp_path / 'shards').glob('model-*.safetensors'))[-1]
+    missing.unlink()
+    with pytest.raises(FileNotFoundError, match='does not exist'):
+        Transformer.from_pretrained(tmp_path / 'shards')
+    with pytest.raises(FileNotFoundError, match='config.json'):
+        Transformer.from_pretrained(tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize('change, said', [
+    ({'model_type': 'gpt2'}, "model_type 'gpt2' is not supported"),
+    ({'num_hidden_layers': -1}, 'num_hidden_layers must be an integer >= 1'),
+    ({'hidden_size': 'wide'}, 'hidden_size must be an integer'),
+    ({'rope_scaling': {'type': 'dynamic'}}, "rope_scaling type 'dynamic' is not supported"),
+    ({'num_key_value_heads': 3}, 'not a multiple of num_key_value_heads=3'),
+    ({'use_sliding_window': True}, 'not supported'),
+])
+def test_wrong_config_values_are_named(tmp_path, change, said):
+    small('qwen2').save_pretrained(tmp_path)
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError) as error:
+        Transformer.from_pretrained(tmp_path)
+    assert said in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    import model as module
+    first = small('qwen2')
+    first.save_pretrained(tmp_path / 'm')
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'm').iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(module, 'save_file', full)
+    with pytest.raises(OSError, match='what was there is untouched'):
+        small('qwen2').save_pretrained(tmp_path / 'm')
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'm').iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ['m']
+
+
+def test_loading_reads_into_place(tmp_path):
+    """A copy made under another name loads the same; files of a fixture are not modified."""
+    model = small('moonlight')
+    model.save_pretrained(tmp_path / 'a')
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    a, b = Transformer.from_pretrained(tmp_path / 'a', torch.bfloat16), Transformer.from_pretrained(tmp_path / 'b')
+    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert torch.equal(x.float(), y.to(x.dtype).float()), name
+    assert a.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
