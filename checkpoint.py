@@ -66,7 +66,7 @@ def save(out_dir, step: int, model, optimizers: list, state: dict, keep: int = 2
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if disk_full(error):
-                raise OSError(errno.ENOSPC, f'disk full, checkpoint not saved: {need:,} bytes needed, {free:,} free; '
+                raise OSError(errno.ENOSPC, f'disk full, checkpoint not saved: {need:,} bytes needed, {free:,} were free; '
                               'earlier checkpoints are untouched', str(path)) from error
             raise
         publish(temporary, path, keep)
@@ -176,7 +176,9 @@ def restore_optimizer(optimizer, saved: dict, targets: dict):
     """Sets state and hyperparameters without the casts to the parameters' dtype that Optimizer.load_state_dict does."""
     optimizer.state.clear()
     for group, old in zip(optimizer.param_groups, saved['param_groups']):
-        group.update({key: value for key, value in old.items() if key != 'params'})
+        for key in set(old) - {'params'}:   # a tensor (learning rate of a compiled step) keeps its device
+            tensor = torch.is_tensor(old[key])
+            group[key] = old[key].to(getattr(group.get(key), 'device', 'cpu'), copy=True) if tensor else old[key]
         for p, entry in ((targets[name], saved['state'][name]) for name in old['params']):
             for key, value in entry.items():
                 if torch.is_tensor(value) and value.ndim and value.shape == p.shape:
