@@ -66,7 +66,7 @@ def save(out_dir, step: int, model, optimizers: list, state: dict, keep: int = 2
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if disk_full(error):
-                raise OSError(errno.ENOSPC, f'disk full, checkpoint not saved: {need:,} bytes needed, {free:,} were free; '
+                raise OSError(errno.ENOSPC, f'disk full, checkpoint not saved: {need:,} bytes needed, {free:,} free; '
                               'earlier checkpoints are untouched', str(path)) from error
             raise
         publish(temporary, path, keep)
