@@ -1,8 +1,16 @@
+# make r1     the whole recipe on the toy, into out/r1: 15 minutes on 2 CPU cores. Run again after an interruption: finished stages are
+#             skipped, unfinished ones go on from their last checkpoint. make r1 RUN=out/r1-2 SEED=2 for another run beside it.
+# make test   the test suite
 PYTHON ?= python3
 BIN := .venv/bin
+PY := $(BIN)/python
 export OMP_NUM_THREADS ?= 2
+export RUN ?= out/r1
+SEED ?= 1
 
-.PHONY: setup test test-slow
+.PHONY: setup test test-slow r1 controls
+.DELETE_ON_ERROR:
+.SECONDARY:
 
 setup: .venv/stamp   ## the virtual environment .venv
 
@@ -12,7 +20,61 @@ setup: .venv/stamp   ## the virtual environment .venv
 	touch $@
 
 test: setup   ## everything but the slow tests
-	$(BIN)/python -m pytest -q -m "not slow" --durations=10
+	$(PY) -m pytest -q -m "not slow" --durations=10
 
 test-slow: setup   ## full-length runs and kill loops
-	$(BIN)/python -m pytest -q -m slow --durations=10
+	$(PY) -m pytest -q -m slow --durations=10
+
+# ---- the recipe: each target is a file that its command writes last
+# $(call timed,command): run it, and note target and seconds in seconds.txt for the report
+timed = @mkdir -p $(RUN); echo '$(1)'; start=$$(date +%s.%N); $(1); code=$$?; \
+	echo "$@ $$(date +%s.%N) $$start" | awk '{print $$1, $$2 - $$3}' >> $(RUN)/seconds.txt; exit $$code
+
+r1: setup
+	@$(MAKE) --no-print-directory $(RUN)/report.json
+
+$(RUN)/data/test.jsonl:
+	$(call timed,$(PY) data/countdown/prepare.py --out_dir=$(RUN)/data --seed=$(SEED))
+
+# 1. base: pretraining from nothing
+$(RUN)/base/config.json: $(RUN)/data/test.jsonl
+	$(call timed,$(PY) sft.py config/r1/base.py --seed=$(SEED))
+# 2. R1-Zero: RL from the base
+$(RUN)/zero/config.json: $(RUN)/base/config.json
+	$(call timed,$(PY) grpo.py config/r1/zero.py --seed=$(SEED))
+# 3. cold start: R1-Zero's clean samples, SFT of the base
+$(RUN)/zero/samples.jsonl: $(RUN)/zero/config.json
+	$(call timed,$(PY) sample.py config/r1/samples.py --checkpoint=$(RUN)/zero --out=$@ --keep_rows=1000)
+$(RUN)/cold/config.json: $(RUN)/zero/samples.jsonl
+	$(call timed,$(PY) sft.py config/r1/cold.py --seed=$(SEED))
+# 4. RL from the cold start, with a language reward
+$(RUN)/rl/config.json: $(RUN)/cold/config.json
+	$(call timed,$(PY) grpo.py config/r1/rl.py --seed=$(SEED))
+# 5. rejection sampling and the second task, SFT of the base
+$(RUN)/rl/samples.jsonl: $(RUN)/rl/config.json
+	$(call timed,$(PY) sample.py config/r1/samples.py --checkpoint=$(RUN)/rl --out=$@)
+$(RUN)/reject/config.json: $(RUN)/rl/samples.jsonl
+	$(call timed,$(PY) sft.py config/r1/reject.py --seed=$(SEED))
+# 6. the last RL, over both tasks
+$(RUN)/final/config.json: $(RUN)/reject/config.json
+	$(call timed,$(PY) grpo.py config/r1/final.py --seed=$(SEED))
+# 7. distillation into a dense student, and RL on the same student as its control
+$(RUN)/student_base/config.json: $(RUN)/data/test.jsonl
+	$(call timed,$(PY) sft.py config/r1/student_base.py --seed=$(SEED))
+$(RUN)/final/samples.jsonl: $(RUN)/final/config.json
+	$(call timed,$(PY) sample.py config/r1/teacher.py --checkpoint=$(RUN)/final --out=$@)
+$(RUN)/distill/config.json: $(RUN)/final/samples.jsonl $(RUN)/student_base/config.json
+	$(call timed,$(PY) sft.py config/r1/distill.py --seed=$(SEED))
+$(RUN)/student_rl/config.json: $(RUN)/distill/config.json
+	$(call timed,$(PY) grpo.py config/r1/student_rl.py --seed=$(SEED))
+# 8. evaluation on the held-out problems, and the report
+$(RUN)/%/eval.json: $(RUN)/%/config.json
+	$(call timed,$(PY) sample.py config/r1/eval.py --checkpoint=$(RUN)/$* --out=$(RUN)/$*/eval.jsonl --summary=$@)
+$(RUN)/base/eval_search.json: $(RUN)/base/config.json
+	$(call timed,$(PY) sample.py config/r1/eval.py --checkpoint=$(RUN)/base --prefill="<think> search" --n=2 --summary=$@)
+$(RUN)/final/eval_sort.json: $(RUN)/final/config.json
+	$(call timed,$(PY) sample.py config/r1/eval_sort.py --checkpoint=$(RUN)/final --summary=$@)
+
+STAGES := base zero cold rl reject final distill student_rl
+$(RUN)/report.json: $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json $(RUN)/final/eval_sort.json report.py
+	$(PY) report.py --run=$(RUN)

@@ -1,4 +1,4 @@
-# Right, well-formed, English-only samples for SFT: give --checkpoint, --out, and --data or --keep_rows where they differ.
+# Right, well-formed, English-only samples for SFT: give --checkpoint and --out.
 import os
 _run = os.environ.get('RUN', 'out/r1')
 

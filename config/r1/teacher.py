@@ -1,0 +1,11 @@
+# The final model's samples on the corpus's problems, for distillation: give --checkpoint and --out.
+import os
+_run = os.environ.get('RUN', 'out/r1')
+
+data = [f'{_run}/data/distill.jsonl']
+n = 1
+greedy = False
+temperature = 1.0
+max_new_tokens = 160
+keep = {'accuracy': 1, 'format': 1, 'language': 1}
+keep_per_prompt = 1
