@@ -76,6 +76,8 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<｜end▁of▁sentence｜>")
 _GUARD, _HOLE = "\ufdd0", "\ufdd1"  # noncharacters; in messages they are replaced
 
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
 # GPT-2's way of writing bytes as visible characters: printable Latin-1 as itself, the others from U+0100 on.
 _VISIBLE = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
 _VISIBLE |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in _VISIBLE)}
@@ -106,14 +108,14 @@ class Tokenizer:
         self._named = {name: value["content"] if isinstance(value, dict) else value for name, value in config.items()
                        if value and name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self.vocab_size = max(self._bytes) + 1
-        self.bos_id, self.eos_id = (self._id_of(self._named.get(name)) for name in ("bos_token", "eos_token"))
-        ends = [self._named.get("eos_token"), *(t for t in _ENDS if t in self.special_tokens)]
-        self.stop_ids = stop_ids or sorted({self._id_of(t) for t in config.get("stop_tokens", ends) if t})
-
-    def _id_of(self, text: str | None) -> int | None:
-        if text and text not in self.special_tokens and text.encode() not in self.ranks:
-            raise ValueError(f"{text!r}, which the configuration names, is not in the vocabulary")
-        return self.special_tokens.get(text, self.ranks.get(text.encode())) if text else None
+        ids = {token.decode(errors="replace"): i for i, token in self._bytes.items()}
+        ends = config.get("stop_tokens", [t for t in (self._named.get("eos_token"), *_ENDS) if t in ids])
+        bos, eos = (self._named.get(name) for name in ("bos_token", "eos_token"))
+        for text in (bos, eos, *ends):
+            if text is not None and text not in ids:
+                raise ValueError(f"{text!r}, which the configuration names, is not in the vocabulary")
+        self.bos_id, self.eos_id = ids.get(bos), ids.get(eos)
+        self.stop_ids = stop_ids or sorted({ids[t] for t in ends})
 
     # ---- Construction and files ----
 
@@ -159,6 +161,8 @@ class Tokenizer:
             return cls(ranks, spec, config, [stop_ids] if isinstance(stop_ids, int) else stop_ids)
         except ValueError as e:
             raise ValueError(f"tokenizer in {folder}: {e}") from e
+        except (KeyError, TypeError, AttributeError) as e:
+            raise ValueError(f"tokenizer in {folder} is malformed: {e!r}") from e
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which from_pretrained and transformers read."""
@@ -174,14 +178,14 @@ class Tokenizer:
                  "merges": [[visible[a], visible[b]] for a, b in merges]}
         config = {k: v for k, v in self.config.items() if k not in ("auto_map", "added_tokens_decoder")}
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": self.chat_template,
-                   "stop_tokens": [self.decode([i]) for i in self.stop_ids]}
+                   "stop_tokens": [self.decode([i]) for i in self.stop_ids if i in self._bytes]}
         for name, data in (("tokenizer.json", self.spec | {"model": model}), ("tokenizer_config.json", config)):
             (folder / name).write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
     # ---- Text to ids and back ----
 
     def encode(self, text: str) -> list[int]:
-        """Ordinary text to ids; text that looks like an added token stays text."""
+        """Ordinary text to ids, none added before or after; text that looks like an added token stays text."""
         return self._encoding.encode_ordinary(self._normalized(text))
 
     def encode_with_specials(self, text: str, _drop: str = "") -> list[int]:
@@ -252,16 +256,13 @@ class Tokenizer:
                 done = len(start + written)
         return ids, mask
 
-    def generation_prefill(self, **kwargs) -> str:
+    def generation_prefill(self, messages: list[dict] = ({"role": "user", "content": "?"},), **kwargs) -> str:
         """The reasoning tag, and what follows it, with which the generation prompt begins the assistant's answer.
 
-        "<think>\\n" for newer R1 templates, "" for most: a completion's whole text is this plus what was sampled.
+        "<think>\n" for newer R1 templates, "" for most: a completion's whole text is this plus what was sampled.
         """
-        return self._prefill([{"role": "user", "content": "?"}], kwargs)
-
-    def _prefill(self, messages: list[dict], kwargs: dict) -> str:
-        with_prompt, without = self._render(messages, True, kwargs), self._render(messages, False, kwargs)
-        added = with_prompt[len(os.path.commonprefix([with_prompt, without])) :]
+        prompt, without = (self._render(messages, flag, kwargs) for flag in (True, False))
+        added = prompt[len(os.path.commonprefix([prompt, without])) :]
         tag = re.search("</?think>", added)
         return added[tag.start() :] if tag else ""
 
@@ -274,13 +275,13 @@ class Tokenizer:
             raise ValueError(f"the chat template shows the assistant's content {len(shown) - 1} times instead of once")
         if "</think>" not in body:
             return shown[0], body, shown[1]
-        prefill = self._prefill(before, kwargs)
+        prefill = self.generation_prefill(before, **kwargs)
+        tag = prefill.rstrip()
         if "</think>" in prefill:
-            raise ValueError(f"the generation prompt ends the reasoning ({prefill!r}), yet the assistant's message reasons; "
+            raise ValueError(f"the assistant's message reasons, but the prompt before it ends reasoning ({prefill!r}); "
                              "pass the template's switch (thinking=True, enable_thinking=True, ...)")
-        if prefill and body.lstrip().startswith(prefill.rstrip()):
-            body = body.lstrip().removeprefix(prefill.rstrip())
-            body = body.removeprefix(prefill[len(prefill.rstrip()) :])
+        if tag and body.lstrip().startswith(tag):
+            body = body.lstrip().removeprefix(tag).removeprefix(prefill.removeprefix(tag))
         return self._render(before, True, kwargs), body, shown[1]
 
     def _guarded_message(self, message: dict) -> dict:
@@ -310,7 +311,7 @@ class Tokenizer:
         try:
             return _compiled(self.chat_template).render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **variables)
-        except (jinja2.TemplateError, TypeError) as e:
+        except Exception as e:  # a template is foreign code
             raise ValueError(f"the chat template fails: {e}") from e
 
 
@@ -378,12 +379,13 @@ def _check_merges(ranks: dict[bytes, int], merges: list[tuple[bytes, ...]], igno
 
 
 def _checked_added_tokens(added: list[dict], ranks: dict[bytes, int]) -> dict[str, int]:
+    """text -> id; ValueError for tokens that would be matched in a way of their own, or that are not unique."""
     for t in added:
         flags = [f for f in ("lstrip", "rstrip", "single_word") if t[f]]
         if flags or len(t["content"]) < 2:
             raise ValueError(f"added token {t['content']!r} ({', '.join(flags) or 'too short'}) is not supported")
-    specials, taken = {t["content"]: t["id"] for t in added}, {*ranks.values()}
-    if len({*specials.values()} | taken) < len(added) + len(ranks):
+    specials = {t["content"]: t["id"] for t in added}
+    if len({*specials.values(), *ranks.values()}) < len(added) + len(ranks):
         raise ValueError("two tokens share an id or a text; every token needs its own")
     return specials
 
@@ -422,11 +424,10 @@ def _pattern(pre_tokenizer: dict | None, ranks: dict[bytes, int]) -> str:
 
 def _spec(added_tokens: list[str], first_id: int, regexes: tuple[str, ...], nfc: bool = False) -> dict:
     """A tokenizer.json without its model."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     steps = [{"type": "Split", "pattern": {"Regex": r}, "behavior": "Isolated", "invert": False} for r in regexes]
     return {"version": "1.0", "truncation": None, "padding": None,
-            "added_tokens": [{"id": first_id + i, "content": text} | flags for i, text in enumerate(added_tokens)],
+            "added_tokens": [{"id": first_id + i, "content": text} | _FLAGS for i, text in enumerate(added_tokens)],
             "normalizer": {"type": "NFC"} if nfc else None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*steps, level]},
             "post_processor": None, "decoder": level}
@@ -453,8 +454,8 @@ _FILES = {
     "tokenizer.model": {"PreTrainedTokenizer": (
         "llama3", False, _llama3_names, {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"})},
     "qwen.tiktoken": {"QWenTokenizer": (
-        "qwen2", True, lambda n: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [f"<|extra_{i}|>" for i in range(205)],
-        {"eos_token": "<|endoftext|>"})},
+        "qwen2", True, lambda n: ["<|endoftext|>", "<|im_start|>", "<|im_end|>",
+                                  *(f"<|extra_{i}|>" for i in range(205))], {"eos_token": "<|endoftext|>"})},
 }
 
 
@@ -467,7 +468,7 @@ def _read_files(folder: Path, config: dict) -> tuple[dict[bytes, int], dict]:
         spec = _read_json(folder / name)
         model = spec.pop("model")
     else:
-        owner = config.get("tokenizer_class", [*_FILES[name]][0]).removesuffix("Fast")
+        owner = (config.get("tokenizer_class") or [*_FILES[name]][0]).removesuffix("Fast")
         if owner not in _FILES[name]:
             raise ValueError(f"{name} of tokenizer_class {owner!r} is unknown; known: {', '.join(_FILES[name])}")
         pattern, nfc, texts, named = _FILES[name][owner]
@@ -479,7 +480,7 @@ def _read_files(folder: Path, config: dict) -> tuple[dict[bytes, int], dict]:
         model = {"type": "BPE", "vocab": _read_json(folder / "vocab.json"),
                  "merges": [line for line in lines if line and not line.startswith("#version")]}
     added = {t["id"]: t for t in spec["added_tokens"]}
-    added |= {int(i): {"id": int(i)} | t for i, t in config.get("added_tokens_decoder", {}).items()}
+    added |= {int(i): {"id": int(i)} | _FLAGS | t for i, t in config.get("added_tokens_decoder", {}).items()}
     spec["added_tokens"] = [added[i] for i in sorted(added)]
     if name in ("tokenizer.json", "merges.txt"):
         ranks = _read_bpe(model, {t["content"] for t in added.values()})

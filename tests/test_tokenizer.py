@@ -36,7 +36,7 @@ PARTS = [
     "!", "?!", "...", "(", "#include", "->", "=", "+", "_", "/*", "$x", "°", "€", "«", "，", "。", "・", "゠", "゛", "゜", "ー",
     "漢字", "中", "一", "龥", "㐀", "々", "〇", "カナ", "あ", "\u3099", "\u3040", "\u3097", "한국", "\u1100\u1161", "ไทย",
     "हिन्दी", "العربية", "Ελ", "Ж", "🙂", "👩\u200d👩", "\u200b", "\u200d", "\ufeff", "\ue000", "\u0378", "\U00020000", "\U0001e900",
-    "\x00", "\x01", "def f(x):\n    return x", "<think>", "</think>", "<|end|>", "<|", "|>", "<", "\ufdd0", "\ufdd1",
+    "\x00", "\x01", "def f(x):\n    return x", "<think>", "</think>", "<|end|>", "<s>", "<|", "|>", "<", "\ufdd0", "\ufdd1",
 ]
 
 
@@ -47,15 +47,17 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
                             for _ in range(rng.randint(1, 8))) for _ in range(count // 4)]
 
 
-def hub_tokenizer(name: str, added: dict[str, bool], nfc: bool):
-    """A small BPE, trained across all boundaries so that a piece cut elsewhere shows, with a hub pre-tokenizer."""
+def hub_tokenizer(name: str, nfc: bool, added: dict[str, bool], first: tuple[str, ...] = ()):
+    """A small BPE, trained across all boundaries so that a piece cut elsewhere shows, with a hub pre-tokenizer.
+
+    `first` have the lowest ids; `added` follow the table, text -> whether it is matched after normalisation."""
     tokenizers = pytest.importorskip("tokenizers")
     pre = tokenizers.pre_tokenizers
     tok = tokenizers.Tokenizer(tokenizers.models.BPE())
     tok.pre_tokenizer = pre.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=1500, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False,
-                                             max_token_length=8)
-    texts = (text.replace("<think", "").replace("<|end|>", "") for text in random_texts(1500, seed=7))
+                                             max_token_length=8, special_tokens=[*first])
+    texts = (text.replace("<think", "").replace("<|end|>", "").replace("<s>", "") for text in random_texts(1500, seed=7))
     tok.train_from_iterator(texts, trainer)
     splits = [pre.Split(tokenizers.Regex(regex), "isolated") for regex in SPLITS[name]]
     tok.pre_tokenizer = pre.Sequence([*splits, pre.ByteLevel(add_prefix_space=False, use_regex=not splits)])
@@ -125,7 +127,7 @@ def test_from_words_refuses_bad_words():
 @pytest.mark.parametrize("nfc", [False, True])
 def test_ids_equal_those_of_the_tokenizers_library(tmp_path, name, nfc):
     tokenizers = pytest.importorskip("tokenizers")
-    reference = hub_tokenizer(name, {"<think>": False, "<think": False, "<|end|>": True, "ab中": False}, nfc)
+    reference = hub_tokenizer(name, nfc, {"<think>": False, "<think": False, "<|end|>": True, "ab中": False}, ("<s>",))
     reference.save(str(tmp_path / "tokenizer.json"))
     tok = Tokenizer.from_pretrained(tmp_path)
     tok.save_pretrained(tmp_path / "saved")
@@ -135,6 +137,7 @@ def test_ids_equal_those_of_the_tokenizers_library(tmp_path, name, nfc):
     for text in random_texts(2500, seed=1):
         expected = reference.encode(text).ids
         assert tok.encode_with_specials(text) == expected, ascii(text)
+        assert not set(tok.encode(text)) & set(tok.special_tokens.values()), ascii(text)
         assert saved.encode(text).ids == expected, ascii(text)
         assert tok.decode(expected) == reference.decode(expected, skip_special_tokens=False), ascii(text)
 
@@ -161,7 +164,7 @@ def test_tables_of_other_layouts(tmp_path):
     for file, name, nfc, cls in (("merges.txt", "qwen2", True, "Qwen2Tokenizer"), ("merges.txt", "gpt2", False, "GPT2Tokenizer"),
                                  ("tiktoken.model", "kimi", False, "TikTokenTokenizer"),
                                  ("qwen.tiktoken", "qwen2", True, "QWenTokenizer"), ("tokenizer.model", "llama3", False, None)):
-        reference = hub_tokenizer(name, {}, nfc)
+        reference = hub_tokenizer(name, nfc, {})
         model = json.loads(reference.to_str())["model"]
         folder = tmp_path / (file + name)
         folder.mkdir()
@@ -468,10 +471,21 @@ def test_prompts_of_shared_templates_equal_those_of_transformers(tmp_path, name)
             assert tok.decode(ids) == expected and not any(mask)
 
 
-@needs_shared
-def test_r1_rows_keep_the_reasoning():
+R1 = ("{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% else %}"
+      "{% set content = m.content %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+      "{{ '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
+      "{% if add_generation_prompt %}{{'<｜Assistant｜>'}}{% endif %}")
+
+
+def r1_templates() -> list[str]:
+    """One that treats reasoning as R1's does, and R1's own."""
+    return [R1] + ([shared_template("deepseek/r1_distill_tokenizer_config.json")] if SHARED.is_dir() else [])
+
+
+@pytest.mark.parametrize("template", r1_templates())
+def test_r1_rows_keep_the_reasoning(template):
     """R1's template shows an assistant's turn without what stands before </think>; a row to train on must have it."""
-    tok = chat_tokenizer(shared_template("deepseek/r1_distill_tokenizer_config.json"))
+    tok = chat_tokenizer(template)
     bos, eos = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
     first, last = assistant("<think>\nold\n</think>\n\none"), assistant("<think>\nnew\n</think>\n\ntwo")
     assert split_by_mask(tok, *tok.apply_chat_template([user("a"), last])) == [
@@ -484,10 +498,9 @@ def test_r1_rows_keep_the_reasoning():
     assert tok.apply_chat_template([user("a"), split]) == tok.apply_chat_template([user("a"), last])
 
 
-@needs_shared
-def test_rows_after_a_prefilled_prompt():
-    source = shared_template("deepseek/r1_distill_tokenizer_config.json")
-    tok = chat_tokenizer(source.replace("{{'<｜Assistant｜>'}}{% endif %}", "{{'<｜Assistant｜><think>\\n'}}{% endif %}"))
+@pytest.mark.parametrize("template", r1_templates())
+def test_rows_after_a_prefilled_prompt(template):
+    tok = chat_tokenizer(template.replace("{{'<｜Assistant｜>'}}{% endif %}", "{{'<｜Assistant｜><think>\n'}}{% endif %}"))
     assert tok.generation_prefill() == "<think>\n"
     prompt = tok.decode(tok.apply_chat_template([user("a")], add_generation_prompt=True)[0])
     assert prompt.endswith("<｜Assistant｜><think>\n")
