@@ -492,9 +492,10 @@ def _read_bpe(model: dict, added: set[str]) -> dict[bytes, int]:
     found = [f"{k}={model[k]}" for k in ("type", *options) if model.get(k)]
     if found != ["type=BPE"]:
         raise ValueError(f"a model of {', '.join(found)} is not a plain byte-level BPE")
+    vocab = {text: i for text, i in model["vocab"].items() if text not in added}
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     try:
-        ranks = {bytes(map(_BYTE.__getitem__, text)): i for text, i in model["vocab"].items() if text not in added}
-        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+        ranks = {bytes(map(_BYTE.__getitem__, text)): i for text, i in vocab.items()}
         merges = [tuple(bytes(map(_BYTE.__getitem__, text)) for text in pair) for pair in pairs]
     except KeyError as e:
         raise ValueError(f"{e} in the vocabulary is not a character of the byte-level alphabet") from e

@@ -2,6 +2,7 @@
 import base64
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -31,12 +32,13 @@ SPLITS = {
 }
 # Classes of text that the patterns tell apart, with traps for NFC (combining marks) and unassigned characters.
 PARTS = [
-    "a", "b", "B", "the", "THE", " don't", "I'LL", "'s", "'ſ", "é", "e\u0301", "\u0301", "\u0338", "Å", "\u212b", "ﬁ", "ß",
-    "1", "12", "345", "6789", "½", "Ⅷ", "٣", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2028", "\x85",
-    "!", "?!", "...", "(", "#include", "->", "=", "+", "_", "/*", "$x", "°", "€", "«", "，", "。", "・", "゠", "゛", "゜", "ー",
-    "漢字", "中", "一", "龥", "㐀", "々", "〇", "カナ", "あ", "\u3099", "\u3040", "\u3097", "한국", "\u1100\u1161", "ไทย",
-    "हिन्दी", "العربية", "Ελ", "Ж", "🙂", "👩\u200d👩", "\u200b", "\u200d", "\ufeff", "\ue000", "\u0378", "\U00020000", "\U0001e900",
-    "\x00", "\x01", "def f(x):\n    return x", "<think>", "</think>", "<|end|>", "<s>", "<|", "|>", "<", "\ufdd0", "\ufdd1",
+    "a", "b", "B", "the", "THE", " don't", "I'LL", "'s", "'ſ", "é", "e\u0301", "\u0301", "\u0338", "Å", "\u212b",
+    "ﬁ", "ß", "1", "12", "345", "6789", "½", "Ⅷ", "٣", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\u00a0",
+    "\u3000", "\u2028", "\x85", "!", "?!", "...", "(", "#include", "->", "=", "+", "_", "/*", "$x", "°", "€", "«",
+    "，", "。", "・", "゠", "゛", "゜", "ー", "漢字", "中", "一", "龥", "㐀", "々", "〇", "カナ", "あ", "\u3099", "\u3040", "\u3097",
+    "한국", "\u1100\u1161", "ไทย", "हिन्दी", "العربية", "Ελ", "Ж", "🙂", "👩\u200d👩", "\u200b", "\u200d", "\ufeff",
+    "\ue000", "\u0378", "\U00020000", "\U0001e900", "\x00", "\x01", "def f(x):\n    return x", "<think>", "</think>",
+    "<|end|>", "<s>", "<|", "|>", "<", "\ufdd0", "\ufdd1",
 ]
 
 
@@ -55,10 +57,11 @@ def hub_tokenizer(name: str, nfc: bool, added: dict[str, bool], first: tuple[str
     pre = tokenizers.pre_tokenizers
     tok = tokenizers.Tokenizer(tokenizers.models.BPE())
     tok.pre_tokenizer = pre.ByteLevel(add_prefix_space=False, use_regex=False)
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=1500, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False,
-                                             max_token_length=8, special_tokens=[*first])
-    texts = (text.replace("<think", "").replace("<|end|>", "").replace("<s>", "") for text in random_texts(1500, seed=7))
-    tok.train_from_iterator(texts, trainer)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1500, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False, max_token_length=8,
+        special_tokens=[*first])
+    texts = random_texts(1500, seed=7)
+    tok.train_from_iterator((re.sub(r"<think|<\|end\|>|<s>", "", text) for text in texts), trainer)
     splits = [pre.Split(tokenizers.Regex(regex), "isolated") for regex in SPLITS[name]]
     tok.pre_tokenizer = pre.Sequence([*splits, pre.ByteLevel(add_prefix_space=False, use_regex=not splits)])
     tok.decoder = tokenizers.decoders.ByteLevel()
@@ -70,6 +73,10 @@ def hub_tokenizer(name: str, nfc: bool, added: dict[str, bool], first: tuple[str
 
 def write_json(path: Path, **data) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def toy(**options) -> Tokenizer:
@@ -91,7 +98,8 @@ def test_toy_words_are_single_tokens():
     assert pieces == ["<think>", "12", " plus", " ", "31", "2", "plus"]
     assert tok.encode("é") == list("é".encode())
     assert tok.vocab_size == 256 + 90 + 4 + 3
-    assert (tok.bos_id, tok.eos_id, tok.stop_ids) == (None, tok.special_tokens["<|end|>"], [tok.special_tokens["<|end|>"]])
+    end = tok.special_tokens["<|end|>"]
+    assert (tok.bos_id, tok.eos_id, tok.stop_ids) == (None, end, [end])
 
 
 @pytest.mark.parametrize("pattern", [None, *PATTERNS])
@@ -161,9 +169,10 @@ def test_tables_of_other_layouts(tmp_path):
     """The same small BPE as vocab.json + merges.txt and as tiktoken tables gives the ids of the tokenizers library."""
     pytest.importorskip("tokenizers")
     texts = random_texts(500, seed=2)
-    for file, name, nfc, cls in (("merges.txt", "qwen2", True, "Qwen2Tokenizer"), ("merges.txt", "gpt2", False, "GPT2Tokenizer"),
-                                 ("tiktoken.model", "kimi", False, "TikTokenTokenizer"),
-                                 ("qwen.tiktoken", "qwen2", True, "QWenTokenizer"), ("tokenizer.model", "llama3", False, None)):
+    for file, name, nfc, cls in (
+            ("merges.txt", "qwen2", True, "Qwen2Tokenizer"), ("merges.txt", "gpt2", False, "GPT2Tokenizer"),
+            ("tiktoken.model", "kimi", False, "TikTokenTokenizer"), ("qwen.tiktoken", "qwen2", True, "QWenTokenizer"),
+            ("tokenizer.model", "llama3", False, None)):
         reference = hub_tokenizer(name, nfc, {})
         model = json.loads(reference.to_str())["model"]
         folder = tmp_path / (file + name)
@@ -199,11 +208,12 @@ def test_shared_vectors(tmp_path):
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(SHARED / "qwen2" / name, tmp_path / name)
     shutil.copyfile(SHARED / "qwen2" / "qwen3_tokenizer_config.json", tmp_path / "tokenizer_config.json")
-    for folder, vectors, eos in ((tmp_path, "qwen2/qwen3", "<|im_end|>"), (SHARED / "minimind", "minimind/minimind", "<|im_end|>"),
+    for folder, vectors, eos in ((tmp_path, "qwen2/qwen3", "<|im_end|>"),
+                                 (SHARED / "minimind", "minimind/minimind", "<|im_end|>"),
                                  (SHARED / "llama3", "llama3/llama3", "<|end_of_text|>")):
         tok = Tokenizer.from_pretrained(folder)
         assert tok.decode([tok.eos_id]) == eos
-        rows = [json.loads(line) for line in (SHARED / f"{vectors}_vectors.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = read_jsonl(SHARED / f"{vectors}_vectors.jsonl")
         wrong = [row["text"] for row in rows if tok.encode_with_specials(row["text"]) != row["ids"]]
         assert len(rows) > 500 and not wrong, (vectors, len(wrong), ascii(wrong[:3]))
 
@@ -211,8 +221,7 @@ def test_shared_vectors(tmp_path):
 @needs_shared
 def test_shared_deepseek_pieces():
     """Without DeepSeek's table: one in which every expected piece is a token shows where tiktoken cuts."""
-    lines = (SHARED / "deepseek" / "deepseek_v3_vectors.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_jsonl(SHARED / "deepseek" / "deepseek_v3_vectors.jsonl")
     pieces = dict.fromkeys([bytes([b]) for b in range(256)] + [p.encode() for row in rows for p in row["pieces"]])
     encoding = tiktoken.Encoding("pieces", pat_str=PATTERNS["deepseek-v3"][1], special_tokens={},
                                  mergeable_ranks={piece: i for i, piece in enumerate(pieces)})
@@ -242,12 +251,16 @@ def refused(folder: Path, message: str, change) -> None:
     ("model of type=BPE, dropout=0.1", ("model", "dropout"), 0.1),
     ("model of type=Unigram", ("model", "type"), "Unigram"),
     ("normalizer NFKC is not supported", ("normalizer",), {"type": "NFKC"}),
-    ("normalizer Lowercase", ("normalizer",), {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}),
+    ("normalizer Lowercase", ("normalizer",),
+     {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}),
     ("Metaspace.* is unknown", ("pre_tokenizer",), {"type": "Metaspace"}),
+    (r"malformed: KeyError\('vocab'\)", ("model",), {"type": "BPE"}),
     ("pre-tokenizer null is unknown", ("pre_tokenizer",), None),
-    ("add_prefix_space.*unprefixed", ("pre_tokenizer",), {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}),
+    ("add_prefix_space.*unprefixed", ("pre_tokenizer",),
+     {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}),
     ("Digits.* is unknown; known are those of gpt2, qwen2", ("pre_tokenizer",), {"type": "Sequence", "pretokenizers": [
-        {"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]}),
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]}),
     (r"\\\\w\+.* is unknown", ("pre_tokenizer",), {"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}),
@@ -378,12 +391,13 @@ def test_transformers_loads_what_is_saved(tmp_path):
 
 # ---- Chat ----
 
-CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+CHATML = ("{% for m in messages %}"
+          "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 LLAMA = ("{% for m in messages %}{% set content = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
-         "+ m['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
-         "{{ content }}{% endfor %}{% if add_generation_prompt %}"
-         "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+         "+ m['content'] | trim + '<|eot_id|>' %}"
+         "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
 ADDED = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<think>", "</think>",
          "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
 
@@ -449,10 +463,11 @@ def test_rows_equal_those_of_transformers(tmp_path, template):
     safe = [p for p in PARTS if "<" not in p and p.strip() == p and p not in ("\ufdd0", "\ufdd1")]
     for _ in range(200):
         texts = ["".join(rng.choices(safe, k=4)) for _ in range(4)]
-        messages = [{"role": "system", "content": texts[0]}, user(texts[1]), assistant("a" + texts[2] + "b"), user(texts[3])]
+        system = {"role": "system", "content": texts[0]}
+        messages = [system, user(texts[1]), assistant("a" + texts[2] + "b"), user(texts[3])]
         for chat, prompt in ((messages, True), (messages, False), (messages[:3], False)):
-            expected = reference.apply_chat_template(chat, add_generation_prompt=prompt, tokenize=True, return_dict=True)
-            assert tok.apply_chat_template(chat, prompt)[0] == expected["input_ids"]
+            expected = reference.apply_chat_template(chat, add_generation_prompt=prompt, return_dict=True)["input_ids"]
+            assert tok.apply_chat_template(chat, prompt)[0] == expected
 
 
 @needs_shared
@@ -463,7 +478,8 @@ def test_prompts_of_shared_templates_equal_those_of_transformers(tmp_path, name)
     tok = chat_tokenizer(shared_template(name))
     tok.save_pretrained(tmp_path)
     reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    messages = [{"role": "system", "content": "be short"}, user("1+1?"), assistant("<think>\nhm\n</think>\n\n2"), user("why?")]
+    messages = [{"role": "system", "content": "be short"}, user("1+1?"), assistant("<think>\nhm\n</think>\n\n2"),
+                user("why?")]
     for chat in (messages[:2], messages[1:2], messages):
         for options in ({}, {"thinking": True}, {"enable_thinking": False}):
             expected = reference.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **options)
@@ -472,7 +488,8 @@ def test_prompts_of_shared_templates_equal_those_of_transformers(tmp_path, name)
 
 
 R1 = ("{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% else %}"
-      "{% set content = m.content %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+      "{% set content = m.content %}"
+      "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
       "{{ '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
       "{% if add_generation_prompt %}{{'<｜Assistant｜>'}}{% endif %}")
 
@@ -492,7 +509,8 @@ def test_r1_rows_keep_the_reasoning(template):
         (0, f"{bos}<｜User｜>a<｜Assistant｜>"), (1, f"<think>\nnew\n</think>\n\ntwo{eos}")]
     ids, mask = tok.apply_chat_template([user("a"), first, user("b"), last])
     assert split_by_mask(tok, ids, mask) == [  # history loses its reasoning, so that it is no example to train on
-        (0, f"{bos}<｜User｜>a<｜Assistant｜>\n\none{eos}<｜User｜>b<｜Assistant｜>"), (1, f"<think>\nnew\n</think>\n\ntwo{eos}")]
+        (0, f"{bos}<｜User｜>a<｜Assistant｜>\n\none{eos}<｜User｜>b<｜Assistant｜>"),
+        (1, f"<think>\nnew\n</think>\n\ntwo{eos}")]
     assert ids.count(tok.special_tokens["<think>"]) == 1 and ids.count(tok.special_tokens["</think>"]) == 1
     split = {"role": "assistant", "reasoning_content": "new", "content": "two"}
     assert tok.apply_chat_template([user("a"), split]) == tok.apply_chat_template([user("a"), last])
@@ -554,10 +572,12 @@ def test_no_token_straddles_the_start_of_the_answer():
 
 def test_r1_zero_template():
     tok = chat_tokenizer(R1_ZERO_TEMPLATE)
-    text = ("<｜begin▁of▁sentence｜>A conversation between User and Assistant. The user asks a question, and the Assistant solves "
-            "it. The assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
-            "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, "
-            "i.e., <think> reasoning process here </think> <answer> answer here </answer>. User: 1+1?. Assistant:")
+    text = (
+        "<｜begin▁of▁sentence｜>A conversation between User and Assistant. The user asks a question, and the Assistant "
+        "solves it. The assistant first thinks about the reasoning process in the mind and then provides the user with "
+        "the answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> "
+        "tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>. User: 1+1?. "
+        "Assistant:")
     ids, _ = tok.apply_chat_template([user("1+1?")], add_generation_prompt=True)
     assert tok.decode(ids) == text and tok.generation_prefill() == ""
     answer = " <think> hm </think> <answer> 2 </answer>"
@@ -600,9 +620,10 @@ def test_template_errors():
             tok.apply_chat_template(messages)
     with pytest.raises(ValueError, match="no generation prompt"):
         tok.apply_chat_template([user("a"), assistant("b")], add_generation_prompt=True)
-    for template, message in ((None, "no chat template"), ("{% if %}", "fails"), ("{{ raise_exception('bad') }}", "fails: bad"),
-                              ("{{ ''.__class__.__mro__ }}", "fails"), ("{{ messages.append(1) }}", "fails"), ("x", "0 times"),
-                              ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "2 times")):
+    for template, message in (
+            (None, "no chat template"), ("{% if %}", "fails"), ("{{ raise_exception('bad') }}", "fails: bad"),
+            ("{{ ''.__class__.__mro__ }}", "fails"), ("{{ messages.append(1) }}", "fails"), ("x", "0 times"),
+            ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "2 times")):
         tok.chat_template = template
         with pytest.raises(ValueError, match=message):
             tok.apply_chat_template([user("a"), assistant("b")])
