@@ -298,7 +298,7 @@ def main(cfg):
                 kl = k3(logp, part['ref']) if part['ref'] is not None else torch.zeros_like(logp)
                 ((loss + cfg.kl_coef * (w * kl).sum()) * world).backward()
                 real = w > 0
-                off = (logp.detach() - sampled)[real].abs()
+                off = (old - sampled)[real].abs()          # before any update: sampler against trainer
                 stats[:6] += torch.stack([real.sum(), entropy[real].sum(), clipped[real].sum(), kl.detach()[real].sum(), off.sum(), loss.detach()])
                 stats[6] = torch.maximum(stats[6], off.max() if len(off) else stats[6])
                 if moe:
@@ -318,7 +318,7 @@ def main(cfg):
         sums = {'reward': sum(s['total'] for s in every), 'length': sum(s['length'] for s in every), 'right': sum(map(right, every)),
                 'length_right': sum(s['length'] for s in every if right(s)), 'truncated': sum(not s['finished'] for s in every),
                 'mixing': sum(s['mixed'] for s in every), 'zero_variance': (~varies).sum().item() * cfg.group,
-                'prompt_tokens': sum(len(g[0].prompt) for g in groups), 'trained': trained,
+                'prompt_tokens': sum(len(g[0].prompt) for g in groups), 'trained': trained, 'squares': A.square().sum().item(),
                 **{f'reward_{name}': sum(s['rewards'][name] for s in every) for name in cfg.rewards}}
         summed = dict(zip(sums, total(torch.tensor(list(sums.values()), dtype=torch.float64, device=device), device).tolist()))
         mismatch = stats[6].clone()
@@ -329,10 +329,10 @@ def main(cfg):
         forwards = 1 + (cfg.updates > 1) / 3 + (reference is not None) / 3
         flops += 2.0 * active * (summed['length'] + summed['prompt_tokens']) + 6.0 * active * summed['trained'] * forwards
         now = seconds + time.time() - began
-        numbers = {'step': step, **{name: summed[name] / N for name in sums if name not in ('length_right', 'prompt_tokens', 'trained')},
+        numbers = {'step': step, **{name: summed[name] / N for name in sums if name not in ('length_right', 'prompt_tokens', 'trained', 'squares')},
                    'length_right': summed['length_right'] / max(1, summed['right']),
                    'length_wrong': (summed['length'] - summed['length_right']) / max(1, N - summed['right']),
-                   'advantage_std': A.std().item(), 'loss': stats[5], 'entropy': stats[1] / n, 'clipped': stats[2] / n, 'kl': stats[3] / n,
+                   'advantage_std': (summed['squares'] / N) ** 0.5, 'loss': stats[5], 'entropy': stats[1] / n, 'clipped': stats[2] / n, 'kl': stats[3] / n,
                    'mismatch': stats[4] / n, 'mismatch_max': mismatch.item(), 'grad_norm': sum(norms) / len(norms), 'flops': flops,
                    'seconds': now, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg)}
         if moe:

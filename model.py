@@ -553,7 +553,7 @@ class Transformer(nn.Module):
         h = self.hidden(input_ids, rope, mask, routes, replay)
         chosen = labels != -100
         logp_nV = (self.logits(h[chosen]) / temperature).log_softmax(dim=-1)
-        logp = logp_nV.gather(1, labels[chosen].unsqueeze(1)).squeeze(1)
+        logp = logp_nV.gather(1, labels[chosen].unsqueeze(1)).sum(1)                           # FSDP objects to a view
         H = -(logp_nV.detach().exp() * logp_nV.detach()).sum(-1) if entropy else None
         mtp_logp = None
         if mtp:

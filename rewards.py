@@ -7,7 +7,7 @@ whatever it holds, only ever scores. No model text is evaluated as code, and no 
 """
 import difflib
 import functools
-import importlib
+import itertools
 import math
 import re
 import threading
@@ -15,6 +15,7 @@ import time
 import unicodedata
 from collections import Counter
 from fractions import Fraction
+
 
 FAILURES = Counter()  # (reward, exception) -> samples that it scored 0; of this process
 
@@ -97,7 +98,7 @@ INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that Unicode
 
 
 def _blank(text):
-    """True when nothing in text is visible: only separators (Z*), controls and zero-width characters (C*), marks (M*)."""
+    """True when nothing in text is visible: only separators (Z), controls and zero-width characters (C), marks (M)."""
     return all(unicodedata.category(c)[0] in "ZCM" or c in INVISIBLE for c in text)
 
 
@@ -196,7 +197,7 @@ SCRIPT_LANGUAGES = {"kana": "ja", "hangul": "ko", "cyrillic": "ru", "greek": "el
                     "devanagari": "hi", "thai": "th"}
 FUNCTION_WORDS = {  # frequent in one of these languages, rare in the others and in formulas
     "en": "the of and is are was to that this with for we it if then which have has be by from so can now let but not",
-    "de": "der die das und ist sind ein eine nicht wir mit von zu den dem für auf auch wenn dann oder wird also aber es",
+    "de": "der die das und ist sind ein eine nicht wir mit von zu den dem für auf auch wenn dann oder wird aber es",
     "fr": "le les est sont et une des du nous avec pour dans que qui sur donc alors mais pas ou cette ce il elle au",
     "es": "el los las es son y una del con para por que como entonces pero lo si cuando este esta al hay se",
     "it": "il gli è sono e una della di con per che come quindi allora ma non se questo questa nel abbiamo più lo",
@@ -277,9 +278,9 @@ def language_mixed(response, row):
 
 # ---------------------------------------------------------------- math: one spelling
 
-SECONDS, LONGEST, DEEPEST, BITS = 1.0, 2000, 24, 1 << 18  # bounds: time, characters, nesting, size of exact numbers
+SECONDS, LONGEST, DEEPEST, BITS = 1.0, 1000, 24, 1 << 16  # bounds: time, characters, nesting, size of exact numbers
 COMMANDS = {  # LaTeX command -> a character, or nothing for style; the others stay
-    **dict.fromkeys("left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle limits phantom rm bf it".split(), ""),
+    **dict.fromkeys("left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle phantom rm bf it".split(), ""),
     **dict.fromkeys("dfrac tfrac cfrac".split(), r"\frac "), **dict.fromkeys("quad qquad".split(), " "),
     **dict.fromkeys("times cdot ast".split(), "*"), **dict.fromkeys("le leq leqslant".split(), "≤"),
     **dict.fromkeys("ge geq geqslant".split(), "≥"), **dict.fromkeys("ne neq".split(), "≠"), "lt": "<", "gt": ">",
@@ -309,9 +310,9 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r"\*\*", "^"), (r"<=", "≤"), (r">=", "≥"), (r"!=", "≠"), (r"\+/?-", "±"),
     (r"\b(sin|cos|tan) ?\^ ?(?:-1|\{ ?-1 ?\})", r"arc\1"), (r"(?<![A-Za-z])sqrt(?![A-Za-z])", "√"),
     (r"(?<![A-Za-z])pi(?![A-Za-z])", "π"), (r"(?<![A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", "∞"),
-    (r"\s*,?\s*(?<![A-Za-z])or(?![a-z])\s*", "∨"), (r"\s*,?\s*(?<![A-Za-z])and(?![A-Za-z])\s*", ","),
+    (r"\s+", " "), (r" ?,? ?(?<![A-Za-z])or(?![a-z])", "∨"), (r" ?,? ?(?<![A-Za-z])and(?![A-Za-z])", ","),
     (r"(?i)^ *(?:(?:the )?(?:final )?answer(?: is)?|so|thus|therefore|hence)\b[:, ]*", ""),
-    (r"^\s*≈|[\s.,;]+$", ""), (r"\s+", " "),
+    (r"^ ?≈", ""),
     (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)", lambda m: m[0].replace(" ", "")),  # 1 000
     (r"(\d+)\.(\d*) ?\\overline ?\{ ?(\d+) ?\}",
      lambda m: f"(({m[1]}{m[2]}{m[3]}-{m[1]}{m[2]})/{'9' * len(m[3])}{'0' * len(m[2])})"),
@@ -330,32 +331,37 @@ def _plain(text):
         if i == 2:
             text = unicodedata.normalize("NFKC", text).translate(SIGNS)
         text = pattern.sub(new, text)
-    return text.strip() + " dollar" * (money and text[-1:].isdigit())
+    return text.strip(" ").rstrip(" .,;") + " dollar" * (money and text[-1:].isdigit())
 
 
+LATIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SCALES = {"hundred": 10 ** 2, "thousand": 10 ** 3, "million": 10 ** 6, "billion": 10 ** 9, "trillion": 10 ** 12}
 UNITS = {alias: group.split()[0] for group in (
     "mm millimeter millimetre|cm centimeter centimetre|meter m metre|km kilometer kilometre|inch in inche|foot ft feet|"
-    "yard yd|mile mi|gram g|kg kilogram|mg milligram|pound lb|ounce oz|second s sec|minute min|hour h hr|day|week wk|month|"
-    "year yr|dollar buck usd|cent|euro|degree deg °|radian rad|percent % pct percentage|liter l litre|ml milliliter|mph|cup"
-).split("|") for alias in group.split()}
-NO_UNIT = set("not but to is are was maybe either neither if than vs times plus minus over of x none half dozen".split())
+    "yard yd|mile mi|gram g|kg kilogram|mg milligram|pound lb|ounce oz|second s sec|minute min|hour h hr|day|week wk|"
+    "month|year yr|dollar buck usd|cent|euro|degree deg °|radian rad|percent % pct percentage|liter l litre|"
+    "ml milliliter|mph|cup|am a.m|pm p.m").split("|") for alias in group.split()}
+KNOWN_UNITS = set(UNITS.values())
+NO_UNIT = set("not but to is are was maybe either neither if than vs times plus minus over of none half dozen".split())
 
 
 def _unit(text):
     """'5 square feet' -> ('5', 'foot^2', 1); '5 million' -> ('5', None, 10**6); 'x+1' -> ('x+1', None, 1)."""
     stem = re.sub(r" ?\^ ?(?:[23]|\{[23]\})$", "", text)
-    head = stem.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ°% ./-")
-    words, power = stem[len(head):].lower().split(), text[len(stem):].strip(" ^{}")
-    if not words or head[-1:] not in list("0123456789)}]⌋⌉!π∞") or not NO_UNIT.isdisjoint(words):
+    head = stem.rstrip(LATIN + "°% ./-")
+    tail, power = stem[len(head):], text[len(stem):].strip(" ^{}")
+    words = tail.lower().split()
+    if not words or head[-1:] not in list("0123456789)}]⌋⌉!π∞") or len(tail) == 1 and tail in LATIN or \
+            not NO_UNIT.isdisjoint(words) or "°" in tail and "\\" in head:  # 2x; 5 not 6; sin 30°
         return text, None, 1
     scale = SCALES.get(words[0].removesuffix("s"), 1)
     words = [w.strip(".") for w in words[scale > 1:]]
     if words and words[0] in ("square", "sq", "cubic", "cu"):
         power = "2" if words.pop(0).startswith("sq") else "3"
-    if words == ["°"] and "\\" in head or len(words) > 4 or not all(w in UNITS or w.removesuffix("s") in UNITS or len(w) > 3 and w not in FUNCTIONS for w in words):
+    known = [UNITS.get(w) or UNITS.get(w.removesuffix("s")) for w in words]
+    if len(words) > 4 or not all(k or len(w) > 3 and w not in FUNCTIONS for k, w in zip(known, words)):
         return text, None, 1
-    unit = " ".join(UNITS.get(w) or UNITS.get(w.removesuffix("s"), w) for w in words)
+    unit = " ".join(k or w for k, w in zip(known, words))
     return head, (unit + "^" + power if unit and power else unit) or None, scale
 
 
@@ -363,8 +369,8 @@ def _unit(text):
 
 FUNCTIONS = {name: {"ln": "log", "abs": "Abs", "ceil": "ceiling"}.get(name, name.replace("arc", "a")) for name in (
     "sin cos tan cot sec csc sinh cosh tanh ln log lg exp abs floor ceil arcsin arccos arctan asin acos atan".split())}
-GREEK = set("alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi "
-            "varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell".split())
+GREEK = set("alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon "
+            "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell".split())
 TOKEN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+(?![\d.]))?|\.\d+|\\[A-Za-z]+|[A-Za-z]+|\S")
 CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", "⌊": "⌋", "⌈": "⌉"}
 
@@ -392,7 +398,8 @@ def _sympy():
 class _Parser:
     """Recursive descent from a scalar spelled by _plain to a sympy expression. Raises ValueError on all else.
 
-    sum := product (('+'|'-') product)*;  product := power (('*'|'/'|':')? power)*;  power := atom ('!'|'°'|'%'|'^' atom)*
+    sum := product (('+'|'-') product)*;  product := power (('*'|'/'|':')? power)*
+    power := atom ('!'|'°'|'%'|'^' atom)*;  atom := number, symbol, group, root, fraction or function
     Nodes are built with evaluate=False: sympy computes nothing, so that parsing is linear whatever the text holds.
     """
 
@@ -497,7 +504,9 @@ class _Parser:
         if token[:1].isdigit() or token[:1] == "." and len(token) > 1:
             if self.peek() == "_":  # 52_8, a numeral in base 8, equals only itself
                 return self.sp.Symbol(token + self.subscript())
-            value = Fraction(token if abs(int(re.sub(r".*[eE]|.*", "", token) or 0)) < 10 ** 4 else "x")
+            if any(abs(int(power)) > 5000 for power in re.split("[eE]", token)[1:]):
+                raise ValueError("an exponent too large")
+            value = Fraction(token)
             return self.sp.Rational(value.numerator, value.denominator)
         if token in CLOSING:
             self.bars += token == "|"
@@ -556,8 +565,9 @@ class _Numbers:
 
     def __init__(self, bits, real, clock):
         if not hasattr(_thread, "mp"):
-            _thread.mp = _sympy() and importlib.import_module("mpmath").MPContext()
-        self.mp = _thread.mp  # with a precision of its own
+            from mpmath import MPContext
+            _thread.mp = MPContext()  # mpmath's own context is shared by all threads, precision included
+        self.mp = _thread.mp
         self.mp.prec, self.real, self.clock, self.height, self.largest = bits, real, clock, 0, 0
 
     def inexact(self, x):
@@ -571,28 +581,34 @@ class _Numbers:
         elif node.is_Symbol:
             result = point[node.name]
         elif not node.args:
-            result = {"Pi": self.mp.pi, "Exp1": self.mp.e, "ImaginaryUnit": self.mp.j, "Infinity": self.mp.inf}[name] * 1
+            result = getattr(self.mp, {"Pi": "pi", "Exp1": "e", "ImaginaryUnit": "j", "Infinity": "inf"}[name]) * 1
         else:
             args = [self.value(arg, point) for arg in node.args]
-            exact = all(isinstance(x, Fraction) for x in args) and self.exact(name, args)
-            result = exact if isinstance(exact, Fraction) else self.approximate(name, [self.inexact(x) for x in args], args)
+            result = self.exact(name, args) if all(isinstance(x, Fraction) for x in args) else None
+            if result is None:
+                result = self.approximate(name, [self.inexact(x) for x in args], args)
         if isinstance(result, Fraction):
-            self.height = max(self.height, result.numerator.bit_length() + result.denominator.bit_length())
-            if self.height > BITS:
-                raise ValueError("a number of too many digits")
+            self.bounded(result)
         else:
             if self.real and isinstance(result, self.mp.mpc):
                 raise ValueError("not real")
             self.largest = max(self.largest, abs(result))
         return result
 
+    def bounded(self, x):
+        self.clock.tick()
+        self.height = max(self.height, x.numerator.bit_length() + x.denominator.bit_length())
+        if self.height > BITS:
+            raise ValueError("a number of too many digits")
+        return x
+
     def exact(self, name, args):
         """Fraction, or None where the result may be irrational."""
         x, y = args[0], args[-1]
         if name == "Add":
-            return sum(args, Fraction())
+            return functools.reduce(lambda a, b: self.bounded(a + b), args)
         if name == "Mul":
-            return math.prod(args, start=Fraction(1))
+            return functools.reduce(lambda a, b: self.bounded(a * b), args)
         if name == "Pow" and y.denominator == 1:
             if abs(y) * max(x.numerator.bit_length(), x.denominator.bit_length()) > BITS and abs(x) not in (0, 1):
                 raise ValueError("a power of too many digits")
@@ -627,15 +643,17 @@ class _Numbers:
             raise ValueError("an argument too large")
         if name in ("floor", "ceiling"):
             near = mp.nint(x)  # floor(sqrt(4)) must not depend on the last bit
-            return near if abs(x - near) < mp.ldexp(1, -mp.prec // 2) else mp.floor(x) if name == "floor" else mp.ceil(x)
+            if abs(x - near) < mp.ldexp(1, -mp.prec // 2):
+                return near
+            return mp.floor(x) if name == "floor" else mp.ceil(x)
         if name in ("factorial", "binomial"):
             raise ValueError(f"{name} of what is not a small natural number")
         return getattr(mp, {"Abs": "fabs"}.get(name, name))(x)
 
 
 def _same_value(a, b, point, real, deep, clock):
-    """Exactly for rationals. Else the difference must vanish at 256 bits and, if deep, go on vanishing at 1,024 bits and
-    more, beyond all the digits in the expressions: so e^-1000 is not e^-1001, nor sqrt(2) the same plus 10^-500."""
+    """Exactly for rationals. Else the difference must vanish at 256 bits and, if deep, go on vanishing at 1,024 bits
+    and more, beyond all the digits in the expressions: so e^-1000 is not e^-1001, nor sqrt(2) the same + 10^-500."""
     gaps, bits = [], 256
     while len(gaps) < 1 + deep:
         numbers = _Numbers(bits, real, clock)
@@ -646,16 +664,17 @@ def _same_value(a, b, point, real, deep, clock):
         gaps.append(abs(x - y))
         if not gaps[0] <= numbers.mp.ldexp(max(abs(x), abs(y), numbers.largest), -100):
             return False
-        if numbers.height > 8192:
+        magnitude = max(0, numbers.mp.mag(numbers.largest)) if numbers.largest else 0
+        if max(numbers.height, magnitude) > 8192:
             raise ValueError("too many digits")
-        bits = 1024 + 2 * numbers.height
+        bits = 1024 + 2 * numbers.height + magnitude
     scale = max(abs(x), abs(y), numbers.largest if gaps[0] else 0)
     return not deep or gaps[1] == 0 or bool(gaps[1] <= numbers.mp.ldexp(scale, 200 - numbers.mp.prec) and
                                             (gaps[0] == 0 or gaps[1] <= numbers.mp.ldexp(gaps[0], -300)))
 
 
 def _equal(a, b, clock):
-    """True when the expressions a and b agree at random points: at real ones, or complex ones where those are too few."""
+    """True when a and b agree at several points: where both are real, or, where that is too seldom, at any."""
     names = sorted({s.name for s in a.free_symbols | b.free_symbols})
     imaginary = a.has(_sympy().I) or b.has(_sympy().I)
     for real in (False,) if imaginary or not names else (True, False):
@@ -692,21 +711,25 @@ def _proportional(sides, others, clock):
 
 # ---------------------------------------------------------------- math: structure
 
-NAME = re.compile(r"[A-Za-zα-ωΑ-Ω∠△|:/(),'\s\\{}]*[A-Za-zα-ω][A-Za-zα-ωΑ-Ω∠△|:/(),'\s\\{}]*")
+NAME = re.compile(r"[A-Za-zα-ορ-ω∠|:/(),'\s\\{}]*[A-Za-zα-ορ-ω][A-Za-zα-ορ-ω∠|:/(),'\s\\{}]*")
 FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 
 
+def _depths(text):
+    """How many brackets are open after each character."""
+    return list(itertools.accumulate((c in "([{⦃⟦⌊⌈") - (c in ")]}⦄⟧⌋⌉") for c in text))
+
+
 def _split(text, separators):
     """[piece, separator, piece, ...], cut at the separators outside of all brackets."""
-    pieces, depth = [[]], 0
-    for c in text:
-        depth += (c in "([{⦃⟦⌊⌈") - (c in ")]}⦄⟧⌋⌉")
+    pieces = [""]
+    for c, depth in zip(text, _depths(text)):
         if depth == 0 and c in separators:
-            pieces += [[c], []]
+            pieces += [c, ""]
         else:
-            pieces[-1].append(c)
-    return ["".join(piece).strip() for piece in pieces]
+            pieces[-1] += c
+    return [piece.strip() for piece in pieces]
 
 
 def _name(side):
@@ -716,8 +739,9 @@ def _name(side):
 
 
 def _read(text, clock, depth=0):
-    """An answer as a tuple: ('scalar', tree, unit, text if decimal), ('text', words), ('eq', name, sides, texts),
-    ('rel', operators, texts, interval, name), ('list'|'set'|'union', items), ('tuple', brackets, items), ('matrix', rows)."""
+    """An answer as a tuple: ('scalar', tree, unit, literal if decimal), ('list' or 'set' or 'union', items),
+    ('tuple', brackets, items), ('matrix', rows), ('eq', name, sides, texts), ('rel', operators, texts, interval, name),
+    or, where nothing else can be read, ('text', words)."""
     clock.tick()
     try:
         if depth > DEEPEST or not text:
@@ -744,7 +768,7 @@ def _structure(text, clock, depth):
     pieces = _split(text, "∪")
     if len(pieces) > 1:
         return "union", [_read(t, clock, depth) for t in pieces[::2]]
-    if text[0] in "([{⦃⟦" and text[-1] in ")]}⦄⟧" and _encloses(text):
+    if text[0] in "([{⦃⟦" and text[-1] in ")]}⦄⟧" and 0 not in _depths(text[:-1]):
         inner = text[1:-1].strip()
         if text[0] == "⟦":
             rows = [_split(row, "&")[::2] for row in _split(inner, "⏎")[::2] if row]
@@ -762,16 +786,6 @@ def _structure(text, clock, depth):
     if scale > 1:
         tree = _sympy().Mul(scale, tree, evaluate=False)
     return "scalar", tree, unit, head if re.fullmatch(r"-?\d*\.\d+", head) else ""
-
-
-def _encloses(text):
-    """True when the first bracket closes at the very end."""
-    depth = 0
-    for i, c in enumerate(text):
-        depth += (c in "([{⦃⟦⌊⌈") - (c in ")]}⦄⟧⌋⌉")
-        if depth == 0:
-            return i == len(text) - 1
-    return False
 
 
 def _signs(text):
@@ -859,11 +873,11 @@ def _same_unordered(g, p, repeats, clock):
     """repeats: {1, 1, 2} is {1, 2}; else each item of p is matched once."""
     left = list(p)
     for a in g:
-        match = [i for i, b in enumerate(left) if _same(a, b, clock)]
-        if not match:
+        match = next((i for i, b in enumerate(left) if _same(a, b, clock)), None)
+        if match is None:
             return False
         if not repeats:
-            del left[match[0]]
+            del left[match]
     return all(any(_same(a, b, clock) for a in g) for b in left) if repeats else not left
 
 
@@ -892,11 +906,13 @@ def _same_relation(g, p, clock):
 def _same_scalar(g, p, clock):
     sp, (a, unit, literal), (b, other, other_literal) = _sympy(), g[1:], p[1:]
     units = {unit, other}
-    for known, factor in (("percent", sp.Rational(1, 100)), ("degree", sp.Mul(sp.pi, sp.Rational(1, 180), evaluate=False))):
+    for known, factor in (("percent", sp.Integer(1)), ("degree", sp.pi)):
         if known in units and units <= {known, None, "radian"} and len(units) == 2:
-            if _equal(*(sp.Mul(x, factor, evaluate=False) if u == known else x for x, u in ((a, unit), (b, other))), clock):
+            factor = sp.Mul(factor, sp.Rational(1, 100 if known == "percent" else 180), evaluate=False)
+            scaled = [sp.Mul(x, factor, evaluate=False) if u == known else x for x, u in ((a, unit), (b, other))]
+            if _equal(*scaled, clock):
                 return True
-    if unit != other and {u and u.split("^")[0] for u in units} <= set(UNITS.values()):
+    if unit != other and {u and u.split("^")[0] for u in units} <= KNOWN_UNITS:
         return False  # 5 cents, 5 dollars
     if a.is_Symbol and b.is_Integer and a.name[0].isdigit():  # 52 for 52_8
         return a.name.split("_")[0] == str(b)
@@ -919,7 +935,8 @@ def math_equal(gold, answer):
         return True
     clock = _Clock()
     try:
-        golds, answers = [[text, THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)] for text in map(_plain, (gold, answer))]
+        golds, answers = ([text, THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)]
+                          for text in (_plain(gold), _plain(answer)))
         for texts, others in ((golds, answers), (answers, golds)):
             if "." in others[0] and re.fullmatch(r"-?\d+,\d+", texts[1]):
                 texts.append(texts[1].replace(",", "."))  # a decimal comma
@@ -933,12 +950,12 @@ def math_equal(gold, answer):
 
 
 def math_reward(response, row):
-    """1.0 when the one answer (see answer_of) says the same as row['answer']: numbers, fractions, mixed numbers, percent,
-    units, thousands separators, degrees, intervals, inequalities, sets, lists, tuples, matrices, equations, expressions
-    and words. Exact but for decimals of ten digits or more, which may be rounded.
+    """1.0 when the one answer (see answer_of) says the same as row['answer']: numbers, fractions, mixed numbers,
+    percent, units, thousands separators, degrees, intervals, inequalities, sets, lists, tuples, matrices, equations,
+    expressions and words. Exact but for decimals of ten digits or more, which may be rounded.
 
-    Nothing is evaluated but by _Numbers, within bounds; safe in threads and worker processes. An answer that cannot be
-    decided in SECONDS scores 0.0 and is counted in FAILURES.
+    Only _Numbers computes, within bounds: safe in threads and worker processes. An answer that cannot be decided in
+    SECONDS scores 0.0 and is counted in FAILURES.
     """
     gold, answer = str(row["answer"]), answer_of(response, row)
     if not gold.strip():
@@ -946,9 +963,71 @@ def math_reward(response, row):
     return float(answer is not None and math_equal(gold, answer))
 
 
+# ---------------------------------------------------------------- multiple choice
+
+CHOICE = re.compile(r"(?i:(?:the )?(?:(?:final|correct|best) )?(?:answer|option|choice)(?: is)?[ :]*)?"
+                    r"[*(\[]*([A-Ea-e])(?![A-Za-z0-9])([*)\].:,]*)(.*)")
+
+
+def choice_reward(response, row):
+    """1.0 when the answer is row['answer'], a letter A-E: 'B', '(b)', '**B.**', '\\text{B}', 'Answer: B', 'B. Aspirin'.
+
+    Text after the letter may not hold another letter A-E by itself, unless it is that option's in row['choices'].
+    """
+    gold, answer = str(row["answer"]).strip(), answer_of(response, row)
+    if gold not in ("A", "B", "C", "D", "E"):
+        raise ValueError(f"the row's answer is {gold!r} where one letter A-E should be")
+    m = answer and CHOICE.fullmatch(re.sub(FONTS, r" \1 ", answer).strip(" $"))
+    if not m or m[1].upper() != gold:
+        return 0.0
+    choices, mark, text = list(row.get("choices", ()))[ord(gold) - ord("A"):], m[2], m[3].strip()
+    if not text or choices and text.casefold() == str(choices[0]).casefold():
+        return 1.0
+    return float(m[1].isupper() and mark != "" and not re.search(r"\b[A-E]\b", text))
+
+
+# ---------------------------------------------------------------- length and repetition
+
+def _length(response, row):
+    return row.get("completion_tokens", len(response))
+
+
+def length_reward(response, row):
+    """Shorter right answers score more: l = 0.5 - (length - min) / (max - min), for a wrong answer min(0, l).
+
+    length: row['completion_tokens'], or else characters. row['min_length'] and row['max_length']: the bounds in the same
+    unit, usually the shortest and longest of the group. 0.0 when they are equal; between -0.5 and 0.5.
+    """
+    low, high = row["min_length"], row["max_length"]
+    if high <= low:
+        return 0.0
+    score = 0.5 - min(1.0, max(0.0, (_length(response, row) - low) / (high - low)))
+    return score if accuracy_reward(response, row) == 1.0 else min(0.0, score)
+
+
+def overlong_reward(response, row):
+    """DAPO's soft punishment: 0 up to max - margin, then falling to -1 at max = row['max_length'], and -1 beyond.
+
+    length: row['completion_tokens'], or else characters; margin: row['overlong_margin'], by default a fifth of max.
+    """
+    longest = row["max_length"]
+    margin = row.get("overlong_margin", longest / 5)
+    return -min(1.0, max(0.0, (_length(response, row) - (longest - margin)) / margin))
+
+
+def repetition_reward(response, row):
+    """-(1 - different / all) of the response's n-grams of words, n = row['ngram'] (default 3): 0 when none repeats,
+    near -1 when it loops. A number, a symbol, a Han, kana or hangul character is a word; too short a response scores 0.
+    """
+    n = row.get("ngram", 3)
+    words = re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|[^\W\d_]+|\d+|[^\w\s]", response.lower())
+    grams = list(zip(*(words[i:] for i in range(n))))
+    return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
+
+
 # ---------------------------------------------------------------- choosing and combining
 
-ACCURACY = {"countdown": countdown_reward, "match": match_reward, "math": math_reward}
+ACCURACY = {"countdown": countdown_reward, "match": match_reward, "math": math_reward, "choice": choice_reward}
 
 
 def accuracy_reward(response, row):
@@ -958,7 +1037,8 @@ def accuracy_reward(response, row):
     return ACCURACY[row["task"]](response, row)
 
 
-REWARDS = {"accuracy": accuracy_reward, "format": format_reward, "language": language_reward, **ACCURACY}
+REWARDS = {"accuracy": accuracy_reward, "format": format_reward, "language": language_reward, "length": length_reward,
+           "overlong": overlong_reward, "repetition": repetition_reward, **ACCURACY}
 
 
 def combined(response, row, weights):

@@ -226,7 +226,7 @@ def encode_prompts(tokenizer, rows, prefill=''):
     for row in rows:
         messages = row['prompt'] if isinstance(row['prompt'], list) else [{'role': 'user', 'content': row['prompt']}]
         prompt, _ = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        ids.append(prompt + tokenizer.encode(prefill))
+        ids.append(prompt + tokenizer.encode_assistant(prefill))
         out.append({**row, 'prefill': tokenizer.generation_prefill() + prefill})
     return ids, out
 
@@ -344,7 +344,7 @@ def chat(cfg, model, tokenizer):
                 print(piece.replace('<think>', dim + '<think>').replace('</think>', '</think>' + plain), end='', flush=True)
         try:
             Sampler(model, tokenizer.stop_ids, slots=1, check_every=1).generate(
-                [prompt + tokenizer.encode(cfg.prefill)], 1, cfg.max_new_tokens, cfg.temperature, cfg.top_p, cfg.seed + len(messages), on_token=show)
+                [prompt + tokenizer.encode_assistant(cfg.prefill)], 1, cfg.max_new_tokens, cfg.temperature, cfg.top_p, cfg.seed + len(messages), on_token=show)
         except ValueError as error:  # the conversation no longer fits
             messages.clear()
             print(f'[{error}; starting afresh]', end='')

@@ -107,6 +107,9 @@ def shard(model, cfg, device):
             fully_shard(layer, mp_policy=policy)
         fully_shard(model, mp_policy=policy)
         register_fsdp_forward_method(model, 'logprobs')
+        with torch.no_grad():  # the first unit to run becomes the root: it must be the whole model, not a layer that the sampler calls
+            blank = torch.zeros(1, 2, dtype=torch.int64, device=device)
+            model.logprobs(blank, blank)
     return model
 
 
