@@ -280,8 +280,8 @@ def language_mixed(response, row):
 
 SECONDS, LONGEST, DEEPEST, BITS = 1.0, 1000, 24, 1 << 16  # bounds: time, characters, nesting, size of exact numbers
 COMMANDS = {  # LaTeX command -> a character, or nothing for style; the others stay
-    **dict.fromkeys("left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle phantom rm bf it".split(), ""),
-    **dict.fromkeys("dfrac tfrac cfrac".split(), r"\frac "), **dict.fromkeys("quad qquad".split(), " "),
+    **dict.fromkeys("left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle boxed fbox rm bf it".split(), ""),
+    **dict.fromkeys("dfrac tfrac cfrac".split(), r"\frac "), **dict.fromkeys("quad qquad phantom".split(), " "),
     **dict.fromkeys("times cdot ast".split(), "*"), **dict.fromkeys("le leq leqslant".split(), "≤"),
     **dict.fromkeys("ge geq geqslant".split(), "≥"), **dict.fromkeys("ne neq".split(), "≠"), "lt": "<", "gt": ">",
     **dict.fromkeys("approx simeq".split(), "≈"), **dict.fromkeys("lvert rvert vert mid".split(), "|"), "in": "∈",
@@ -290,7 +290,7 @@ COMMANDS = {  # LaTeX command -> a character, or nothing for style; the others s
     "rceil": "⌉", "langle": "(", "rangle": ")", "lbrace": "⦃", "rbrace": "⦄", "colon": ":", "dbinom": r"\binom "}
 SIGNS = str.maketrans({**dict.fromkeys("−–—", "-"), **dict.fromkeys("×·∙⋅∗", "*"), **dict.fromkeys("÷⁄∕", "/"),
                        "∅": "⦃⦄", "ℝ": "(-∞,∞)", "。": ".", "、": ","})
-FONTS = r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|boldsymbol|operatorname\*?|boxed|fbox)\s*\{([^{}]*)\}"
+FONTS = r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|boldsymbol|operatorname\*?)\s*\{([^{}]*)\}"
 MATRIX = r"\{(?:[pbBV]?matrix|array)\}"
 
 
@@ -721,6 +721,11 @@ def _depths(text):
     return list(itertools.accumulate((c in "([{⦃⟦⌊⌈") - (c in ")]}⦄⟧⌋⌉") for c in text))
 
 
+def _enclosed(text):
+    """True when the first bracket closes at the very end."""
+    return text[-1] in ")]}⦄⟧" and 0 not in _depths(text[:-1])
+
+
 def _split(text, separators):
     """[piece, separator, piece, ...], cut at the separators outside of all brackets."""
     pieces = [""]
@@ -768,7 +773,7 @@ def _structure(text, clock, depth):
     pieces = _split(text, "∪")
     if len(pieces) > 1:
         return "union", [_read(t, clock, depth) for t in pieces[::2]]
-    if text[0] in "([{⦃⟦" and text[-1] in ")]}⦄⟧" and 0 not in _depths(text[:-1]):
+    if text[0] in "([{⦃⟦" and _enclosed(text):
         inner = text[1:-1].strip()
         if text[0] == "⟦":
             rows = [_split(row, "&")[::2] for row in _split(inner, "⏎")[::2] if row]
@@ -790,7 +795,7 @@ def _structure(text, clock, depth):
 
 def _signs(text):
     """'1 ± 2' -> '1 + 2', '1 - 2'; a set keeps its own."""
-    if not ("±" in text or "∓" in text) or text[0] == "⦃":
+    if not ("±" in text or "∓" in text) or text[0] in "⦃{" and _enclosed(text):
         return [text]
     return [text.translate(str.maketrans("±∓", signs)) for signs in ("+-", "-+")]
 
@@ -995,7 +1000,7 @@ def _length(response, row):
 def length_reward(response, row):
     """Shorter right answers score more: l = 0.5 - (length - min) / (max - min), for a wrong answer min(0, l).
 
-    length: row['completion_tokens'], or else characters. row['min_length'] and row['max_length']: the bounds in the same
+    length: row['completion_tokens'], or else characters. row['min_length'], row['max_length']: the bounds in the same
     unit, usually the shortest and longest of the group. 0.0 when they are equal; between -0.5 and 0.5.
     """
     low, high = row["min_length"], row["max_length"]
