@@ -4,6 +4,9 @@
 `prefill` (what the prompt already wrote for the assistant, for example '<think>'; every reward puts it before the
 response), `task`, `answer`, `numbers`, `target`, `language`. A row that lacks what its reward needs raises; a response,
 whatever it holds, only ever scores. No model text is evaluated as code, and no input is slow.
+
+REWARDS names what `combined` can weigh. Most of the file is `math_reward`: text -> one spelling -> a structure of lists,
+intervals, equations ... -> sympy expressions that sympy never evaluates -> values computed here, within bounds.
 """
 import difflib
 import functools
@@ -1021,10 +1024,12 @@ def overlong_reward(response, row):
 
 
 def repetition_reward(response, row):
-    """-(1 - different / all) of the response's n-grams of words, n = row['ngram'] (default 3): 0 when none repeats,
+    """-(1 - different / all) of the response's n-grams of words, n = row['ngram'] (default 20): 0 when none repeats,
     near -1 when it loops. A number, a symbol, a Han, kana or hangul character is a word; too short a response scores 0.
+
+    Honest mathematics repeats itself: published R1 traces score -0.2 to -0.6 at n = 3, but 0 to -0.06 at n = 20.
     """
-    n = row.get("ngram", 3)
+    n = row.get("ngram", 20)
     words = re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|[^\W\d_]+|\d+|[^\w\s]", response.lower())
     grams = list(zip(*(words[i:] for i in range(n))))
     return len(set(grams)) / len(grams) - 1.0 if grams else 0.0

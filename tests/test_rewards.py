@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import rewards
-from rewards import (accuracy_reward, answer_of, choice_reward, combined, countdown_reward, format_reward, language_mixed,
-                     language_reward, length_reward, match_reward, overlong_reward, repetition_reward, split_response)
+from rewards import (accuracy_reward, answer_of, choice_reward, combined, countdown_reward, format_reward,
+                     language_mixed, language_reward, length_reward, match_reward, overlong_reward, repetition_reward,
+                     split_response)
 
 PREFILL = {"prefill": "<think>"}
 
@@ -244,8 +245,8 @@ def test_language_mixed(reasoning, mixed):
         assert language_mixed(reasoning + "</think>5 五 five", {**PREFILL, "language": target}) is mixed
 
 
-@pytest.mark.parametrize("text", ["$" * 10 ** 5, "\\(" * 10 ** 5, "`" * 10 ** 5 + "a", "a`$\\[" * 10 ** 5, "a-" * 10 ** 5,
-                                  "'" * 10 ** 5, "\u0301" * 10 ** 5, "得a" * 10 ** 5])
+@pytest.mark.parametrize("text", ["$" * 10 ** 5, "\\(" * 10 ** 5, "`" * 10 ** 5 + "a", "a`$\\[" * 10 ** 5,
+                                  "a-" * 10 ** 5, "'" * 10 ** 5, "\u0301" * 10 ** 5, "得a" * 10 ** 5])
 def test_language_is_linear(text):
     start = time.perf_counter()
     language(text, "en")
@@ -308,14 +309,15 @@ def test_overlong(length, score):
 
 
 def test_repetition():
-    assert repetition_reward("one two three four five", {}) == 0
-    assert repetition_reward("a b", {}) == 0
+    assert repetition_reward("one two three four five", {"ngram": 3}) == 0
+    assert repetition_reward("a b", {"ngram": 3}) == 0
     assert repetition_reward("", {}) == 0
-    assert repetition_reward("a b c a b c", {}) == pytest.approx(-1 / 4)                # abc bca cab abc
+    assert repetition_reward("a b c a b c", {"ngram": 3}) == pytest.approx(-1 / 4)                # abc bca cab abc
     assert repetition_reward("a b a b a", {"ngram": 2}) == pytest.approx(-1 / 2)        # ab ba ab ba
-    assert repetition_reward("加三得十加三得十", {}) == pytest.approx(-1 / 3)             # 4 different of 6
+    assert repetition_reward("加三得十加三得十", {"ngram": 3}) == pytest.approx(-1 / 3)             # 4 different of 6
     assert repetition_reward("wait " * 1000, {}) < -0.99
     assert repetition_reward("!" * 1000, {}) < -0.99
+    assert repetition_reward(" ".join(map(str, range(1000))), {}) == 0
 
 
 # ---------------------------------------------------------------- choosing and combining
