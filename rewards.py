@@ -404,6 +404,7 @@ class _Parser:
     sum := product (('+'|'-') product)*;  product := power (('*'|'/'|':')? power)*
     power := atom ('!'|'°'|'%'|'^' atom)*;  atom := number, symbol, group, root, fraction or function
     Nodes are built with evaluate=False: sympy computes nothing, so that parsing is linear whatever the text holds.
+    `prime` is appended to the name of every variable.
     """
 
     def __init__(self, text, clock, prime=""):
