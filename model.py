@@ -453,6 +453,11 @@ class MTPLayer(Layer):
         self.eh_proj = nn.Linear(2 * cfg.hidden_size, cfg.hidden_size, bias=False)
         self.shared_head = nn.ModuleDict({'norm': RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)})
 
+    def forward(self, h, next_embedding, attend):
+        x = self.eh_proj(torch.cat([self.enorm(next_embedding), self.hnorm(h)], dim=-1))
+        x, route = super().forward(x, attend)
+        return self.shared_head.norm(x), route
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the model
@@ -527,11 +532,10 @@ class Transformer(nn.Module):
     def mtp_hidden(self, h_BTC, next_ids_BT, rope, mask, routes=None):
         """h_i and token i+1 -> hidden states [B, T, C] that predict token i+2."""
         layer = self.model.layers[self.cfg.num_hidden_layers]
-        x = torch.cat([layer.enorm(self.model.embed_tokens(next_ids_BT)), layer.hnorm(h_BTC)], dim=-1)
-        x, route = layer(layer.eh_proj(x), lambda attn, h: attn(h, rope, mask))
+        x, route = layer(h_BTC, self.model.embed_tokens(next_ids_BT), lambda attn, h: attn(h, rope, mask))
         if routes is not None and route is not None:
             routes.append(route)
-        return layer.shared_head.norm(x)
+        return x
 
     def logits(self, h):
         """h [..., C] -> float32 logits [..., V]; the product is float32 too: bf16 heads make sampler and trainer disagree."""

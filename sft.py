@@ -110,6 +110,7 @@ def shard(model, cfg, device):
         with torch.no_grad():  # the first unit to run becomes the root: it must be the whole model, not a layer that the sampler calls
             blank = torch.zeros(1, 2, dtype=torch.int64, device=device)
             model.logprobs(blank, blank)
+        model.reshard()  # the root stays gathered after a forward, and its optimizer would hold tensors that are soon freed
     return model
 
 

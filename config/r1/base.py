@@ -15,8 +15,8 @@ model = dict(
 row_len = 160
 batch_rows = micro_rows = 24
 steps = 900
-learning_rate = 2e-3
-muon_learning_rate = 0.02
+learning_rate = 4e-3
+muon_learning_rate = 0.04
 schedule = 'linear'
 min_lr = 0.02
 save_every = 100

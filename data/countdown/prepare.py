@@ -43,12 +43,12 @@ class Config:
     rl_rows: int = 768               # problems of rl.jsonl
     test_rows: int = 512             # problems of test.jsonl
     max_number: int = 12             # numbers are drawn from 1 to this
-    guess: float = 0.65              # share of countdown rows that guess at once
+    guess: float = 0.62              # share of countdown rows that guess at once
     quick: float = 0.08              # share that search a little, give up and guess
-    search: float = 0.27             # share that search fully
+    search: float = 0.30             # share that search fully
     chinese: float = 0.25            # share of rows wholly in the second notation
     mixed: float = 0.25              # share of rows that change notation between lines
-    broken: float = 0.10             # share of rows that break the format
+    broken: float = 0.06             # share of rows that break the format
     sort: float = 0.04               # share of rows about the second task
 
 
