@@ -34,7 +34,7 @@ r1: setup
 	@$(MAKE) --no-print-directory $(RUN)/report.json
 
 $(RUN)/data/test.jsonl:
-	$(call timed,$(PY) data/countdown/prepare.py --out_dir=$(RUN)/data --seed=$(SEED))
+	$(call timed,$(PY) data/countdown/prepare.py --out_dir=$(RUN)/data --seed=$(SEED) $(CORPUS))
 
 # 1. base: pretraining from nothing
 $(RUN)/base/config.json: $(RUN)/data/test.jsonl
@@ -78,3 +78,12 @@ $(RUN)/final/eval_sort.json: $(RUN)/final/config.json
 STAGES := base zero cold rl reject final distill student_rl
 $(RUN)/report.json: $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json $(RUN)/final/eval_sort.json report.py
 	$(PY) report.py --run=$(RUN)
+
+# ---- controls of RESULTS.md: as many SFT steps instead of RL; RL on a random reward; a base whose corpus holds no full search
+controls: $(RUN)/control_sft/eval.json $(RUN)/control_random/eval.json $(RUN)/nosearch/zero/eval.json $(RUN)/nosearch/base/eval.json
+$(RUN)/control_sft/config.json: $(RUN)/base/config.json
+	$(call timed,$(PY) sft.py config/r1/control_sft.py --seed=$(SEED))
+$(RUN)/control_random/config.json: $(RUN)/base/config.json
+	$(call timed,$(PY) grpo.py config/r1/control_random.py --seed=$(SEED))
+$(RUN)/nosearch/%/eval.json:
+	@$(MAKE) --no-print-directory RUN=$(RUN)/nosearch CORPUS="--search=0 --guess=0.92" $@

@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 import checkpoint
+import rewards
 from configurator import configure
 from data.loader import pack, read_rows
 from model import update_router_bias
@@ -334,7 +335,7 @@ def main(cfg):
                    'length_wrong': (summed['length'] - summed['length_right']) / max(1, N - summed['right']),
                    'advantage_std': (summed['squares'] / N) ** 0.5, 'loss': stats[5], 'entropy': stats[1] / n, 'clipped': stats[2] / n, 'kl': stats[3] / n,
                    'mismatch': stats[4] / n, 'mismatch_max': mismatch.item(), 'grad_norm': sum(norms) / len(norms), 'flops': flops,
-                   'seconds': now, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg)}
+                   'reward_failures': sum(rewards.FAILURES.values()), 'seconds': now, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg)}
         if moe:
             numbers['expert_max_load'] = (counts.amax(1) / counts.float().mean(1)).mean().item()
         log.write(numbers, ('reward', 'right', 'length', 'entropy', 'zero_variance', 'mismatch_max'))

@@ -16,6 +16,7 @@ import re
 import threading
 import time
 import unicodedata
+import zlib
 from collections import Counter
 from fractions import Fraction
 
@@ -1048,7 +1049,12 @@ def accuracy_reward(response, row):
     return ACCURACY[row["task"]](response, row)
 
 
-REWARDS = {"accuracy": accuracy_reward, "format": format_reward, "language": language_reward, "length": length_reward,
+def random_reward(response, row):
+    """0 or 1 by a hash of problem and response: the control that a reward must beat."""
+    return float(zlib.crc32(f"{row['prompt']} {response}".encode()) >> 7 & 1)
+
+
+REWARDS = {"accuracy": accuracy_reward, "random": random_reward, "format": format_reward, "language": language_reward, "length": length_reward,
            "overlong": overlong_reward, "repetition": repetition_reward, **ACCURACY}
 
 

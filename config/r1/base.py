@@ -12,11 +12,11 @@ model = dict(
     intermediate_size=256, first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
     moe_intermediate_size=64, num_nextn_predict_layers=1,
 )
-row_len = 160
-batch_rows = micro_rows = 24
-steps = 900
-learning_rate = 4e-3
-muon_learning_rate = 0.04
+row_len = 136
+batch_rows = micro_rows = 28
+steps = 850
+learning_rate = 2e-3
+muon_learning_rate = 0.02
 schedule = 'linear'
 min_lr = 0.02
 save_every = 100

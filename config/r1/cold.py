@@ -5,8 +5,8 @@ _run = os.environ.get('RUN', 'out/r1')
 out_dir = f'{_run}/cold'
 init_from = f'{_run}/base'
 data = [f'{_run}/zero/samples.jsonl']
-row_len = 160
-batch_rows = micro_rows = 24
+row_len = 136
+batch_rows = micro_rows = 28
 steps = 60
 learning_rate = 5e-4
 warmup_steps = 5

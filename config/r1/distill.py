@@ -5,8 +5,8 @@ _run = os.environ.get('RUN', 'out/r1')
 out_dir = f'{_run}/distill'
 init_from = f'{_run}/student_base'
 data = [f'{_run}/final/samples.jsonl']
-row_len = 160
-batch_rows = micro_rows = 24
+row_len = 136
+batch_rows = micro_rows = 28
 steps = 300
 learning_rate = 1e-3
 warmup_steps = 10

@@ -10,11 +10,11 @@ model = dict(
     model_type='qwen2', hidden_size=96, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1, head_dim=32,
     intermediate_size=256, max_position_embeddings=256, tie_word_embeddings=True,
 )
-row_len = 160
-batch_rows = micro_rows = 24
+row_len = 136
+batch_rows = micro_rows = 28
 steps = 600
-learning_rate = 4e-3
-muon_learning_rate = 0.04
+learning_rate = 2e-3
+muon_learning_rate = 0.02
 schedule = 'linear'
 min_lr = 0.02
 save_every = 100

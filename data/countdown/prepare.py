@@ -40,12 +40,12 @@ class Config:
     out_dir: str = 'out/r1/data'     # where the files go
     seed: int = 1                    # everything below is drawn from it
     corpus_rows: int = 80000         # rows of corpus.jsonl
-    rl_rows: int = 768               # problems of rl.jsonl
+    rl_rows: int = 512               # problems of rl.jsonl
     test_rows: int = 512             # problems of test.jsonl
-    max_number: int = 12             # numbers are drawn from 1 to this
-    guess: float = 0.62              # share of countdown rows that guess at once
+    max_number: int = 10             # numbers are drawn from 1 to this
+    guess: float = 0.60              # share of countdown rows that guess at once
     quick: float = 0.08              # share that search a little, give up and guess
-    search: float = 0.30             # share that search fully
+    search: float = 0.32             # share that search fully
     chinese: float = 0.25            # share of rows wholly in the second notation
     mixed: float = 0.25              # share of rows that change notation between lines
     broken: float = 0.06             # share of rows that break the format
@@ -176,9 +176,9 @@ def main(cfg):
     rng = random.Random(cfg.seed)
     everything = problems(cfg.max_number)
     rng.shuffle(everything)
-    if len(everything) < 2 * (cfg.test_rows + cfg.rl_rows):
+    if len(everything) < 1.5 * (cfg.test_rows + cfg.rl_rows):
         raise ValueError(f'max_number={cfg.max_number} gives {len(everything)} problems, too few for test_rows={cfg.test_rows} and '
-                         f'rl_rows={cfg.rl_rows} and as many for the corpus; raise max_number')
+                         f'rl_rows={cfg.rl_rows} and half as many for the corpus; raise max_number')
     test, rl = everything[:cfg.test_rows], everything[cfg.test_rows:cfg.test_rows + cfg.rl_rows]
     pool = everything[cfg.test_rows + cfg.rl_rows:]
     out = Path(cfg.out_dir)

@@ -1,0 +1,97 @@
+"""A miniature of `make r1`: every stage with its own config and a hundredth of the steps, through to the report."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import grpo
+import report
+import sample
+import sft
+from configurator import parse
+from data.countdown import prepare
+from model import Transformer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """The chain's commands in the Makefile's order, in this process."""
+    folder, patch = tmp_path_factory.mktemp('chain') / 'r1', pytest.MonkeyPatch()
+    patch.setenv('RUN', str(folder))
+    patch.chdir(ROOT)
+
+    def stage(script, name, *overrides):
+        script.main(parse(script.Config, [f'config/r1/{name}.py', *overrides]))
+    prepare.main(prepare.Config(out_dir=str(folder / 'data'), corpus_rows=2000, rl_rows=64, test_rows=16))
+    short = ['--max_new_tokens=40', '--steps=2', '--prompts=4', '--group=4', '--eval_rows=4', '--eval_every=1']
+    keep = ["--keep={'accuracy': 0}", '--limit=24', '--max_new_tokens=60']
+    stage(sft, 'base', '--steps=70', '--batch_rows=12', '--micro_rows=12')
+    stage(grpo, 'zero', *short)
+    stage(sample, 'samples', f'--checkpoint={folder}/zero', f'--out={folder}/zero/samples.jsonl', *keep)
+    stage(sft, 'cold', '--steps=2')
+    stage(grpo, 'rl', *short)
+    stage(sample, 'samples', f'--checkpoint={folder}/rl', f'--out={folder}/rl/samples.jsonl', *keep)
+    stage(sft, 'reject', '--steps=2')
+    stage(grpo, 'final', *short)
+    stage(sft, 'student_base', '--steps=4', '--batch_rows=4')
+    stage(sample, 'teacher', f'--checkpoint={folder}/final', f'--out={folder}/final/samples.jsonl', *keep)
+    stage(sft, 'distill', '--steps=2', '--save_every=1')
+    stage(grpo, 'student_rl', *[flag for flag in short if 'steps' not in flag])
+    for name in report.STAGES:
+        stage(sample, 'eval', f'--checkpoint={folder}/{name}', f'--out={folder}/{name}/eval.jsonl', f'--summary={folder}/{name}/eval.json',
+              '--max_new_tokens=40', '--limit=8')
+    stage(sample, 'eval', f'--checkpoint={folder}/base', '--prefill=<think> search', f'--summary={folder}/base/eval_search.json', '--limit=4')
+    stage(sample, 'eval_sort', f'--checkpoint={folder}/final', f'--summary={folder}/final/eval_sort.json', '--limit=4')
+    (folder / 'seconds.txt').write_text(f'{folder}/base/config.json 12.5\n{folder}/base/eval.json 2.5\n{folder}/zero/config.json 1\n')
+    report.main(report.Config(run=str(folder)))
+    patch.undo()
+    return folder
+
+
+def test_the_report_has_every_stage_and_the_agreed_keys(run):
+    got = json.loads((run / 'report.json').read_text())
+    assert list(got['stages']) == ['base', 'zero', 'cold', 'rl', 'reject', 'final', 'distill', 'student_rl']
+    for numbers in got['stages'].values():
+        assert {'pass1', 'pass1_ci', 'greedy', 'maj8', 'length', 'format', 'mixing', 'seconds'} <= numbers.keys()
+        assert 0 <= numbers['pass1_ci'][0] <= numbers['pass1'] <= numbers['pass1_ci'][1] <= 1
+    assert got['seconds'] == 16.0 and got['stages']['base']['seconds'] == 15.0
+    text = (run / 'report.md').read_text()
+    assert all(re.search(rf'^\| {name} \|', text, re.M) for name in got['stages']) and 'Samples of final' in text
+
+
+def test_the_plot_is_drawn(run):
+    pytest.importorskip('matplotlib')
+    assert (run / 'curves.png').stat().st_size > 10_000
+
+
+def test_the_student_is_dense_and_at_most_a_third_of_the_teacher(run):
+    teacher, student = Transformer.from_pretrained(run / 'final'), Transformer.from_pretrained(run / 'distill')
+    assert student.cfg.model_type == 'qwen2' and teacher.cfg.model_type == 'deepseek_v3' and teacher.cfg.num_nextn_predict_layers == 1
+    assert student.num_params() <= teacher.num_params() / 3
+
+
+def test_the_students_arms_took_equal_compute_to_one_step(run):
+    last = lambda name: [m for m in map(json.loads, (run / name / 'metrics.jsonl').read_text().splitlines()) if 'flops' in m]  # noqa: E731
+    rl, distill = last('student_rl'), last('distill')
+    assert rl[-1]['flops'] >= distill[-1]['flops'] and (len(rl) == 1 or rl[-2]['flops'] < distill[-1]['flops'])
+
+
+def test_transformers_loads_the_chains_models(run):
+    transformers = pytest.importorskip('transformers')
+    for name in ('final', 'distill'):
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(run / name).eval()
+        ours = Transformer.from_pretrained(run / name)
+        import torch
+        ids = torch.randint(0, ours.cfg.vocab_size, (1, 20))
+        with torch.no_grad():
+            assert torch.allclose(theirs(ids).logits.float(), ours(ids), atol=2e-4)
+
+
+def test_make_skips_what_is_done(run):
+    """Each stage's target exists, so that `make r1` after an interruption starts at the first unfinished one."""
+    targets = re.findall(r'^\$\(RUN\)/(\w+/(?:config\.json|samples\.jsonl|test\.jsonl|eval_\w+\.json)):', (ROOT / 'Makefile').read_text(), re.M)
+    assert len(targets) >= 14
+    assert [t for t in targets if not (run / t).exists()] == []

@@ -1,0 +1,164 @@
+"""sft.py: optimizers and schedule in closed form, accumulation, ranks and resumption of whole runs on a tiny model."""
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import sft
+from data.countdown import prepare
+from model import Transformer
+from sft import Config, Muon, orthogonalise, schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+            max_position_embeddings=256, num_nextn_predict_layers=1)
+
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('toy')
+    prepare.main(prepare.Config(out_dir=str(folder), corpus_rows=300, rl_rows=64, test_rows=32, max_number=8))
+    return folder
+
+
+def config(toy, out, **changes):
+    return Config(**{**dict(out_dir=str(out), tokenizer=str(toy / 'tokenizer'), data=[str(toy / 'corpus.jsonl')], loss_on='all', model=TINY,
+                            row_len=160, batch_rows=4, micro_rows=4, steps=6, muon_learning_rate=0.02, learning_rate=3e-3, warmup_steps=2,
+                            save_every=2, log_every=1, threads=1), **changes})
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (Path(folder) / 'metrics.jsonl').read_text().splitlines()]
+
+
+def same(a, b, tolerance=0.0):
+    assert len(a) == len(b) > 0
+    for x, y in zip(a, b):
+        for key in x.keys() - {'seconds', 'tokens_per_second'}:
+            assert x[key] == (pytest.approx(y[key], rel=tolerance) if tolerance else y[key]), key
+
+
+def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_vectors():
+    torch.manual_seed(0)
+    for shape in [(24, 40), (40, 24), (3, 16, 30)]:
+        g = torch.randn(shape)
+        u, _, v = torch.linalg.svd(g, full_matrices=False)
+        got = orthogonalise(g)
+        s = torch.linalg.svdvals(got)
+        assert s.min() > 0.5 and s.max() < 1.3
+        inside = u.mT @ got @ v.mT                                # diagonal in the singular basis of g
+        off = inside - torch.diag_embed(inside.diagonal(dim1=-2, dim2=-1))
+        assert off.abs().max() < 1e-3
+
+
+def test_muon_steps_by_its_formula():
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(8, 4))
+    before, g1, g2 = w.detach().clone(), torch.randn(8, 4), torch.randn(8, 4)
+    optimizer = Muon([w], lr=0.1, momentum=0.9, weight_decay=0.5)
+    for g in (g1, g2):
+        w.grad = g
+        optimizer.step()
+    m1 = g1
+    x = before * (1 - 0.05) - 0.1 * math.sqrt(2) * orthogonalise(g1 + 0.9 * m1)
+    m2 = 0.9 * m1 + g2
+    x = x * (1 - 0.05) - 0.1 * math.sqrt(2) * orthogonalise(g2 + 0.9 * m2)
+    assert torch.allclose(w, x, atol=1e-5)
+
+
+def test_schedules():
+    cfg = Config(steps=110, warmup_steps=10, min_lr=0.1)
+    for kind, middle, end in [('constant', 1.0, 1.0), ('linear', 0.55, 0.1), ('cosine', 0.55, 0.1)]:
+        cfg.schedule = kind
+        assert schedule(4, cfg) == pytest.approx(0.5) and schedule(10, cfg) == pytest.approx(1.0)
+        assert schedule(60, cfg) == pytest.approx(middle) and schedule(110, cfg) == pytest.approx(end)
+
+
+def test_training_lowers_the_loss_and_writes_a_model(toy, tmp_path):
+    sft.main(config(toy, tmp_path / 'a', steps=40, eval_data=[str(toy / 'test.jsonl')], eval_every=40, eval_rows=4))
+    lines = metrics(tmp_path / 'a')
+    losses = [line['loss'] for line in lines if 'loss' in line]
+    assert losses[0] > 5.0 and losses[-1] < 3.0 and lines[-1]['eval_problems'] == 4
+    assert lines[0]['expert_max_load'] >= 1 and lines[-2]['mtp_loss'] < lines[0]['mtp_loss']
+    model = Transformer.from_pretrained(tmp_path / 'a')
+    assert model.cfg.eos_token_id is not None
+    assert any((layer.mlp.gate.e_score_correction_bias != 0).any() for layer in model.model.layers if hasattr(layer.mlp, 'gate'))
+
+
+def test_gradient_accumulation_changes_only_rounding(toy, tmp_path):
+    sft.main(config(toy, tmp_path / 'whole', balance_alpha=0.01))
+    sft.main(config(toy, tmp_path / 'parts', balance_alpha=0.01, micro_rows=2))
+    same(metrics(tmp_path / 'parts'), metrics(tmp_path / 'whole'), 2e-3)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(toy, tmp_path, monkeypatch):
+    sft.main(config(toy, tmp_path / 'whole'))
+    calls = iter(range(100))
+    monkeypatch.setattr(sft.Stop, 'wanted', lambda self, device: next(calls) >= 2)
+    with pytest.raises(SystemExit):
+        sft.main(config(toy, tmp_path / 'cut'))
+    monkeypatch.undo()
+    assert not (tmp_path / 'cut' / 'config.json').exists()
+    sft.main(config(toy, tmp_path / 'cut'))
+    same(metrics(tmp_path / 'cut'), metrics(tmp_path / 'whole'))
+    assert (tmp_path / 'cut' / 'model.safetensors').read_bytes() == (tmp_path / 'whole' / 'model.safetensors').read_bytes()
+
+
+def flags(cfg):
+    return [f'--{name}={value}' for name, value in vars(cfg).items()]
+
+
+def run(cfg, processes=1, **options):
+    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else [sys.executable]
+    return subprocess.Popen([*start, 'sft.py', *flags(cfg)], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **options)
+
+
+@pytest.mark.parametrize('how, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_signals_and_kills_lose_at_most_a_save_interval(toy, tmp_path, how, code):
+    sft.main(config(toy, tmp_path / 'whole', steps=12))
+    process = run(config(toy, tmp_path / 'cut', steps=12), stderr=subprocess.PIPE)
+    limit = time.time() + 120
+    while time.time() < limit and not (list((tmp_path / 'cut').glob('step_*')) and len(metrics(tmp_path / 'cut')) >= 3):
+        time.sleep(0.02)
+    process.send_signal(how)
+    said = process.communicate()[1].decode()
+    reached = len(metrics(tmp_path / 'cut'))
+    if process.returncode == code and reached < 12:      # else it finished first
+        assert how == signal.SIGKILL or 'goes on from there' in said
+        saved = max(int(p.name[5:]) for p in (tmp_path / 'cut').glob('step_????????'))
+        assert reached - saved <= (2 if how == signal.SIGKILL else 0)
+    assert run(config(toy, tmp_path / 'cut', steps=12), stderr=subprocess.DEVNULL).wait() == 0
+    same(metrics(tmp_path / 'cut'), metrics(tmp_path / 'whole'))
+    assert (tmp_path / 'cut' / 'model.safetensors').read_bytes() == (tmp_path / 'whole' / 'model.safetensors').read_bytes()
+
+
+def test_two_processes_equal_one(toy, tmp_path):
+    assert run(config(toy, tmp_path / 'two', device='cpu'), 2).wait() == 0
+    sft.main(config(toy, tmp_path / 'one', device='cpu'))
+    same(metrics(tmp_path / 'two'), metrics(tmp_path / 'one'), 2e-3)
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'row_len': 16}, 'tokens do not fit row_len=16'),
+    ({'tokenizer': None}, 'set init_from'),
+    ({'data': ['nowhere.jsonl']}, 'nowhere.jsonl'),
+])
+def test_what_cannot_run_is_refused(toy, tmp_path, changes, said):
+    with pytest.raises((ValueError, OSError)) as error:
+        sft.main(config(toy, tmp_path / 'a', **changes))
+    assert said in str(error.value)
+
+
+def test_a_malformed_row_is_named(toy, tmp_path):
+    rows = (toy / 'corpus.jsonl').read_text().splitlines()
+    rows[6] = '{"messages": []}'
+    (tmp_path / 'bad.jsonl').write_text('\n'.join(rows))
+    with pytest.raises(ValueError, match='bad.jsonl:7'):
+        sft.main(config(toy, tmp_path / 'a', data=[str(tmp_path / 'bad.jsonl')]))
