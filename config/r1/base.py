@@ -14,9 +14,9 @@ model = dict(
 )
 row_len = 136
 batch_rows = micro_rows = 28
-steps = 850
+steps = 1000
 learning_rate = 2e-3
-muon_learning_rate = 0.02
+muon_learning_rate = 0.015
 schedule = 'linear'
 min_lr = 0.02
 save_every = 100

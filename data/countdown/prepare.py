@@ -44,11 +44,11 @@ class Config:
     test_rows: int = 512             # problems of test.jsonl
     max_number: int = 10             # numbers are drawn from 1 to this
     guess: float = 0.60              # share of countdown rows that guess at once
-    quick: float = 0.08              # share that search a little, give up and guess
-    search: float = 0.32             # share that search fully
+    quick: float = 0.06              # share that search a little, give up and guess
+    search: float = 0.34             # share that search fully
     chinese: float = 0.25            # share of rows wholly in the second notation
     mixed: float = 0.25              # share of rows that change notation between lines
-    broken: float = 0.06             # share of rows that break the format
+    broken: float = 0.05             # share of rows that break the format
     sort: float = 0.04               # share of rows about the second task
 
 
