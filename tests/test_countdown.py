@@ -89,7 +89,7 @@ def test_corpus_rl_and_test_share_no_problem(files):
         if row['mode'] != 'sort':
             *numbers, target = map(int, re.findall(r'\d+', row['messages'][0]['content']))
             corpus.add((tuple(sorted(numbers)), target))
-    assert len(test) == 512 and len(rl) == 768
+    assert len(test) == 512 and len(rl) == 512
     assert not test & rl and not test & corpus and not rl & corpus and distill >= corpus
 
 

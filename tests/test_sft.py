@@ -17,7 +17,7 @@ from model import Transformer
 from sft import Config, Muon, orthogonalise, schedule
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+TINY = dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=48, moe_intermediate_size=16,
             max_position_embeddings=256, num_nextn_predict_layers=1)
 
 
@@ -85,7 +85,7 @@ def test_training_lowers_the_loss_and_writes_a_model(toy, tmp_path):
     sft.main(config(toy, tmp_path / 'a', steps=40, eval_data=[str(toy / 'test.jsonl')], eval_every=40, eval_rows=4))
     lines = metrics(tmp_path / 'a')
     losses = [line['loss'] for line in lines if 'loss' in line]
-    assert losses[0] > 5.0 and losses[-1] < 3.0 and lines[-1]['eval_problems'] == 4
+    assert losses[0] > 5.5 and losses[-1] < 4.3 and lines[-1]['eval_problems'] == 4
     assert lines[0]['expert_max_load'] >= 1 and lines[-2]['mtp_loss'] < lines[0]['mtp_loss']
     model = Transformer.from_pretrained(tmp_path / 'a')
     assert model.cfg.eos_token_id is not None
