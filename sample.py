@@ -86,7 +86,7 @@ class Sampler:
         appear. ValueError: an empty prompt, or one that leaves no room for max_new_tokens; FloatingPointError: a logit that is
         not finite, naming the request."""
         self.check(prompts, n, max_new_tokens, temperature, top_p)
-        model, device = self.model, self.device
+        model, device, told = self.model, self.device, Counter()
         queue = deque((p, s) for p in range(len(prompts)) for s in range(n))
         keys = torch.tensor(range(len(prompts)) if keys is None else keys, device=device)
         results = [[None] * n for _ in prompts]
@@ -144,7 +144,10 @@ class Sampler:
                     if progress is not None:
                         progress.update()
             if on_token:
-                self.report(on_token, who[:m], tokens[:m], made[:m])
+                for (p, s), row, count in zip(who[:m].tolist(), tokens, made.tolist()):
+                    for token in row[told[p, s]:count].tolist():
+                        on_token(p, s, token)
+                    told[p, s] = count
             if not torch.isfinite(logps[:m]).all():
                 bad = (~torch.isfinite(logps[:m])).any(1).nonzero()[0, 0]
                 raise FloatingPointError(f'logits of prompt {who[bad, 0]}, sample {who[bad, 1]} are not finite; the weights are damaged '
@@ -165,14 +168,6 @@ class Sampler:
             logits, entries = self.model.prefill(ids, torch.tensor([len(p) - 1 for p in some], device=self.device))
             for j, (p, number) in enumerate(zip(some, numbers[i:i + at_once])):
                 prefix[number] = [e[j, :len(p)] for e in entries], logits[j]
-
-    def report(self, on_token, who, tokens, made):
-        if not hasattr(self, '_told'):
-            self._told = Counter()
-        for (p, s), row, count in zip(who.tolist(), tokens, made.tolist()):
-            for token in row[self._told[p, s]:count].tolist():
-                on_token(p, s, token)
-            self._told[p, s] = count
 
     def check(self, prompts, n, max_new_tokens, temperature, top_p):
         room = self.model.cfg.max_position_embeddings - max_new_tokens

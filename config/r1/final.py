@@ -9,6 +9,6 @@ rewards = {'accuracy': 1.0, 'format': 0.2, 'language': 0.2}
 steps = 25
 prompts = 32
 group = 8
-learning_rate = 1e-3
+learning_rate = 4e-4
 max_new_tokens = 160
 eval_data = [f'{_run}/data/test.jsonl']
