@@ -3,9 +3,9 @@ import os
 _run = os.environ.get('RUN', 'out/r1')
 
 data = [f'{_run}/data/rl.jsonl']
-n = 4
+n = 8
 greedy = False
 temperature = 1.0
 max_new_tokens = 160
 keep = {'accuracy': 1, 'format': 1, 'language': 1}
-keep_per_prompt = 2
+keep_per_prompt = 4
