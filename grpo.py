@@ -216,7 +216,8 @@ def main(cfg):
     files = [read_rows(path, require=('prompt', 'task')) for path in cfg.data]
     eval_rows = [row for path in cfg.eval_data for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
     order = problem_order([len(rows) for rows in files], cfg.prompts, cfg.seed)
-    active, E, moe = model.num_params(active=True), model.cfg.n_routed_experts, any(hasattr(m.mlp, 'gate') for m in model.model.layers)
+    active, E = model.num_params(active=True), model.cfg.n_routed_experts
+    moe = sum(hasattr(layer.mlp, 'gate') for layer in model.model.layers[:model.cfg.num_hidden_layers])
     reference = shard(copy.deepcopy(model).requires_grad_(False), cfg, device) if cfg.kl_coef else None
     model = shard(model, cfg, device)
     optimizers = make_optimizers(model, cfg, device)
@@ -268,7 +269,8 @@ def main(cfg):
                 sample.advantage = advantage
 
         # updates: each on its share of the groups
-        start, stats, counts, trained = time.time(), torch.zeros(8, dtype=torch.float64, device=device), 0, 0
+        start, stats, trained = time.time(), torch.zeros(8, dtype=torch.float64, device=device), 0
+        counts = torch.zeros(moe, E or 0, dtype=torch.int64, device=device)
         share = len(groups) // cfg.updates
         parts_of = []
         for u in range(cfg.updates):
@@ -337,7 +339,7 @@ def main(cfg):
                    'mismatch': stats[4] / n, 'mismatch_max': mismatch.item(), 'grad_norm': sum(norms) / len(norms), 'flops': flops,
                    'reward_failures': sum(rewards.FAILURES.values()), 'seconds': now, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg)}
         if moe:
-            numbers['expert_max_load'] = (counts.amax(1) / counts.float().mean(1)).mean().item()
+            numbers['expert_max_load'] = (counts.amax(1) / counts.float().mean(1).clamp(min=1e-9)).mean().item()
         log.write(numbers, ('reward', 'right', 'length', 'entropy', 'zero_variance', 'mismatch_max'))
         log.tick()
         if eval_rows and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):

@@ -228,3 +228,11 @@ def test_a_compute_budget_ends_the_run(toy, tmp_path):
     budget = metrics(tmp_path / 'a')[0]['flops'] * 1.5
     grpo.main(config(toy, tmp_path / 'b', steps=50, max_flops=budget))
     assert metrics(tmp_path / 'b')[-1]['step'] == 2
+
+
+def test_a_step_without_any_variance_is_counted_and_changes_nothing(toy, tmp_path):
+    grpo.main(config(toy, tmp_path / 'a', rewards={'countdown': 0.0}, steps=2))
+    assert [line['zero_variance'] for line in metrics(tmp_path / 'a')] == [1.0, 1.0]
+    before, after = Transformer.from_pretrained(toy / 'm'), Transformer.from_pretrained(tmp_path / 'a')
+    for (name, a), b in zip(before.state_dict().items(), after.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
