@@ -1,4 +1,4 @@
-# make r1     the whole recipe on the toy, into out/r1: 15 minutes on 2 CPU cores. Run again after an interruption: finished stages are
+# make r1     the whole recipe on the toy, into out/r1, on 2 CPU cores. Run again after an interruption: finished stages are
 #             skipped, unfinished ones go on from their last checkpoint. make r1 RUN=out/r1-2 SEED=2 for another run beside it.
 # make test   the test suite
 PYTHON ?= python3
