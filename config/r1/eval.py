@@ -8,3 +8,4 @@ greedy = True
 temperature = 1.0
 max_new_tokens = 160
 seed = 1234
+slots = 1024

@@ -9,3 +9,4 @@ temperature = 1.0
 max_new_tokens = 160
 keep = {'accuracy': 1, 'format': 1, 'language': 1}
 keep_per_prompt = 1
+slots = 1024
