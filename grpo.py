@@ -18,7 +18,6 @@ Left out: asynchronous rollouts, a value network, a second inference engine (and
 """
 
 import copy
-import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -202,7 +201,7 @@ def rollout(cfg, model, tokenizer, problems, numbers, step):
     sampler = Sampler(model, tokenizer.stop_ids, cfg.slots)
     with Unsharded(model):
         completions = sampler.generate(ids, cfg.group, cfg.max_new_tokens, cfg.temperature, seed=cfg.seed * 1_000_003 + step, keys=numbers)
-    scored = score(tokenizer, rows, completions, cfg.rewards, cfg.max_new_tokens)
+    scored = score(tokenizer, rows, completions, cfg.rewards)
     return [[Sample(prompt, c.tokens, c.logprobs) for c in group] for prompt, group in zip(ids, completions)], scored
 
 
@@ -350,9 +349,7 @@ def main(cfg):
             seconds, began = seconds + time.time() - began, time.time()
             save()
             if stop.wanted(device):
-                log.close()
-                print(f'stopped after step {step}, saved in {cfg.out_dir}; the same command goes on from there', file=sys.stderr)
-                sys.exit(0 if stop.signal == signal.SIGTERM else 130)
+                stop.leave(log, step, cfg.out_dir)
     finish(cfg, model, tokenizer, rank)
     log.close()
 

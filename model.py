@@ -676,7 +676,7 @@ class Transformer(nn.Module):
         state_dict: whole tensors to write where the model's own are sharded."""
         folder = Path(folder)
         tensors = {name: tensor.detach()[index] for name, (tensor, index) in self.hub_tensors(state_dict).items()}
-        cast = lambda name, t: (t if dtype is None or name.endswith('bias') and t.ndim == 1 and 'gate.e_' in name  # noqa: E731
+        cast = lambda name, t: (t if dtype is None or name.endswith('e_score_correction_bias')  # noqa: E731
                                 else t.to(dtype)).cpu().contiguous()
         shards, size = [[]], 0
         for name, t in tensors.items():

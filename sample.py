@@ -106,14 +106,15 @@ class Sampler:
             # fill free slots from the queue, the free ones of the running batch first
             free = done[:m].nonzero()[:, 0].tolist() + list(range(m, S))
             taken = [(slot, *queue.popleft()) for slot in free[:len(queue)]]
-            self.prefill([prompts[p] for p in dict.fromkeys(p for _, p, _ in taken) if p not in prefix],
-                         [p for p in dict.fromkeys(p for _, p, _ in taken) if p not in prefix], prefix)
+            arriving = list(dict.fromkeys(p for _, p, _ in taken))
+            fresh = [p for p in arriving if p not in prefix]
+            self.prefill([prompts[p] for p in fresh], fresh, prefix)
             if taken:
                 slots, ps, ss = (torch.tensor(column, device=device) for column in zip(*taken))
                 who[slots], start[slots] = torch.stack([ps, ss], 1), torch.tensor([len(prompts[p]) for _, p, _ in taken], device=device)
                 made[slots], done[slots] = 0, False
                 logits[slots] = torch.stack([prefix[p][1] for _, p, _ in taken])
-                for p in dict.fromkeys(p for _, p, _ in taken):
+                for p in arriving:
                     mine = torch.tensor([slot for slot, q, _ in taken if q == p], device=device)
                     for layer, entry in zip(cache, prefix[p][0]):
                         layer[mine, :len(entry)] = entry
@@ -226,7 +227,7 @@ def encode_prompts(tokenizer, rows, prefill=''):
     return ids, out
 
 
-def score(tokenizer, rows, completions, weights, max_new_tokens):
+def score(tokenizer, rows, completions, weights):
     """Completions of each row -> list of dicts {"response", "total", "rewards", "answer", "mixed", "length", "finished"}"""
     scored = []
     for row, samples in zip(rows, completions):
@@ -292,10 +293,10 @@ def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_to
     ids, rows = encode_prompts(tokenizer, rows, prefill)
     bar = tqdm(total=len(ids) * (n + greedy), desc='sampling', disable=not progress, leave=False)
     completions = sampler.generate(ids, n, max_new_tokens, temperature, top_p, seed, progress=bar)
-    scored = score(tokenizer, rows, completions, weights, max_new_tokens)
+    scored = score(tokenizer, rows, completions, weights)
     numbers = statistics(scored)
     if greedy:
-        best = score(tokenizer, rows, sampler.generate(ids, 1, max_new_tokens, 0.0, progress=bar), weights, max_new_tokens)
+        best = score(tokenizer, rows, sampler.generate(ids, 1, max_new_tokens, 0.0, progress=bar), weights)
         numbers['greedy'], numbers['greedy_ci'] = mean_ci([s['rewards']['accuracy'] for s, in best])
     bar.close()
     return numbers, scored

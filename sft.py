@@ -156,6 +156,11 @@ class Stop:
     def wanted(self, device):
         return bool(total(float(self.signal is not None), device))
 
+    def leave(self, log, step, folder):
+        log.close()
+        print(f'stopped after step {step}, saved in {folder}; the same command goes on from there', file=sys.stderr)
+        sys.exit(0 if self.signal == signal.SIGTERM else 130)
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # optimizers
@@ -411,9 +416,7 @@ def main(cfg):
             seconds, began = seconds + time.time() - began, time.time()
             save()
             if stop.wanted(device):
-                log.close()
-                print(f'stopped after step {step}, saved in {cfg.out_dir}; the same command goes on from there', file=sys.stderr)
-                sys.exit(0 if stop.signal == signal.SIGTERM else 130)
+                stop.leave(log, step, cfg.out_dir)
     finish(cfg, model, tokenizer, rank)
     log.close()
 
