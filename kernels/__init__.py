@@ -1,0 +1,84 @@
+"""
+Triton kernels, one file each: the maths, a PyTorch reference, the Triton forward and backward, the autograd function.
+
+    kernels.use('auto')     Triton for CUDA tensors where Triton is installed, the PyTorch reference otherwise (the default)
+    kernels.use('torch')    the reference everywhere
+    kernels.use('triton')   Triton, or an error that says why not
+
+Every kernel's public function asks `fused(x)` and takes one of the two paths. Triton is imported at the first launch of a
+kernel, never for CPU tensors or under 'torch': the project runs where Triton does not exist (macOS). The one exception is
+Triton's interpreter, which runs kernels on CPU tensors, slowly: TRITON_INTERPRET=1 in the environment and kernels.use('triton').
+
+    python -m kernels.aot      compiles every kernel for sm_80, sm_90 and sm_100 without a GPU: make kernels
+    python kernels/bench.py    checks and times every kernel on a GPU
+"""
+import importlib.util
+import os
+
+import torch
+
+choice = 'auto'
+tl = None    # placeholder: kernel files import it, and `jit` replaces it there by triton.language at the first launch
+
+
+def use(name):
+    """name: 'auto', 'torch' or 'triton'. ValueError for another; RuntimeError where 'triton' cannot run."""
+    global choice
+    if name not in ('auto', 'torch', 'triton'):
+        raise ValueError(f"kernels must be 'auto', 'torch' or 'triton', not {name!r}")
+    if name == 'triton':
+        if not installed():
+            raise RuntimeError("kernels='triton', but Triton is not installed: pip install triton (Linux only), or choose 'torch'")
+        if not (torch.cuda.is_available() or interpreted()):
+            raise RuntimeError("kernels='triton', but no GPU is visible; choose 'auto' or 'torch' (TRITON_INTERPRET=1 runs the "
+                               'kernels on the CPU for tests, very slowly)')
+    choice = name
+
+
+def installed():
+    return importlib.util.find_spec('triton') is not None
+
+
+def interpreted():
+    return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+def fused(x):
+    """Whether the Triton path is to be taken for tensor x."""
+    if choice == 'torch':
+        return False
+    if x.is_cuda:
+        return installed() and torch.version.hip is None
+    return choice == 'triton' and interpreted()
+
+
+class jit:
+    """@jit marks a Triton kernel as @triton.jit does, but imports Triton only when a kernel is first launched; from then on the
+    names in the kernel's file stand for Triton's own functions. Such files need `from __future__ import annotations`, so that
+    `BLOCK: tl.constexpr` is not looked up earlier."""
+
+    def __init__(self, fn):
+        self.fn = fn
+
+    def __getitem__(self, grid):
+        return self.made()[grid]
+
+    def made(self):
+        """-> the triton.jit function; makes all those of the file on the way, since kernels call each other by name."""
+        scope = self.fn.__globals__
+        if scope[self.fn.__name__] is self:
+            import triton
+            import triton.language
+            scope['tl'] = triton.language
+            for name, value in list(scope.items()):
+                if isinstance(value, jit):
+                    scope[name] = triton.jit(value.fn) if value.fn.__globals__ is scope else value.made()
+        return scope[self.fn.__name__]
+
+
+def next_power_of_2(n):
+    return 1 << max(0, n - 1).bit_length()
+
+
+def cdiv(a, b):
+    return -(-a // b)
