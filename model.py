@@ -17,20 +17,16 @@ Papers: DeepSeek-V2 arXiv:2405.04434 (MLA, DeepSeekMoE), DeepSeek-V3 arXiv:2412.
 YaRN arXiv:2309.00071.
 """
 
-import json
 import math
-import os
-import shutil
-import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+import hub
 
 # ---------------------------------------------------------------------------------------------------------------------
 # configuration
@@ -95,43 +91,10 @@ class ModelConfig:
                     and layer % self.moe_layer_freq == 0)
 
     @classmethod
-    def from_hub(cls, hub, where='config.json'):
-        """hub: dict of a config.json, in the hub's style or transformers 5's. ValueError names the key that is wrong."""
-        hub = dict(hub)
-        kind = {'kimi_k2': 'deepseek_v3'}.get(hub.get('model_type'), hub.get('model_type'))
-        known = ('deepseek_v2', 'deepseek_v3', 'qwen2', 'qwen3', 'llama')
-        if kind not in known:
-            raise ValueError(f'{where}: model_type {kind!r} is not supported; supported: {", ".join(known)}, kimi_k2')
-        hub['model_type'] = kind
-        rope = dict(hub.pop('rope_parameters', None) or {})
-        hub['rope_theta'] = float(rope.pop('rope_theta', hub.get('rope_theta', 10000.0)))
-        scaling = rope if rope.get('rope_type', rope.get('type', 'default')) != 'default' else hub.get('rope_scaling')
-        scaling = dict(scaling) if scaling else None
-        if scaling:
-            scaling['rope_type'] = scaling.pop('rope_type', None) or scaling.get('type')
-            scaling.pop('type', None)
-            if scaling['rope_type'] not in ('yarn', 'llama3'):
-                raise ValueError(f'{where}: rope_scaling type {scaling["rope_type"]!r} is not supported; supported: yarn, llama3')
-            scaling.setdefault('original_max_position_embeddings', hub.get('max_position_embeddings'))
-        hub['rope_scaling'] = scaling
-        if kind.startswith('deepseek'):
-            v3 = kind == 'deepseek_v3'
-            hub.setdefault('topk_method', 'noaux_tc' if v3 else 'greedy')
-            hub.setdefault('scoring_func', 'sigmoid' if v3 else 'softmax')
-            hub.setdefault('norm_topk_prob', v3)
-            hub['n_group'], hub['topk_group'] = hub.get('n_group') or 1, hub.get('topk_group') or 1
-        else:
-            heads = hub.get('num_attention_heads') or 1
-            hub['head_dim'] = hub.get('head_dim') or hub.get('hidden_size', 0) // heads
-            hub['num_key_value_heads'] = hub.get('num_key_value_heads') or heads
-        if hub.get('use_sliding_window') or hub.get('hidden_act', 'silu') != 'silu' or hub.get('mlp_bias') \
-                or (kind != 'qwen2' and hub.get('attention_bias')):
-            raise ValueError(f'{where}: sliding windows, activations other than silu and attention or MLP biases are not supported')
-        required = ['vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size']
-        missing = [name for name in required if name not in hub]
-        if missing:
-            raise ValueError(f'{where}: missing {", ".join(missing)}')
-        cfg = cls(**{f.name: hub[f.name] for f in fields(cls) if f.name in hub})
+    def from_hub(cls, config, where='config.json'):
+        """config: dict of a config.json, in the hub's style or transformers 5's. ValueError names the key that is wrong."""
+        config = hub.config_in(config, where)
+        cfg = cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
         cfg.check(where)
         return cfg
 
@@ -154,23 +117,6 @@ class ModelConfig:
                              f'num_key_value_heads={self.num_key_value_heads}')
         if self.num_nextn_predict_layers > 1:
             raise ValueError(f'{where}: num_nextn_predict_layers={self.num_nextn_predict_layers}; at most 1 is supported')
-
-    def to_hub(self, dtype):
-        """-> dict for config.json in the hub's style, with the keys that transformers and vLLM need to load it right."""
-        hub = asdict(self)
-        mla_keys = [f.name for f in fields(self)][[f.name for f in fields(self)].index('q_lora_rank'):]
-        for name in (['head_dim'] if self.mla else mla_keys):
-            del hub[name]
-        if self.mla:
-            hub['num_key_value_heads'] = self.num_attention_heads
-        arch = {'deepseek_v2': 'DeepseekV2', 'deepseek_v3': 'DeepseekV3', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3', 'llama': 'Llama'}
-        hub.update(architectures=[arch[self.model_type] + 'ForCausalLM'], hidden_act='silu', attention_bias=self.model_type == 'qwen2',
-                   torch_dtype=str(dtype).removeprefix('torch.'))
-        if self.model_type == 'qwen2':
-            del hub['attention_bias']      # Qwen2's biases are implied
-        if self.rope_scaling:              # the hub's older loaders read `type`
-            hub['rope_scaling'] = {'type': self.rope_scaling['rope_type'], **self.rope_scaling}
-        return hub
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -628,8 +574,8 @@ class Transformer(nn.Module):
         """A hub-layout folder -> model with weights in `dtype` (routing biases stay float32). One error names every tensor that is
         missing, unexpected or misshapen."""
         folder = Path(folder)
-        cfg = ModelConfig.from_hub(read_json(folder / 'config.json'), str(folder / 'config.json'))
-        files = checkpoint_files(folder)
+        cfg = ModelConfig.from_hub(hub.read_json(folder / 'config.json'), str(folder / 'config.json'))
+        files = hub.checkpoint_files(folder)
         with torch.device('meta'):
             model = cls(cfg)
         for module in model.modules():  # allocate without initialising: every number is read below
@@ -637,78 +583,15 @@ class Transformer(nn.Module):
                 setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=dtype, device=device)))
             for name, b in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty(b.shape, dtype=b.dtype, device=device))
-        model.load_tensors(files, folder)
+        hub.load_tensors(cfg, model.hub_tensors(), files, folder)
         return model
-
-    @torch.no_grad()
-    def load_tensors(self, files, folder):
-        """files: {hub name: open safetensors file}. Copies each tensor to its place, one at a time."""
-        wanted, wrong = self.hub_tensors(), []
-        for name, (tensor, index) in wanted.items():
-            if name not in files:
-                wrong.append(f'missing {name}')
-                continue
-            value = files[name].get_tensor(name)
-            if value.dtype == torch.float8_e4m3fn:
-                if name + '_scale_inv' not in files:
-                    wrong.append(f'missing {name}_scale_inv')
-                    continue
-                value = expand_fp8(value, files[name + '_scale_inv'].get_tensor(name + '_scale_inv'))
-            place = tensor.detach()[index]
-            if place.shape != value.shape:
-                wrong.append(f'misshapen {name}: {list(value.shape)} in the file, {list(place.shape)} by config.json')
-                continue
-            place.copy_(value)
-        mtp = f'model.layers.{self.cfg.num_hidden_layers}.'
-        for name in files:
-            copies = self.cfg.num_nextn_predict_layers and name in (mtp + 'embed_tokens.weight', mtp + 'shared_head.head.weight')
-            tied = self.cfg.tie_word_embeddings and name == 'lm_head.weight'
-            known = name in wanted or name.endswith(('rotary_emb.inv_freq', '.weight_scale_inv'))
-            if not (known or copies or tied):
-                wrong.append(f'unexpected {name}')
-        if wrong:
-            more = f' and {len(wrong) - 20} more' if len(wrong) > 20 else ''
-            raise ValueError(f'{folder}: the weights do not fit config.json: ' + '; '.join(wrong[:20]) + more)
 
     def save_pretrained(self, folder, dtype=None, max_shard_bytes=5 * 2**30, state_dict=None):
         """Writes config.json and model*.safetensors, the hub's layout, in `dtype` (default: as in memory). The files are written
         beside `folder` and moved in when complete: a full disk leaves what was there. OSError says where.
         state_dict: whole tensors to write where the model's own are sharded."""
-        folder = Path(folder)
         tensors = {name: tensor.detach()[index] for name, (tensor, index) in self.hub_tensors(state_dict).items()}
-        cast = lambda name, t: (t if dtype is None or name.endswith('e_score_correction_bias')  # noqa: E731
-                                else t.to(dtype)).cpu().contiguous()
-        shards, size = [[]], 0
-        for name, t in tensors.items():
-            nbytes = t.numel() * (t.element_size() if dtype is None else dtype.itemsize)
-            if size and size + nbytes > max_shard_bytes:
-                shards.append([])
-                size = 0
-            shards[-1].append(name)
-            size += nbytes
-        files = ['model.safetensors'] if len(shards) == 1 else \
-            [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.saving-', dir=folder.parent))
-        try:
-            for file, names in zip(files, shards):
-                save_file({name: cast(name, tensors[name]) for name in names}, temp / file, metadata={'format': 'pt'})
-            if len(files) > 1:
-                total = sum((temp / file).stat().st_size for file in files)
-                index = {'metadata': {'total_size': total}, 'weight_map': {n: f for f, names in zip(files, shards) for n in names}}
-                (temp / 'model.safetensors.index.json').write_text(json.dumps(index, indent=1))
-            hub = self.cfg.to_hub(dtype or self.model.embed_tokens.weight.dtype)
-            (temp / 'config.json').write_text(json.dumps(hub, indent=2, sort_keys=True) + '\n')
-            folder.mkdir(exist_ok=True)
-            stale = {p.name for p in folder.glob('model*.safetensors*')} - {p.name for p in temp.iterdir()}
-            for p in sorted(temp.iterdir(), key=lambda p: p.name == 'config.json'):  # config.json last: its presence means complete
-                os.replace(p, folder / p.name)
-            for name in stale:
-                (folder / name).unlink()
-        except (OSError, SafetensorError) as error:
-            raise OSError(f'{folder}: saving failed, what was there is untouched: {error}') from error
-        finally:
-            shutil.rmtree(temp, ignore_errors=True)
+        hub.save_tensors(folder, tensors, hub.config_out(self.cfg, dtype or self.model.embed_tokens.weight.dtype), dtype, max_shard_bytes)
 
 
 @torch.no_grad()
@@ -727,37 +610,3 @@ def sequence_balance_loss(scores_NE, chosen_NK, B):
     share = (scores_NE / scores_NE.sum(-1, keepdim=True)).view(B, -1, E)
     chosen = torch.zeros_like(scores_NE).scatter_(1, chosen_NK, 1.0).view(B, -1, E)
     return (chosen.mean(1) * (E / K) * share.mean(1)).sum(-1).mean()
-
-
-def expand_fp8(w, scale_inv, block=128):
-    """E4M3 [M, N] and float32 scales [ceil(M/128), ceil(N/128)] -> float32: each block times its scale ("inv" notwithstanding)."""
-    scale = scale_inv.float().repeat_interleave(block, 0).repeat_interleave(block, 1)
-    return w.float() * scale[:w.shape[0], :w.shape[1]]
-
-
-def read_json(path):
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path} does not exist; a checkpoint is a folder with config.json and *.safetensors') from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path}: not valid JSON: {error}') from None
-
-
-def checkpoint_files(folder):
-    """-> {tensor name: open safetensors file} over all shards. Errors name a shard that is missing or damaged."""
-    index = folder / 'model.safetensors.index.json'
-    names = sorted(set(read_json(index)['weight_map'].values())) if index.exists() else \
-        sorted(p.name for p in folder.glob('*.safetensors') if p.name != 'expected.safetensors')
-    if not names:
-        raise FileNotFoundError(f'{folder}: no *.safetensors file')
-    files = {}
-    for name in names:
-        if not (folder / name).exists():
-            raise FileNotFoundError(f'{folder / name} is named by {index.name} but does not exist; download it again')
-        try:
-            shard = safe_open(folder / name, 'pt')
-        except SafetensorError as error:
-            raise ValueError(f'{folder / name}: damaged or truncated ({error}); download it again') from None
-        files.update({key: shard for key in shard.keys()})
-    return files

@@ -279,7 +279,7 @@ def test_wrong_config_values_are_named(tmp_path, change, said):
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    import model as module
+    import hub as module
     first = small('qwen2')
     first.save_pretrained(tmp_path / 'm')
     before = {p.name: p.read_bytes() for p in (tmp_path / 'm').iterdir()}
