@@ -1,25 +1,22 @@
-"""Rewards: plain functions `name_reward(response: str, row: dict) -> float`.
+"""
+Rewards: plain functions `name_reward(response: str, row: dict) -> float`.
 
-`response` is the decoded completion without its end-of-turn token. `row` is the data row; the keys used here are
-`prefill` (what the prompt already wrote for the assistant, for example '<think>'; every reward puts it before the
-response), `task`, `answer`, `numbers`, `target`, `language`. A row that lacks what its reward needs raises; a response,
-whatever it holds, only ever scores. No model text is evaluated as code, and no input is slow.
+`response` is the decoded completion without its end-of-turn token. `row` is the data row; the keys used here are `prefill` (what
+the prompt already wrote for the assistant, for example '<think>'; every reward puts it before the response), `task`, `answer`,
+`numbers`, `target`, `language`. A row that lacks what its reward needs raises; a response, whatever it holds, only ever scores.
+No model text is evaluated as code, and no input is slow.
 
-REWARDS names what `combined` can weigh. Most of the file is `math_reward`: text -> one spelling -> a structure of lists,
-intervals, equations ... -> sympy expressions that sympy never evaluates -> values computed here, within bounds.
+REWARDS names what `combined` can weigh. The grader of mathematics is math_grader.py.
 """
 import difflib
-import functools
-import itertools
 import math
 import re
-import threading
-import time
 import unicodedata
 import zlib
 from collections import Counter
 from fractions import Fraction
 
+from math_grader import FONTS, math_equal
 
 FAILURES = Counter()  # (reward, exception) -> samples that it scored 0; of this process
 
@@ -31,13 +28,13 @@ def split_response(response, row):
     Without any think tag everything is answer. A `<think>` that is never closed, and any think tag after the first
     `</think>`, means that there is no answer: answer_text is ''.
     """
-    text = row.get("prefill", "") + response
-    reasoning, closed, answer = text.partition("</think>")
+    text = row.get('prefill', '') + response
+    reasoning, closed, answer = text.partition('</think>')
     if not closed:
-        return (text.replace("<think>", ""), "") if "<think>" in text else ("", text)
-    if "<think>" in answer or "</think>" in answer:
-        answer = ""
-    return reasoning.replace("<think>", ""), answer
+        return (text.replace('<think>', ''), '') if '<think>' in text else ('', text)
+    if '<think>' in answer or '</think>' in answer:
+        answer = ''
+    return reasoning.replace('<think>', ''), answer
 
 
 def _close_brace(text, start):
@@ -45,25 +42,25 @@ def _close_brace(text, start):
     depth, skip = 0, False
     for i in range(start, len(text)):
         c = text[i]
-        if skip or c == "\\":
+        if skip or c == '\\':
             skip = not skip
-        elif c == "{":
+        elif c == '{':
             depth += 1
-        elif c == "}":
+        elif c == '}':
             depth -= 1
             if depth == 0:
                 return i
     return -1
 
 
-BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+BOX = re.compile(r'\\(?:boxed|fbox)\s*')
 
 
 def _boxes(text):
     """Contents of every `\\boxed{...}` (and `\\fbox{...}`) in text, outermost first; None where one is never closed."""
     found, pos = [], 0
     while m := BOX.search(text, pos):
-        if text[m.end():m.end() + 1] != "{":
+        if text[m.end():m.end() + 1] != '{':
             found.append(text[m.end():m.end() + 1])  # TeX's \boxed 5
             pos = m.end()
             continue
@@ -82,8 +79,8 @@ def answer_of(response, row):
     when there is no answer, when there are several different ones, or when a tag or a box is never closed.
     """
     answer = split_response(response, row)[1]
-    parts = re.split(r"(</?answer>)", answer)  # text, tag, text, tag, ..., text
-    if parts[1::2] != ["<answer>", "</answer>"] * (len(parts) // 4):
+    parts = re.split(r'(</?answer>)', answer)  # text, tag, text, tag, ..., text
+    if parts[1::2] != ['<answer>', '</answer>'] * (len(parts) // 4):
         return None
     found = []
     for i, part in enumerate(parts[::2]):
@@ -91,33 +88,33 @@ def answer_of(response, row):
         if boxes is None:
             return None
         found += boxes if boxes or i % 2 == 0 else [part]
-    found = {" ".join(a.split()) for a in found} - {""}
+    found = {' '.join(a.split()) for a in found} - {''}
     return found.pop() if len(found) == 1 else None
 
 
 # ---------------------------------------------------------------- format and exact match
 
-THINK_ANSWER = re.compile(r"<think>(.*?)</think>\s*<answer>(.*?)</answer>", re.DOTALL)
-INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that Unicode shows as nothing
+THINK_ANSWER = re.compile(r'<think>(.*?)</think>\s*<answer>(.*?)</answer>', re.DOTALL)
+INVISIBLE = '\u115f\u1160\u2800\u3164\uffa0'  # letters and symbols that Unicode shows as nothing
 
 
 def _blank(text):
     """True when nothing in text is visible: only separators (Z), controls and zero-width characters (C), marks (M)."""
-    return all(unicodedata.category(c)[0] in "ZCM" or c in INVISIBLE for c in text)
+    return all(unicodedata.category(c)[0] in 'ZCM' or c in INVISIBLE for c in text)
 
 
 def format_reward(response, row):
     """1.0 when the whole text is `<think>reasoning</think>` white space `<answer>answer</answer>`, each tag once and
     neither part blank; else 0.0. Anchored at both ends: nothing may come before or after, not even a newline."""
-    text = row.get("prefill", "") + response
-    once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    text = row.get('prefill', '') + response
+    once = all(text.count(tag) == 1 for tag in ('<think>', '</think>', '<answer>', '</answer>'))
     m = once and THINK_ANSWER.fullmatch(text)
     return float(bool(m) and not _blank(m[1]) and not _blank(m[2]))
 
 
 def match_reward(response, row):
     """1.0 when the answer equals row['answer'], white space collapsed."""
-    return float(answer_of(response, row) == " ".join(str(row["answer"]).split()))
+    return float(answer_of(response, row) == ' '.join(str(row['answer']).split()))
 
 
 # ---------------------------------------------------------------- countdown
@@ -128,7 +125,7 @@ def _countdown_value(expression, numbers):
     expr := term (('+'|'-') term)*;  term := atom (('*'|'/') atom)*;  atom := integer | '(' expr ')'
     There are no signs, powers, decimals or juxtaposition. Raises ValueError or ZeroDivisionError on anything else.
     """
-    tokens = re.findall(r"[0-9]+|[^\s]", expression)[::-1]  # reversed: the next token is tokens[-1], taken by pop()
+    tokens = re.findall(r'[0-9]+|[^\s]', expression)[::-1]  # reversed: the next token is tokens[-1], taken by pop()
     unused = Counter(str(n) for n in numbers)
 
     def take(kinds):
@@ -136,35 +133,35 @@ def _countdown_value(expression, numbers):
 
     def expr():
         value = term()
-        while op := take("+-"):
-            value = value + term() if op == "+" else value - term()
+        while op := take('+-'):
+            value = value + term() if op == '+' else value - term()
         return value
 
     def term():
         value = atom()
-        while op := take("*/"):
-            value = value * atom() if op == "*" else value / atom()
+        while op := take('*/'):
+            value = value * atom() if op == '*' else value / atom()
         return value
 
     def atom():
-        if take("("):
+        if take('('):
             value = expr()
-            if not take(")"):
-                raise ValueError("unbalanced parenthesis")
+            if not take(')'):
+                raise ValueError('unbalanced parenthesis')
             return value
-        token = tokens.pop() if tokens else ""
+        token = tokens.pop() if tokens else ''
         if unused[token] <= 0:
-            raise ValueError(f"{token!r} is not a number that is left to use")
+            raise ValueError(f'{token!r} is not a number that is left to use')
         unused[token] -= 1
         return Fraction(int(token))
 
     value = expr()
     if tokens or any(unused.values()):
-        raise ValueError("text or numbers left over")
+        raise ValueError('text or numbers left over')
     return value
 
 
-OPERATORS = {"×": "*", "÷": "/", "−": "-", "∗": "*", "·": "*", "\\times": "*", "\\cdot": "*", "\\div": "/"}
+OPERATORS = {'×': '*', '÷': '/', '−': '-', '∗': '*', '·': '*', '\\times': '*', '\\cdot': '*', '\\div': '/'}
 
 
 def countdown_reward(response, row):
@@ -172,13 +169,13 @@ def countdown_reward(response, row):
 
     A trailing `= target` is allowed if right. The answer may be 20 characters a number long.
     """
-    numbers, target = row["numbers"], row["target"]
+    numbers, target = row['numbers'], row['target']
     answer = answer_of(response, row)
     if answer is None or len(answer) > 20 * len(numbers) + 20:
         return 0.0
     for sign, op in OPERATORS.items():
         answer = answer.replace(sign, op)
-    expression, equals, stated = answer.partition("=")
+    expression, equals, stated = answer.partition('=')
     if equals and stated.strip() != str(target):
         return 0.0
     try:
@@ -189,33 +186,33 @@ def countdown_reward(response, row):
 
 # ---------------------------------------------------------------- language
 
-LETTERS = r"A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u1e00-\u1eff"
+LETTERS = r'A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u1e00-\u1eff'
 WORD = re.compile(  # one script a group; a run of letters is a word, but each Han, kana or hangul character is one
     rf"(?P<latin>[{LETTERS}]+(?:['\u2019-][{LETTERS}]+)*)"
-    r"|(?P<han>[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
-    r"|(?P<kana>[\u3041-\u3096\u30a1-\u30fa])|(?P<hangul>[\u1100-\u11ff\u3131-\u3163\uac00-\ud7a3])"
-    r"|(?P<cyrillic>[\u0400-\u052f]+)|(?P<greek>[\u0370-\u03ff\u1f00-\u1fff]+)|(?P<hebrew>[\u05d0-\u05ea]+)"
-    r"|(?P<arabic>[\u0620-\u06d3\u06fa-\u06ff\u0750-\u077f]+)|(?P<devanagari>[\u0900-\u0963]+)"
-    r"|(?P<thai>[\u0e01-\u0e4e]+)|(?P<other>[^\W\d_])")
-SCRIPT_LANGUAGES = {"kana": "ja", "hangul": "ko", "cyrillic": "ru", "greek": "el", "arabic": "ar", "hebrew": "he",
-                    "devanagari": "hi", "thai": "th"}
+    r'|(?P<han>[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])'
+    r'|(?P<kana>[\u3041-\u3096\u30a1-\u30fa])|(?P<hangul>[\u1100-\u11ff\u3131-\u3163\uac00-\ud7a3])'
+    r'|(?P<cyrillic>[\u0400-\u052f]+)|(?P<greek>[\u0370-\u03ff\u1f00-\u1fff]+)|(?P<hebrew>[\u05d0-\u05ea]+)'
+    r'|(?P<arabic>[\u0620-\u06d3\u06fa-\u06ff\u0750-\u077f]+)|(?P<devanagari>[\u0900-\u0963]+)'
+    r'|(?P<thai>[\u0e01-\u0e4e]+)|(?P<other>[^\W\d_])')
+SCRIPT_LANGUAGES = {'kana': 'ja', 'hangul': 'ko', 'cyrillic': 'ru', 'greek': 'el', 'arabic': 'ar', 'hebrew': 'he',
+                    'devanagari': 'hi', 'thai': 'th'}
 FUNCTION_WORDS = {  # frequent in one of these languages, rare in the others and in formulas
-    "en": "the of and is are was to that this with for we it if then which have has be by from so can now let but not",
-    "de": "der die das und ist sind ein eine nicht wir mit von zu den dem für auf auch wenn dann oder wird aber es",
-    "fr": "le les est sont et une des du nous avec pour dans que qui sur donc alors mais pas ou cette ce il elle au",
-    "es": "el los las es son y una del con para por que como entonces pero lo si cuando este esta al hay se",
-    "it": "il gli è sono e una della di con per che come quindi allora ma non se questo questa nel abbiamo più lo",
-    "pt": "o os as é são e uma da do dos com para por que como então mas não se quando isto este esta em temos",
+    'en': 'the of and is are was to that this with for we it if then which have has be by from so can now let but not',
+    'de': 'der die das und ist sind ein eine nicht wir mit von zu den dem für auf auch wenn dann oder wird aber es',
+    'fr': 'le les est sont et une des du nous avec pour dans que qui sur donc alors mais pas ou cette ce il elle au',
+    'es': 'el los las es son y una del con para por que como entonces pero lo si cuando este esta al hay se',
+    'it': 'il gli è sono e una della di con per che come quindi allora ma non se questo questa nel abbiamo più lo',
+    'pt': 'o os as é são e uma da do dos com para por que como então mas não se quando isto este esta em temos',
 }
 FUNCTION_WORDS = {language: set(words.split()) for language, words in FUNCTION_WORDS.items()}
-LANGUAGES = sorted({*FUNCTION_WORDS, *SCRIPT_LANGUAGES.values(), "zh"})
-NEUTRAL = {"```": "```", "`": "`", "$$": "$$", "\\(": "\\)", "\\[": "\\]", "$": "$"}
+LANGUAGES = sorted({*FUNCTION_WORDS, *SCRIPT_LANGUAGES.values(), 'zh'})
+NEUTRAL = {'```': '```', '`': '`', '$$': '$$', '\\(': '\\)', '\\[': '\\]', '$': '$'}
 
 
 def _without_formulas(text):
     """text with the Latin and Greek letters of its code and LaTeX blanked; words of other scripts there still count."""
     kept, pos, absent = [], 0, set()
-    for m in re.finditer(r"```|`|\$\$|\\\(|\\\[|\$", text):
+    for m in re.finditer(r'```|`|\$\$|\\\(|\\\[|\$', text):
         opener = m[0]
         if m.start() < pos or opener in absent:
             continue
@@ -224,11 +221,11 @@ def _without_formulas(text):
             absent.add(opener)
             continue
         inside = text[m.end():end]
-        if opener == "$" and (inside[:1].isspace() or inside[-1:].isspace() or "\n" in inside):
+        if opener == '$' and (inside[:1].isspace() or inside[-1:].isspace() or '\n' in inside):
             continue  # money: $5 and $10
-        kept += [text[pos:m.start()], re.sub(rf"[{LETTERS}\u0370-\u03ff]+", " ", inside)]
+        kept += [text[pos:m.start()], re.sub(rf'[{LETTERS}\u0370-\u03ff]+', ' ', inside)]
         pos = end + len(opener)
-    return re.sub(r"\\[A-Za-z]+", " ", "".join(kept) + text[pos:])
+    return re.sub(r'\\[A-Za-z]+', ' ', ''.join(kept) + text[pos:])
 
 
 def _vote(words, default):
@@ -244,21 +241,21 @@ def _language_counts(reasoning, target):
     if target not in LANGUAGES:
         raise ValueError(f"unknown language {target!r} in the row: use one of {', '.join(LANGUAGES)}")
     sentences = []
-    for sentence in re.split(r"[\n.!?;。！？；]", _without_formulas(unicodedata.normalize("NFKC", reasoning))):
+    for sentence in re.split(r'[\n.!?;。！？；]', _without_formulas(unicodedata.normalize('NFKC', reasoning))):
         words = {}
         for m in WORD.finditer(sentence):
-            if len(m[0]) > 1 or m.lastgroup not in ("latin", "greek"):
+            if len(m[0]) > 1 or m.lastgroup not in ('latin', 'greek'):
                 words.setdefault(m.lastgroup, []).append(m[0].lower())
         sentences.append(words)
-    latin = [w for words in sentences for w in words.get("latin", ())]
-    whole = _vote(latin, target if target in FUNCTION_WORDS else "en")
+    latin = [w for words in sentences for w in words.get('latin', ())]
+    whole = _vote(latin, target if target in FUNCTION_WORDS else 'en')
     counts = Counter()
     for words in sentences:
         for script, found in words.items():
-            if script == "latin":
+            if script == 'latin':
                 language = _vote(found, whole)
-            elif script == "han":
-                language = "ja" if 10 * len(words.get("kana", ())) > len(found) else "zh"
+            elif script == 'han':
+                language = 'ja' if 10 * len(words.get('kana', ())) > len(found) else 'zh'
             else:
                 language = SCRIPT_LANGUAGES.get(script, script)
             counts[language] += len(found)
@@ -270,713 +267,35 @@ def language_reward(response, row):
 
     A run of letters is a word, as is each Han, kana or hangul character; numbers, symbols, code and LaTeX are neutral.
     """
-    target = row.get("language", "en")
+    target = row.get('language', 'en')
     counts = _language_counts(split_response(response, row)[0], target)
     return counts[target] / counts.total() if counts else 0.0
 
 
 def language_mixed(response, row):
     """True when the reasoning holds words of more than one language or script (for reports)."""
-    return len(_language_counts(split_response(response, row)[0], row.get("language", "en"))) > 1
+    return len(_language_counts(split_response(response, row)[0], row.get('language', 'en'))) > 1
 
 
-# ---------------------------------------------------------------- math: one spelling
-
-SECONDS, LONGEST, DEEPEST, BITS = 1.0, 1000, 24, 1 << 16  # bounds: time, characters, nesting, size of exact numbers
-COMMANDS = {  # LaTeX command -> a character, or nothing for style; the others stay
-    **dict.fromkeys("left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle boxed fbox rm bf it".split(), ""),
-    **dict.fromkeys("dfrac tfrac cfrac".split(), r"\frac "), **dict.fromkeys("quad qquad phantom".split(), " "),
-    **dict.fromkeys("times cdot ast".split(), "*"), **dict.fromkeys("le leq leqslant".split(), "≤"),
-    **dict.fromkeys("ge geq geqslant".split(), "≥"), **dict.fromkeys("ne neq".split(), "≠"), "lt": "<", "gt": ">",
-    **dict.fromkeys("approx simeq".split(), "≈"), **dict.fromkeys("lvert rvert vert mid".split(), "|"), "in": "∈",
-    **dict.fromkeys("emptyset varnothing".split(), "⦃⦄"), "cup": "∪", "div": "/", "pm": "±", "mp": "∓", "infty": "∞",
-    **dict.fromkeys("circ degree".split(), "°"), "pi": "π", "sqrt": "√", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈",
-    "rceil": "⌉", "langle": "(", "rangle": ")", "lbrace": "⦃", "rbrace": "⦄", "colon": ":", "dbinom": r"\binom "}
-SIGNS = str.maketrans({**dict.fromkeys("−–—", "-"), **dict.fromkeys("×·∙⋅∗", "*"), **dict.fromkeys("÷⁄∕", "/"),
-                       "∅": "⦃⦄", "ℝ": "(-∞,∞)", "。": ".", "、": ","})
-FONTS = r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|boldsymbol|operatorname\*?)\s*\{([^{}]*)\}"
-MATRIX = r"\{(?:[pbBV]?matrix|array)\}"
-
-
-def _mixed(m):
-    """1\\frac12 -> (1+1/2), but 2\\frac32 is a product."""
-    whole, top, bottom = (g for g in m.groups() if g)
-    return f"({whole}+{top}/{bottom})" if int(top) < int(bottom) else m[0]
-
-
-SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
-    (r"[⁰¹²³⁴-⁹⁻]+", lambda m: "^{" + unicodedata.normalize("NFKC", m[0]).replace("−", "-") + "}"),
-    (r"[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0])),  # then NFKC and SIGNS
-    (r"\\begin" + MATRIX + r"(?:\{[lcr| ]*\})?", "⟦"), (r"\\end" + MATRIX, "⟧"), (r"\\\\(?:\[\w*\])?", "⏎"),
-    (r",\\!\s*|\{,\}", ","), (r"\\!", ""), (r"\\[,;:> ]|~", " "), (r"\\[()\[\]]|\\?\$", ""), (r"\\%", "%"),
-    (r"\\\{", "⦃"), (r"\\\}", "⦄"), (r"\\\|", "|"), (r"\\mathbb\s*(?:R|\{R\})", "(-∞,∞)"), *[(FONTS, r" \1 ")] * 2,
-    (r"\\([A-Za-z]+)\s*", lambda m: COMMANDS.get(m[1], m[0])), (r"\^\s*(?:°|\{\s*°\s*\})", "°"), (r"\{\s*\}", ""),
-    (r"\*\*", "^"), (r"<=", "≤"), (r">=", "≥"), (r"!=", "≠"), (r"\+/?-", "±"),
-    (r"\b(sin|cos|tan) ?\^ ?(?:-1|\{ ?-1 ?\})", r"arc\1"), (r"(?<![A-Za-z])sqrt(?![A-Za-z])", "√"),
-    (r"(?<![A-Za-z])pi(?![A-Za-z])", "π"), (r"(?<![A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", "∞"),
-    (r"\s+", " "), (r" ?,? ?(?<![A-Za-z])or(?![a-z])", "∨"), (r" ?,? ?(?<![A-Za-z])and(?![A-Za-z])", ","),
-    (r"(?i)^ *(?:(?:the )?(?:final )?answer(?: is)?|so|thus|therefore|hence)\b[:, ]*", ""),
-    (r"^ ?≈", ""),
-    (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)", lambda m: m[0].replace(" ", "")),  # 1 000
-    (r"(\d+)\.(\d*) ?\\overline ?\{ ?(\d+) ?\}",
-     lambda m: f"(({m[1]}{m[2]}{m[3]}-{m[1]}{m[2]})/{'9' * len(m[3])}{'0' * len(m[2])})"),
-    (r"(?<![\w.})^])(\d+) (\d+) ?/ ?(\d+)(?![\w.])", _mixed),
-    (r"(?<![\w.})^])(\d+) ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))", _mixed),
-)]
-
-
-def _plain(text):
-    """text with one spelling for what LaTeX, Unicode and ASCII write differently: operators as single characters."""
-    if len(text) > LONGEST:
-        raise ValueError(f"an answer of more than {LONGEST} characters")
-    text = "".join(c for c in text if unicodedata.category(c) != "Cf").split("####")[-1].strip()
-    money = "\\$" in text or text.count("$") == 1 and text.lstrip("-")[:1] == "$"
-    for i, (pattern, new) in enumerate(SPELLINGS):
-        if i == 2:
-            text = unicodedata.normalize("NFKC", text).translate(SIGNS)
-        text = pattern.sub(new, text)
-    return text.strip(" ").rstrip(" .,;") + " dollar" * (money and text[-1:].isdigit())
-
-
-LATIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-SCALES = {"hundred": 10 ** 2, "thousand": 10 ** 3, "million": 10 ** 6, "billion": 10 ** 9, "trillion": 10 ** 12}
-UNITS = {alias: group.split()[0] for group in (
-    "mm millimeter millimetre|cm centimeter centimetre|meter m metre|km kilometer kilometre|inch in inche|foot ft feet|"
-    "yard yd|mile mi|gram g|kg kilogram|mg milligram|pound lb|ounce oz|second s sec|minute min|hour h hr|day|week wk|"
-    "month|year yr|dollar buck usd|cent|euro|degree deg °|radian rad|percent % pct percentage|liter l litre|"
-    "ml milliliter|mph|cup|am a.m|pm p.m").split("|") for alias in group.split()}
-KNOWN_UNITS = set(UNITS.values())
-NO_UNIT = set("not but to is are was maybe either neither if than vs times plus minus over of none half dozen".split())
-
-
-def _unit(text):
-    """'5 square feet' -> ('5', 'foot^2', 1); '5 million' -> ('5', None, 10**6); 'x+1' -> ('x+1', None, 1)."""
-    stem = re.sub(r" ?\^ ?(?:[23]|\{[23]\})$", "", text)
-    head = stem.rstrip(LATIN + "°% ./-")
-    tail, power = stem[len(head):], text[len(stem):].strip(" ^{}")
-    words = tail.lower().split()
-    if not words or head[-1:] not in list("0123456789)}]⌋⌉!π∞") or len(tail) == 1 and tail in LATIN or \
-            not NO_UNIT.isdisjoint(words) or "°" in tail and "\\" in head:  # 2x; 5 not 6; sin 30°
-        return text, None, 1
-    scale = SCALES.get(words[0].removesuffix("s"), 1)
-    words = [w.strip(".") for w in words[scale > 1:]]
-    if words and words[0] in ("square", "sq", "cubic", "cu"):
-        power = "2" if words.pop(0).startswith("sq") else "3"
-    known = [UNITS.get(w) or UNITS.get(w.removesuffix("s")) for w in words]
-    if len(words) > 4 or not all(k or len(w) > 3 and w not in FUNCTIONS for k, w in zip(known, words)):
-        return text, None, 1
-    unit = " ".join(k or w for k, w in zip(known, words))
-    return head, (unit + "^" + power if unit and power else unit) or None, scale
-
-
-# ---------------------------------------------------------------- math: scalars to sympy
-
-FUNCTIONS = {name: {"ln": "log", "abs": "Abs", "ceil": "ceiling"}.get(name, name.replace("arc", "a")) for name in (
-    "sin cos tan cot sec csc sinh cosh tanh ln log lg exp abs floor ceil arcsin arccos arctan asin acos atan".split())}
-GREEK = set("alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon "
-            "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell".split())
-TOKEN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+(?![\d.]))?|\.\d+|\\[A-Za-z]+|[A-Za-z]+|\S")
-CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", "⌊": "⌋", "⌈": "⌉"}
-
-
-class _Clock:
-    """tick() raises TimeoutError once the call's time is over; every loop ticks, so that no signal is needed."""
-
-    def __init__(self):
-        self.end = time.perf_counter() + SECONDS
-
-    def tick(self):
-        if time.perf_counter() > self.end:
-            raise TimeoutError(f"more than {SECONDS} s")
-
-
-@functools.lru_cache(maxsize=1)
-def _sympy():
-    import mpmath
-    import sympy
-    for constant in (mpmath.libmp.libelefun.pi_fixed, mpmath.libmp.libelefun.ln2_fixed, mpmath.libmp.libelefun.e_fixed):
-        constant(1 << 15)  # mpmath's cache of constants is not safe in threads while it grows: grow it once
-    return sympy
-
-
-class _Parser:
-    """Recursive descent from a scalar spelled by _plain to a sympy expression. Raises ValueError on all else.
-
-    sum := product (('+'|'-') product)*;  product := power (('*'|'/'|':')? power)*
-    power := atom ('!'|'°'|'%'|'^' atom)*;  atom := number, symbol, group, root, fraction or function
-    Nodes are built with evaluate=False: sympy computes nothing, so that parsing is linear whatever the text holds.
-    `prime` is appended to the name of every variable.
-    """
-
-    def __init__(self, text, clock, prime=""):
-        self.sp, self.clock, self.prime, self.depth, self.bars, self.tokens = _sympy(), clock, prime, 0, 0, []
-        for token in TOKEN.findall(text):
-            if token.lstrip("\\") in FUNCTIONS:
-                self.tokens.append(token.lstrip("\\"))
-            elif token.isascii() and token.isalpha():  # xy is x times y, but longer runs are words
-                if len(token) > 3:
-                    raise ValueError(f"a word: {token!r}")
-                self.tokens += token
-            else:
-                self.tokens.append(token)
-        self.tokens.reverse()  # the next token is tokens[-1]
-
-    def parse(self):
-        tree = self.sum()
-        if self.tokens:
-            raise ValueError(f"unexpected {self.peek()!r}")
-        return tree
-
-    def peek(self):
-        return self.tokens[-1] if self.tokens else ""
-
-    def take(self, *wanted):
-        """The next token if it is one of `wanted` (any, when none are given), else ''."""
-        return self.tokens.pop() if self.tokens and (not wanted or self.tokens[-1] in wanted) else ""
-
-    def node(self, name, *args):
-        return args[0] if name in ("Add", "Mul") and len(args) == 1 else getattr(self.sp, name)(*args, evaluate=False)
-
-    def negative(self, tree):
-        return self.node("Mul", self.sp.S.NegativeOne, tree)
-
-    def inverse(self, tree):
-        return self.node("Pow", tree, self.sp.S.NegativeOne)
-
-    def sum(self, closing=None):
-        terms = []
-        while not terms or self.peek() in ("+", "-"):
-            sign = 1
-            while op := self.take("+", "-"):
-                sign = -sign if op == "-" else sign
-            terms.append(self.product() if sign > 0 else self.negative(self.product()))
-        if closing and not self.take(closing):
-            raise ValueError(f"no {closing!r} where {self.peek()!r} is")
-        return self.node("Add", *terms)
-
-    def product(self, argument=False):
-        """argument: of a function without brackets, sin 2x cos y, which ends at operators, brackets and functions."""
-        factors = [self.power()]
-        while token := self.peek():
-            if token in ("*", "/", ":") and not argument:
-                self.take()
-                minus = self.take("-")
-                factor = self.power() if token == "*" else self.inverse(self.power())
-                factors.append(self.negative(factor) if minus else factor)
-            elif token[0] in "0123456789." or argument and (token in FUNCTIONS or token == "("):
-                break
-            elif token[0].isalpha() or token[0] in "([{√⌊⌈∞\\" or token == "|" and not self.bars:
-                factors.append(self.power())
-            else:
-                break
-        return self.node("Mul", *factors)
-
-    def power(self):
-        tree = self.atom()
-        for _ in range(4):
-            sign = self.take("!", "°", "%", "^")
-            if sign == "^":
-                tree = self.node("Pow", tree, self.exponent())
-            elif sign == "!":
-                tree = self.node("factorial", tree)
-            elif sign:
-                parts = (self.sp.pi, self.sp.Rational(1, 180)) if sign == "°" else (self.sp.Rational(1, 100),)
-                tree = self.node("Mul", tree, *parts)
-        return tree
-
-    def exponent(self):
-        minus = self.take("-")
-        tree = self.atom(chained=True)
-        return self.negative(tree) if minus else tree
-
-    def atom(self, digit=False, chained=False):
-        """digit: take no more than one digit, as TeX does in \\frac12; chained: a^b^c is a^(b^c)."""
-        self.clock.tick()
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise ValueError(f"nested deeper than {DEEPEST}")
-        token = self.take()
-        if digit and token.isdigit() and len(token) > 1:
-            self.tokens.append(token[1:])
-            token = token[0]
-        tree = self.primary(token)
-        if chained and self.take("^"):
-            tree = self.node("Pow", tree, self.exponent())
-        self.depth -= 1
-        return tree
-
-    def primary(self, token):
-        if token[:1].isdigit() or token[:1] == "." and len(token) > 1:
-            if self.peek() == "_":  # 52_8, a numeral in base 8, equals only itself
-                return self.sp.Symbol(token + self.subscript())
-            if any(abs(int(power)) > 5000 for power in re.split("[eE]", token)[1:]):
-                raise ValueError("an exponent too large")
-            value = Fraction(token)
-            return self.sp.Rational(value.numerator, value.denominator)
-        if token in CLOSING:
-            self.bars += token == "|"
-            tree = self.sum(CLOSING[token])
-            self.bars -= token == "|"
-            name = {"|": "Abs", "⌊": "floor", "⌈": "ceiling"}.get(token)
-            return self.node(name, tree) if name else tree
-        if token == "√":
-            index = self.sum("]") if self.take("[") else self.sp.Integer(2)
-            return self.node("Pow", self.atom(), self.inverse(index))
-        if token == "\\frac":
-            return self.node("Mul", self.atom(digit=True), self.inverse(self.atom(digit=True)))
-        if token == "\\binom":
-            return self.node("binomial", self.atom(digit=True), self.atom(digit=True))
-        if token in FUNCTIONS:
-            return self.function(token)
-        if token in ("π", "e", "i", "∞"):
-            return {"π": self.sp.pi, "e": self.sp.E, "i": self.sp.I, "∞": self.sp.oo}[token]
-        if token.isalpha() or token[1:] in GREEK:
-            return self.sp.Symbol(token + self.subscript() + self.prime)
-        raise ValueError(f"unexpected {token or 'end'!r}")
-
-    def subscript(self):
-        """'_1', '_{12}' or '_{n+1}' as text, '' when there is none."""
-        if not self.take("_"):
-            return ""
-        parts = [self.take()]
-        while parts[0] == "{" and parts[-1] not in ("}", ""):
-            parts.append(self.take())
-        return "_" + "".join(parts).strip("{}")
-
-    def function(self, name):
-        base = self.atom(digit=True) if self.take("_") else self.sp.Integer(10) if name == "lg" else None
-        power = self.exponent() if self.take("^") else None
-        opening = self.take("(", "[", "{")
-        inside = self.sum(CLOSING[opening]) if opening else self.product(argument=True)
-        if name == "exp":
-            tree = self.node("Pow", self.sp.E, inside)
-        else:
-            tree = self.node("log" if name == "lg" else FUNCTIONS[name], inside)
-        if base is not None:
-            tree = self.node("Mul", tree, self.inverse(self.node("log", base)))
-        return tree if power is None else self.node("Pow", tree, power)
-
-
-# ---------------------------------------------------------------- math: are two scalars equal?
-
-_thread = threading.local()
-
-
-class _Numbers:
-    """Values of expressions at a point {symbol name: Fraction}: a Fraction where that is exact, else mpmath at `bits`.
-
-    `height`: bits of the longest exact number met; `real`: complex values raise ValueError.
-    """
-
-    def __init__(self, bits, real, clock):
-        if not hasattr(_thread, "mp"):
-            from mpmath import MPContext
-            _thread.mp = MPContext()  # mpmath's own context is shared by all threads, precision included
-        self.mp = _thread.mp
-        self.mp.prec, self.real, self.clock, self.height, self.largest = bits, real, clock, 0, 0
-
-    def inexact(self, x):
-        return self.mp.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
-
-    def value(self, node, point):
-        self.clock.tick()
-        name = type(node).__name__
-        if node.is_Rational:
-            result = Fraction(int(node.p), int(node.q))
-        elif node.is_Symbol:
-            result = point[node.name]
-        elif not node.args:
-            result = getattr(self.mp, {"Pi": "pi", "Exp1": "e", "ImaginaryUnit": "j", "Infinity": "inf"}[name]) * 1
-        else:
-            args = [self.value(arg, point) for arg in node.args]
-            result = self.exact(name, args) if all(isinstance(x, Fraction) for x in args) else None
-            if result is None:
-                result = self.approximate(name, [self.inexact(x) for x in args], args)
-        if isinstance(result, Fraction):
-            self.bounded(result)
-        else:
-            if self.real and isinstance(result, self.mp.mpc):
-                raise ValueError("not real")
-            self.largest = max(self.largest, abs(result))
-        return result
-
-    def bounded(self, x):
-        self.clock.tick()
-        self.height = max(self.height, x.numerator.bit_length() + x.denominator.bit_length())
-        if self.height > BITS:
-            raise ValueError("a number of too many digits")
-        return x
-
-    def exact(self, name, args):
-        """Fraction, or None where the result may be irrational."""
-        x, y = args[0], args[-1]
-        if name == "Add":
-            return functools.reduce(lambda a, b: self.bounded(a + b), args)
-        if name == "Mul":
-            return functools.reduce(lambda a, b: self.bounded(a * b), args)
-        if name == "Pow" and y.denominator == 1:
-            if abs(y) * max(x.numerator.bit_length(), x.denominator.bit_length()) > BITS and abs(x) not in (0, 1):
-                raise ValueError("a power of too many digits")
-            return x ** int(y)
-        if name in ("floor", "ceiling", "Abs"):
-            return Fraction({"floor": math.floor, "ceiling": math.ceil, "Abs": abs}[name](x))
-        if name in ("factorial", "binomial"):
-            if x.denominator != 1 or y.denominator != 1 or x < 0 or y < 0 or x > 4000:
-                raise ValueError("factorial or binomial of what is not a small natural number")
-            return Fraction(math.factorial(int(x)) if name == "factorial" else math.comb(int(x), int(y)))
-        return None
-
-    def approximate(self, name, args, given):
-        mp, x = self.mp, args[0]
-        if name != "Mul" and any(map(mp.isinf, args)):
-            raise ValueError("arithmetic with infinity")
-        if name == "Add":
-            return mp.fsum(args)
-        if name == "Mul":
-            return mp.fprod(args)
-        if name == "Pow":
-            if isinstance(given[1], Fraction) and given[1].denominator == 1 and abs(given[1]) < 10 ** 6:
-                return x ** int(given[1])
-            if x == 0:
-                if mp.re(args[1]) <= 0:
-                    raise ZeroDivisionError
-                return x
-            if not abs(args[1] * mp.log(x)) < 1 << 32:
-                raise ValueError("a power too large")
-            return x ** args[1]
-        if not abs(x) < 1 << 64:
-            raise ValueError("an argument too large")
-        if name in ("floor", "ceiling"):
-            near = mp.nint(x)  # floor(sqrt(4)) must not depend on the last bit
-            if abs(x - near) < mp.ldexp(1, -mp.prec // 2):
-                return near
-            return mp.floor(x) if name == "floor" else mp.ceil(x)
-        if name in ("factorial", "binomial"):
-            raise ValueError(f"{name} of what is not a small natural number")
-        return getattr(mp, {"Abs": "fabs"}.get(name, name))(x)
-
-
-def _same_value(a, b, point, real, deep, clock):
-    """Exactly for rationals. Else the difference must vanish at 256 bits and, if deep, go on vanishing at 1,024 bits
-    and more, beyond all the digits in the expressions: so e^-1000 is not e^-1001, nor sqrt(2) the same + 10^-500."""
-    gaps, bits = [], 256
-    while len(gaps) < 1 + deep:
-        numbers = _Numbers(bits, real, clock)
-        x, y = numbers.value(a, point), numbers.value(b, point)
-        if isinstance(x, Fraction) and isinstance(y, Fraction) or numbers.mp.isinf(x) or numbers.mp.isinf(y):
-            return x == y
-        x, y = numbers.inexact(x), numbers.inexact(y)
-        gaps.append(abs(x - y))
-        if not gaps[0] <= numbers.mp.ldexp(max(abs(x), abs(y), numbers.largest), -100):
-            return False
-        magnitude = max(0, numbers.mp.mag(numbers.largest)) if numbers.largest else 0
-        if max(numbers.height, magnitude) > 8192:
-            raise ValueError("too many digits")
-        bits = 1024 + 2 * numbers.height + magnitude
-    scale = max(abs(x), abs(y), numbers.largest if gaps[0] else 0)
-    return not deep or gaps[1] == 0 or bool(gaps[1] <= numbers.mp.ldexp(scale, 200 - numbers.mp.prec) and
-                                            (gaps[0] == 0 or gaps[1] <= numbers.mp.ldexp(gaps[0], -300)))
-
-
-def _equal(a, b, clock):
-    """True when a and b agree at several points: where both are real, or, where that is too seldom, at any."""
-    names = sorted({s.name for s in a.free_symbols | b.free_symbols})
-    imaginary = a.has(_sympy().I) or b.has(_sympy().I)
-    for real in (False,) if imaginary or not names else (True, False):
-        agreeing = 0
-        for k, scale in enumerate((1, 1, -1, 1, 30, -30, 90) if names else (1,)):  # at k = 3 the signs are mixed
-            point = {n: Fraction(100_003 + (k * 1_299_709 + i * 611_953 + 7919) % 3_900_007, 10 ** 6) *
-                     scale * (-1) ** (k == 3 and i) for i, n in enumerate(names)}
-            try:
-                if not _same_value(a, b, point, real, not agreeing, clock):
-                    return False
-                agreeing += 1
-            except (ValueError, ArithmeticError):
-                continue  # outside the domain
-        if agreeing >= min(2, 1 + len(names)):
-            return True
-    return False
-
-
-def _proportional(sides, others, clock):
-    """Sign of the constant c in l - r = c (L - R), for two pairs of sides as text; 0 when there is none."""
-    def difference(pair, prime):
-        left, right = (_Parser(side, clock, prime).parse() for side in pair)
-        return sp.Add(left, sp.Mul(-1, right, evaluate=False), evaluate=False)
-
-    sp = _sympy()
-    f, g, f2, g2 = (difference(pair, prime) for prime in ("", "'") for pair in (sides, others))
-    if any(_equal(h, sp.S.Zero, clock) for h in (f, g)) or not _equal(
-            sp.Mul(f, g2, evaluate=False), sp.Mul(f2, g, evaluate=False), clock):
-        return 0
-    numbers = _Numbers(256, True, clock)
-    point = {s.name: Fraction(11, 7) + i for i, s in enumerate(sorted(f.free_symbols | g.free_symbols, key=str))}
-    return 1 if numbers.value(f, point) * numbers.value(g, point) > 0 else -1
-
-
-# ---------------------------------------------------------------- math: structure
-
-NAME = re.compile(r"[A-Za-zα-ορ-ω∠|:/(),'\s\\{}]*[A-Za-zα-ορ-ω][A-Za-zα-ορ-ω∠|:/(),'\s\\{}]*")
-FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
-THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
-
-
-def _depths(text):
-    """How many brackets are open after each character."""
-    return list(itertools.accumulate((c in "([{⦃⟦⌊⌈") - (c in ")]}⦄⟧⌋⌉") for c in text))
-
-
-def _enclosed(text):
-    """True when the first bracket closes at the very end."""
-    return text[-1] in ")]}⦄⟧" and 0 not in _depths(text[:-1])
-
-
-def _split(text, separators):
-    """[piece, separator, piece, ...], cut at the separators outside of all brackets."""
-    pieces = [""]
-    for c, depth in zip(text, _depths(text)):
-        if depth == 0 and c in separators:
-            pieces += [c, ""]
-        else:
-            pieces[-1] += c
-    return [piece.strip() for piece in pieces]
-
-
-def _name(side):
-    """x_1, f(2), |AB|, (p,q), V_1:V_2 -> the name without the arguments' letters; None when side is not a mere name."""
-    bare = re.sub(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z])\([^()]*\)", "", side)
-    return re.sub(r"\([a-z]\)$|\s", "", side) if NAME.fullmatch(bare) else None
-
-
-def _read(text, clock, depth=0):
-    """An answer as a tuple: ('scalar', tree, unit, literal if decimal), ('list' or 'set' or 'union', items),
-    ('tuple', brackets, items), ('matrix', rows), ('eq', name, sides, texts), ('rel', operators, texts, interval, name),
-    or, where nothing else can be read, ('text', words)."""
-    clock.tick()
-    try:
-        if depth > DEEPEST or not text:
-            raise ValueError("empty, or nested too deep")
-        return _structure(text, clock, depth + 1)
-    except (ValueError, ArithmeticError):
-        return "text", " ".join(text.strip(" .,'\"()").casefold().split())
-
-
-def _structure(text, clock, depth):
-    for separators in (";", "∨,"):
-        pieces = _split(text, separators)
-        texts = pieces[::2] if separators == ";" else [t for piece in pieces[::2] for t in _signs(piece)]
-        if len(texts) > 1:
-            items = [_read(t, clock, depth) for t in texts]
-            if separators == ";":
-                items = [("tuple", "()", item[1]) if item[0] == "list" else item for item in items]
-            if "∨" in pieces and all(item[0] == "rel" and item[3] for item in items):
-                return "union", [item[3] for item in items]
-            return "list", items
-    pieces = _split(text, "=≈<>≤≥≠∈")
-    if len(pieces) > 1:
-        return _relation(pieces[::2], pieces[1::2], clock, depth)
-    pieces = _split(text, "∪")
-    if len(pieces) > 1:
-        return "union", [_read(t, clock, depth) for t in pieces[::2]]
-    if text[0] in "([{⦃⟦" and _enclosed(text):
-        inner = text[1:-1].strip()
-        if text[0] == "⟦":
-            rows = [_split(row, "&")[::2] for row in _split(inner, "⏎")[::2] if row]
-            return "matrix", [[_read(cell, clock, depth) for cell in row] for row in rows]
-        pieces = _split(inner, ",;")[::2]
-        if text[0] in "⦃{" and (len(pieces) > 1 or text[0] == "⦃"):
-            inside = _read(inner, clock, depth) if inner else ("list", [])
-            return "set", inside[1] if inside[0] == "list" else [inside]
-        if len(pieces) > 1:
-            return "tuple", text[0] + text[-1], [_read(t, clock, depth) for t in pieces]
-        if text[0] == "{" or inner[:1] == "⟦":
-            return _read(inner, clock, depth)
-    head, unit, scale = _unit(text)
-    tree = _Parser(head, clock).parse()
-    if scale > 1:
-        tree = _sympy().Mul(scale, tree, evaluate=False)
-    return "scalar", tree, unit, head if re.fullmatch(r"-?\d*\.\d+", head) else ""
-
-
-def _signs(text):
-    """'1 ± 2' -> '1 + 2', '1 - 2'; a set keeps its own."""
-    if not ("±" in text or "∓" in text) or text[0] in "⦃{" and _enclosed(text):
-        return [text]
-    return [text.translate(str.maketrans("±∓", signs)) for signs in ("+-", "-+")]
-
-
-def _relation(sides, ops, clock, depth):
-    if "∈" in ops:
-        if len(ops) > 1:
-            raise ValueError("a chain through ∈")
-        return _read(sides[1], clock, depth)
-    if set(ops) <= {"=", "≈"}:
-        if "≈" in ops:  # exact = rounded: keep the exact part
-            k = ops.index("≈")
-            sides = sides[:2] if k == 0 and _name(sides[0]) else sides[:k + 1]
-        if len(sides) == 1:
-            return _read(sides[0], clock, depth)
-        if _name(sides[-1]) and not _name(sides[0]):
-            sides = sides[::-1]
-        name = _name(sides[0])
-        return "eq", name, [_read(s, clock, depth) for s in sides[bool(name):]], (sides[0], sides[-1])
-    if ops[0] in ">≥":
-        sides, ops = sides[::-1], [FLIP.get(op, "") for op in ops[::-1]]
-    name = interval = None
-    if set(ops) <= {"<", "≤"} and len(sides) < 4:
-        bounded = [*sides, "∞"] if len(sides) == 2 and _name(sides[1]) else ["-∞", *sides][-3:]
-        low, name, high = bounded[0], _name(bounded[1]), bounded[2]
-        brackets = ("[" if ops[0] == "≤" and low != "-∞" else "(") + ("]" if ops[-1] == "≤" and high != "∞" else ")")
-        interval = name and ("tuple", brackets, [_read(low, clock, depth), _read(high, clock, depth)])
-    return "rel", ops, sides, interval, name
-
-
-# ---------------------------------------------------------------- math: are two answers the same?
-
-def _same(g, p, clock):
-    """Is the answer p the same as the gold g? Both as _read returns them."""
-    clock.tick()
-    kinds = {g[0], p[0]}
-    if "eq" in kinds:
-        return _same_equation(g, p, clock)
-    if kinds == {"rel"}:
-        return _same_relation(g, p, clock)
-    if "rel" in kinds:
-        g, p = (x[3] if x[0] == "rel" else x for x in (g, p))
-        return bool(g and p) and _same(g, p, clock)
-    if kinds == {"scalar"}:
-        return _same_scalar(g, p, clock)
-    if kinds == {"text"}:
-        return g[1] == p[1]
-    if kinds == {"matrix"}:
-        return [len(r) for r in g[1]] == [len(r) for r in p[1]] and all(
-            _same(a, b, clock) for r, s in zip(g[1], p[1]) for a, b in zip(r, s))
-    if kinds == {"matrix", "tuple"}:  # a vector
-        rows, items = (g[1], p[-1]) if g[0] == "matrix" else (p[1], g[-1])
-        rows = [cell for row in rows for cell in row] if min(len(rows), max(map(len, rows))) == 1 else []
-        return _same_ordered(rows, items, clock)
-    if kinds == {"tuple"}:
-        return (g[1] == p[1] or len(g[2]) > 2) and _same_ordered(g[2], p[2], clock)
-    if kinds == {"list", "tuple"}:  # x = 3, y = 4 for (3, 4)
-        return any(_distinct(x[-1]) for x in (g, p) if x[0] == "list") and _same_ordered(g[-1], p[-1], clock)
-    if kinds <= {"list", "set"} or kinds == {"union"}:
-        if _distinct(g[1]) != _distinct(p[1]):
-            return _same_ordered(g[1], p[1], clock)
-        return _same_unordered(g[1], p[1], "set" in kinds or {x[0] for x in g[1]} == {"tuple"}, clock)
-    if kinds == {"set", "scalar"}:
-        items, other = (g[1], p) if g[0] == "set" else (p[1], g)
-        return len(items) == 1 and _same(items[0], other, clock)
-    return False
-
-
-def _distinct(items):
-    """True when every item is an equation with a name of its own, so that the order of bare values tells."""
-    names = [item[1] for item in items if item[0] == "eq" and item[1]]
-    return len(set(names)) == len(items) > 1
-
-
-def _same_ordered(g, p, clock):
-    return len(g) == len(p) > 0 and all(_same(a, b, clock) for a, b in zip(g, p))
-
-
-def _same_unordered(g, p, repeats, clock):
-    """repeats: {1, 1, 2} is {1, 2}; else each item of p is matched once."""
-    left = list(p)
-    for a in g:
-        match = next((i for i, b in enumerate(left) if _same(a, b, clock)), None)
-        if match is None:
-            return False
-        if not repeats:
-            del left[match]
-    return all(any(_same(a, b, clock) for a in g) for b in left) if repeats else not left
-
-
-def _same_equation(g, p, clock):
-    if g[0] != p[0]:  # x = 5 for 5, and 2 + 3 = 5 for 5: every side must be right
-        sides, other = (g[2], p) if g[0] == "eq" else (p[2], g)
-        return all(_same(other, side, clock) for side in sides)
-    if g[1] == p[1] and all(_same(g[2][-1], side, clock) for side in p[2][:None if g[1] else 0] + p[2][-1:]):
-        return bool(g[1]) or _same(g[2][0], p[2][0], clock)
-    try:
-        return len(g[2]) + bool(g[1]) == len(p[2]) + bool(p[1]) == 2 and _proportional(g[3], p[3], clock) != 0
-    except (ValueError, ArithmeticError):
-        return False
-
-
-def _same_relation(g, p, clock):
-    if g[3] and p[3] and _same(g[3], p[3], clock):
-        return g[4] == p[4]
-    try:
-        sign = len(g[2]) == len(p[2]) == 2 and _proportional(g[2], p[2], clock)
-        return bool(sign) and g[1][0] == (p[1][0] if sign > 0 else FLIP[p[1][0]])
-    except (ValueError, ArithmeticError):
-        return False
-
-
-def _same_scalar(g, p, clock):
-    sp, (a, unit, literal), (b, other, other_literal) = _sympy(), g[1:], p[1:]
-    units = {unit, other}
-    for known, factor in (("percent", sp.Integer(1)), ("degree", sp.pi)):
-        if known in units and units <= {known, None, "radian"} and len(units) == 2:
-            factor = sp.Mul(factor, sp.Rational(1, 100 if known == "percent" else 180), evaluate=False)
-            scaled = [sp.Mul(x, factor, evaluate=False) if u == known else x for x, u in ((a, unit), (b, other))]
-            if _equal(*scaled, clock):
-                return True
-    if unit != other and {u and u.split("^")[0] for u in units} <= KNOWN_UNITS:
-        return False  # 5 cents, 5 dollars
-    if a.is_Symbol and b.is_Integer and a.name[0].isdigit():  # 52 for 52_8
-        return a.name.split("_")[0] == str(b)
-    if _equal(a, b, clock):
-        return True
-    decimal, exact = (literal, b) if literal else (other_literal, a)
-    if len(decimal.strip("-0.").replace(".", "")) < 10 or literal and other_literal or exact.free_symbols:
-        return False
-    try:  # a decimal of ten digits or more, rounded right
-        numbers, places = _Numbers(256, True, clock), len(decimal) - 1 - decimal.index(".")
-        gap = numbers.inexact(numbers.value(exact, {})) - numbers.inexact(Fraction(decimal))
-        return bool(abs(gap) <= numbers.inexact(Fraction(1, 2 * 10 ** places)))
-    except (ValueError, ArithmeticError):
-        return False
-
-
-def math_equal(gold, answer):
-    """Do two answers, as text in LaTeX, Unicode or ASCII, say the same? See math_reward."""
-    if gold.strip() == answer.strip():
-        return True
-    clock = _Clock()
-    try:
-        golds, answers = ([text, THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)]
-                          for text in (_plain(gold), _plain(answer)))
-        for texts, others in ((golds, answers), (answers, golds)):
-            if "." in others[0] and re.fullmatch(r"-?\d+,\d+", texts[1]):
-                texts.append(texts[1].replace(",", "."))  # a decimal comma
-        return any(_same(g, p, clock) for g in [_read(text, clock) for text in dict.fromkeys(golds)]
-                   for p in [_read(text, clock) for text in dict.fromkeys(answers)])
-    except TimeoutError:
-        FAILURES["math", "TimeoutError"] += 1
-    except (ValueError, ArithmeticError, RecursionError):
-        pass
-    return False
-
+# ---------------------------------------------------------------- math
 
 def math_reward(response, row):
-    """1.0 when the one answer (see answer_of) says the same as row['answer']: numbers, fractions, mixed numbers,
-    percent, units, thousands separators, degrees, intervals, inequalities, sets, lists, tuples, matrices, equations,
-    expressions and words. Exact but for decimals of ten digits or more, which may be rounded.
-
-    Only _Numbers computes, within bounds: safe in threads and worker processes. An answer that cannot be decided in
-    SECONDS scores 0.0 and is counted in FAILURES.
-    """
-    gold, answer = str(row["answer"]), answer_of(response, row)
+    """1.0 when the one answer (see answer_of) says the same as row['answer'] (math_grader.py says what is the same).
+    An answer that cannot be decided in time scores 0.0 and is counted in FAILURES."""
+    gold, answer = str(row['answer']), answer_of(response, row)
     if not gold.strip():
         raise ValueError("the row's answer is empty")
-    return float(answer is not None and math_equal(gold, answer))
+    try:
+        return float(answer is not None and math_equal(gold, answer))
+    except TimeoutError:
+        FAILURES['math', 'TimeoutError'] += 1
+        return 0.0
 
 
 # ---------------------------------------------------------------- multiple choice
 
-CHOICE = re.compile(r"(?i:(?:the )?(?:(?:final|correct|best) )?(?:answer|option|choice)(?: is)?[ :]*)?"
-                    r"[*(\[]*([A-Ea-e])(?![A-Za-z0-9])([*)\].:,]*)(.*)")
+CHOICE = re.compile(r'(?i:(?:the )?(?:(?:final|correct|best) )?(?:answer|option|choice)(?: is)?[ :]*)?'
+                    r'[*(\[]*([A-Ea-e])(?![A-Za-z0-9])([*)\].:,]*)(.*)')
 
 
 def choice_reward(response, row):
@@ -984,22 +303,22 @@ def choice_reward(response, row):
 
     Text after the letter may not hold another letter A-E by itself, unless it is that option's in row['choices'].
     """
-    gold, answer = str(row["answer"]).strip(), answer_of(response, row)
-    if gold not in ("A", "B", "C", "D", "E"):
+    gold, answer = str(row['answer']).strip(), answer_of(response, row)
+    if gold not in ('A', 'B', 'C', 'D', 'E'):
         raise ValueError(f"the row's answer is {gold!r} where one letter A-E should be")
-    m = answer and CHOICE.fullmatch(re.sub(FONTS, r" \1 ", answer).strip(" $"))
+    m = answer and CHOICE.fullmatch(re.sub(FONTS, r' \1 ', answer).strip(' $'))
     if not m or m[1].upper() != gold:
         return 0.0
-    choices, mark, text = list(row.get("choices", ()))[ord(gold) - ord("A"):], m[2], m[3].strip()
+    choices, mark, text = list(row.get('choices', ()))[ord(gold) - ord('A'):], m[2], m[3].strip()
     if not text or choices and text.casefold() == str(choices[0]).casefold():
         return 1.0
-    return float(m[1].isupper() and mark != "" and not re.search(r"\b[A-E]\b", text))
+    return float(m[1].isupper() and mark != '' and not re.search(r'\b[A-E]\b', text))
 
 
 # ---------------------------------------------------------------- length and repetition
 
 def _length(response, row):
-    return row.get("completion_tokens", len(response))
+    return row.get('completion_tokens', len(response))
 
 
 def length_reward(response, row):
@@ -1008,7 +327,7 @@ def length_reward(response, row):
     length: row['completion_tokens'], or else characters. row['min_length'], row['max_length']: the bounds in the same
     unit, usually the shortest and longest of the group. 0.0 when they are equal; between -0.5 and 0.5.
     """
-    low, high = row["min_length"], row["max_length"]
+    low, high = row['min_length'], row['max_length']
     if high <= low:
         return 0.0
     score = 0.5 - min(1.0, max(0.0, (_length(response, row) - low) / (high - low)))
@@ -1020,8 +339,8 @@ def overlong_reward(response, row):
 
     length: row['completion_tokens'], or else characters; margin: row['overlong_margin'], by default a fifth of max.
     """
-    longest = row["max_length"]
-    margin = row.get("overlong_margin", longest / 5)
+    longest = row['max_length']
+    margin = row.get('overlong_margin', longest / 5)
     return -min(1.0, max(0.0, (_length(response, row) - (longest - margin)) / margin))
 
 
@@ -1031,22 +350,22 @@ def repetition_reward(response, row):
 
     Honest mathematics repeats itself: published R1 traces score -0.2 to -0.6 at n = 3, but 0 to -0.06 at n = 20.
     """
-    n = row.get("ngram", 20)
-    words = re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|[^\W\d_]+|\d+|[^\w\s]", response.lower())
+    n = row.get('ngram', 20)
+    words = re.findall(r'[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|[^\W\d_]+|\d+|[^\w\s]', response.lower())
     grams = list(zip(*(words[i:] for i in range(n))))
     return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
 
 
 # ---------------------------------------------------------------- choosing and combining
 
-ACCURACY = {"countdown": countdown_reward, "match": match_reward, "math": math_reward, "choice": choice_reward}
+ACCURACY = {'countdown': countdown_reward, 'match': match_reward, 'math': math_reward, 'choice': choice_reward}
 
 
 def accuracy_reward(response, row):
     """The reward of the row's task, ACCURACY[row['task']]."""
-    if row["task"] not in ACCURACY:
+    if row['task'] not in ACCURACY:
         raise KeyError(f"unknown task {row['task']!r} in the row: use one of {', '.join(ACCURACY)}")
-    return ACCURACY[row["task"]](response, row)
+    return ACCURACY[row['task']](response, row)
 
 
 def random_reward(response, row):
@@ -1054,8 +373,8 @@ def random_reward(response, row):
     return float(zlib.crc32(f"{row['prompt']} {response}".encode()) >> 7 & 1)
 
 
-REWARDS = {"accuracy": accuracy_reward, "random": random_reward, "format": format_reward, "language": language_reward, "length": length_reward,
-           "overlong": overlong_reward, "repetition": repetition_reward, **ACCURACY}
+REWARDS = {'accuracy': accuracy_reward, 'random': random_reward, 'format': format_reward, 'language': language_reward, 'length': length_reward,
+           'overlong': overlong_reward, 'repetition': repetition_reward, **ACCURACY}
 
 
 def combined(response, row, weights):
@@ -1068,12 +387,12 @@ def combined(response, row, weights):
     for name in weights:
         if name not in REWARDS:
             near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
-            raise KeyError(f"unknown reward {name!r} in the weights: did you mean {near!r}? "
+            raise KeyError(f'unknown reward {name!r} in the weights: did you mean {near!r}? '
                            f"Known: {', '.join(REWARDS)}")
         try:
             components[name] = float(REWARDS[name](response, row))
             if not math.isfinite(components[name]):
-                raise ValueError("not a finite reward")
+                raise ValueError('not a finite reward')
         except Exception as error:
             components[name] = 0.0
             FAILURES[name, type(error).__name__] += 1
