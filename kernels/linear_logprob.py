@@ -1,0 +1,161 @@
+"""
+Hidden states × head -> log-probability of each label and entropy, and their gradients, without ever holding [N, V].
+
+    z = h Wᵀ / τ                 logits at temperature τ, float32           [chunk, V]
+    logp = z_y - lse(z)          y the label, lse = log sum exp
+    H = lse(z) - sum_j p_j z_j   entropy, p = softmax(z)
+    dz = τ⁻¹ [g_l (1_y - p) - g_H p ⊙ (log p + H)]        for the incoming gradients g_l of logp and g_H of H
+    dh = dz W,  dW = dzᵀ h       one chunk of tokens after the other, dW summed in float32
+
+`linear_logprob` returns both as differentiable tensors; its backward pass computes the logits a second time (8 N V C operations;
+the last chunk's are kept, so a batch of one chunk pays nothing). `linear_loss` takes the loss as a function of them and does all
+in the forward pass (6 N V C): the policy's loss, or -logp for cross-entropy.
+
+Precision: float32 products and sums. On a GPU, operands that are both bf16 (or both fp16) are multiplied as they are with float32
+accumulation and float32 logits, which is the same arithmetic: a product of two bf16 numbers is exact in float32. dz is then
+rounded to that type for its two GEMMs.
+"""
+
+import torch
+
+
+def linear_logprob(h_NC, weight_VC, labels_N, temperature=1.0, entropy=False, chunk=None):
+    """h [N, C] and weight [V, C] float, labels [N] int64 in 0..V-1 -> logp [N], entropy [N] or None, float32 (float64 for float64).
+    chunk: tokens at a time; by default as many as make 2^24 logits on a CPU, 2^29 on a GPU."""
+    check(h_NC, weight_VC, labels_N)
+    return LinearLogprob.apply(h_NC, weight_VC, labels_N, float(temperature), entropy, chunk)
+
+
+def linear_loss(h_NC, weight_VC, labels_N, loss_of, temperature=1.0, chunk=None):
+    """As linear_logprob, for a loss that is a sum over tokens: loss_of(logp [n], entropy [n], rows) -> scalar is called on each chunk,
+    rows being its slice of 0..N. -> loss (differentiable), logp [N], entropy [N] (not differentiable)."""
+    check(h_NC, weight_VC, labels_N)
+    return LinearLoss.apply(h_NC, weight_VC, labels_N, loss_of, float(temperature), chunk)
+
+
+def check(h, weight, labels):
+    if h.dim() != 2 or weight.dim() != 2 or h.shape[1] != weight.shape[1] or labels.shape != h.shape[:1]:
+        raise ValueError(f'linear_logprob: h {list(h.shape)}, weight {list(weight.shape)} and labels {list(labels.shape)} '
+                         'do not fit [N, C], [V, C] and [N]')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the reference: plain PyTorch on a chunk of logits
+
+
+def rows_forward(z, labels, temperature, entropy):
+    """z [n, V] unscaled -> logp [n], lse [n], H [n] or None"""
+    z = z / temperature if temperature != 1 else z
+    lse = z.logsumexp(-1)
+    H = lse - ((z - lse[:, None]).exp() * z).sum(-1) if entropy else None
+    return z.gather(1, labels[:, None])[:, 0] - lse, lse, H
+
+
+def rows_backward(z, labels, temperature, lse, H, g_logp, g_H, dtype):
+    """-> dz [n, V] in dtype; g_H [n] or None"""
+    logp = (z / temperature if temperature != 1 else z) - lse[:, None]
+    slope = -g_logp[:, None] if g_H is None else -g_logp[:, None] - g_H[:, None] * (logp + H[:, None])
+    dz = (logp.exp_() if g_H is None else logp.exp()).mul_(slope)
+    dz.scatter_add_(1, labels[:, None], g_logp[:, None])
+    return (dz.div_(temperature) if temperature != 1 else dz).to(dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# autograd
+
+
+def operands(h, weight):
+    """-> h and weight as the GEMMs take them: half precision only on a GPU and where both are of it."""
+    if h.is_cuda and h.dtype == weight.dtype and h.dtype in (torch.bfloat16, torch.float16):
+        return h, weight
+    dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
+    return h.to(dtype), weight.to(dtype)
+
+
+def mm(a, b):
+    """a @ b, accumulated and returned in float32 for half-precision operands"""
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.mm(a, b) if a.dtype.itemsize > 2 else torch.mm(a, b, out_dtype=torch.float32)
+
+
+def slices(h, weight, chunk):
+    chunk = chunk or max(1, (2**29 if h.is_cuda else 2**24) // len(weight))
+    return [slice(i, min(i + chunk, len(h))) for i in range(0, len(h), chunk)]
+
+
+class LinearLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, weight, labels, temperature, entropy, chunk):
+        a, w = operands(h, weight)
+        dtype = torch.promote_types(a.dtype, torch.float32)
+        logp, lse, H = (torch.empty(len(h), dtype=dtype, device=h.device) for _ in range(3))
+        z = None
+        for s in slices(h, weight, chunk):
+            z = mm(a[s], w.T)
+            logp[s], lse[s], H_s = rows_forward(z, labels[s], temperature, entropy)
+            if entropy:
+                H[s] = H_s
+        ctx.temperature, ctx.entropy, ctx.chunk = temperature, entropy, chunk
+        ctx.save_for_backward(h, weight, labels, lse, H, z)
+        return logp, (H if entropy else None)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g_logp, g_H):
+        h, weight, labels, lse, H, last = ctx.saved_tensors
+        need_h, need_w = ctx.needs_input_grad[:2]
+        a, w = operands(h, weight)
+        dh = torch.empty_like(h) if need_h else None
+        dw = torch.zeros(weight.shape, dtype=lse.dtype, device=h.device) if need_w else None
+        for s in slices(h, weight, ctx.chunk):
+            z = last if s.stop == len(h) else mm(a[s], w.T)
+            dz = rows_backward(z, labels[s], ctx.temperature, lse[s], H[s], g_logp[s], g_H[s] if ctx.entropy else None, a.dtype)
+            accumulate(dz, a[s], w, dh[s] if need_h else None, dw)
+        return dh, dw.to(weight.dtype) if need_w else None, None, None, None, None
+
+
+class LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, weight, labels, loss_of, temperature, chunk):
+        a, w = operands(h, weight)
+        dtype = torch.promote_types(a.dtype, torch.float32)
+        loss = torch.zeros((), dtype=dtype, device=h.device)
+        logp, H = (torch.empty(len(h), dtype=dtype, device=h.device) for _ in range(2))
+        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        dw = torch.zeros(weight.shape, dtype=dtype, device=h.device) if ctx.needs_input_grad[1] else None
+        for s in slices(h, weight, chunk):
+            z = mm(a[s], w.T)
+            logp[s], lse, H[s] = rows_forward(z, labels[s], temperature, True)
+            with torch.enable_grad():
+                leaves = logp[s].clone().requires_grad_(), H[s].clone().requires_grad_()
+                part = loss_of(*leaves, s)
+                g_logp, g_H = torch.autograd.grad(part, leaves, allow_unused=True) if part.requires_grad else (None, None)
+            loss += part.detach()
+            if g_logp is not None or g_H is not None:
+                g_logp = torch.zeros_like(lse) if g_logp is None else g_logp
+                dz = rows_backward(z, labels[s], temperature, lse, H[s], g_logp, g_H, a.dtype)
+                accumulate(dz, a[s], w, None if dh is None else dh[s], dw)
+            elif dh is not None:
+                dh[s] = 0
+        ctx.mark_non_differentiable(logp, H)
+        ctx.save_for_backward(dh, dw)
+        ctx.dtype = weight.dtype
+        return loss, logp, H
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g, *_):
+        dh, dw = ctx.saved_tensors
+        return None if dh is None else dh * g.to(dh.dtype), None if dw is None else (dw * g).to(ctx.dtype), None, None, None, None
+
+
+def accumulate(dz, a, w, dh, dw):
+    """dh = dz w and dw += dzᵀ a, in place"""
+    if dh is not None:
+        dh.copy_(mm(dz, w))
+    if dw is not None:
+        with torch.autocast(dz.device.type, enabled=False):
+            if dz.dtype.itemsize > 2:
+                dw.addmm_(dz.T, a)
+            else:
+                torch.addmm(dw, dz.T, a, out_dtype=dw.dtype, out=dw)
