@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 2
 export RUN ?= out/r1
 SEED ?= 1
 
-.PHONY: setup test test-slow r1 controls
+.PHONY: setup test test-slow bench r1 controls
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -24,6 +24,9 @@ test: setup   ## everything but the slow tests
 
 test-slow: setup   ## full-length runs and kill loops
 	$(PY) -m pytest -q -m slow --durations=10
+
+bench: setup   ## speed beside other code, in ratios; make bench WHAT="train --rounds=7" for one comparison
+	$(PY) bench.py $(WHAT)
 
 # ---- the recipe: each target is a file that its command writes last
 # $(call timed,command): run it, and note target and seconds in seconds.txt for the report
