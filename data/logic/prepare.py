@@ -1,0 +1,138 @@
+"""
+Knights and knaves, generated: who always tells the truth, who always lies? Every puzzle has exactly one solution.
+
+    python data/logic/prepare.py --train_rows=5000 --test_rows=500
+
+writes to out_dir train.jsonl and test.jsonl, which share no puzzle, and a manifest beside each:
+    {"prompt": [user: puzzle], "answer": "knight, knave, knave", "task": "match", "people": 3, "id": "logic/train/0"}
+The answer names the kinds in the order in which the puzzle introduces the people. Each person says one sentence about others or
+all: an atom (X is a knight, X is a knave), not, and, or, if ... then, if and only if, or a count. A puzzle is kept when, of the
+2^n ways to be knights and knaves, exactly one makes what each knight says true and what each knave says false: all are tried.
+Puzzles are alike when the people, renamed in their order, say the same; none occurs twice. Everything is drawn from the seed.
+"""
+import itertools
+import random
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
+from configurator import configure  # noqa: E402
+from data import source  # noqa: E402
+
+NAMES = ('Ada', 'Ben', 'Cleo', 'Dora', 'Emil', 'Finn', 'Gwen', 'Hugo', 'Iris', 'Jonas', 'Kira', 'Leo', 'Mona', 'Nils', 'Olga', 'Paul')
+KINDS = ('knave', 'knight')
+
+
+@dataclass
+class Config:
+    out_dir: str = 'data/logic'   # folder for train.jsonl and test.jsonl
+    train_rows: int = 5000        # puzzles of train.jsonl
+    test_rows: int = 500          # puzzles of test.jsonl
+    min_people: int = 2           # people of a puzzle, drawn from min_people
+    max_people: int = 6           # to max_people
+    seed: int = 1                 # everything is drawn from it
+
+    def __post_init__(self):
+        if not 2 <= self.min_people <= self.max_people <= 10:
+            raise ValueError(f'min_people={self.min_people} and max_people={self.max_people} must rise and lie in 2 to 10')
+
+
+def statement(rng, speaker: int, n: int):
+    """A random sentence as a tuple: ('is', person, kind), ('not', s), ('and' | 'or' | 'if' | 'iff', s, s), ('count', how many, kind)."""
+    others = [i for i in range(n) if i != speaker]
+    atom = lambda: ('is', rng.choice(others if rng.random() < 0.9 else range(n)), rng.randrange(2))  # noqa: E731
+    shape = rng.choice(('is', 'not', 'and', 'or', 'if', 'iff', 'count'))
+    if shape == 'is':
+        return atom()
+    if shape == 'not':
+        return ('not', atom())
+    if shape == 'count':
+        return ('count', rng.randint(0, n), rng.randrange(2))
+    first, second = atom(), atom()
+    while second[1] == first[1] and n > 2 or second == first:
+        second = atom()
+    return (shape, first, second)
+
+
+def holds(s, kinds) -> bool:
+    """Is the sentence true when person i is of kinds[i] (1: knight)?"""
+    head = s[0]
+    if head == 'is':
+        return kinds[s[1]] == s[2]
+    if head == 'count':
+        return sum(k == s[2] for k in kinds) == s[1]
+    if head == 'not':
+        return not holds(s[1], kinds)
+    a, b = holds(s[1], kinds), holds(s[2], kinds)
+    return {'and': a and b, 'or': a or b, 'if': not a or b, 'iff': a == b}[head]
+
+
+def solutions(statements) -> list[tuple]:
+    """Every way to be knights (1) and knaves (0) in which exactly the knights' sentences are true."""
+    return [kinds for kinds in itertools.product((0, 1), repeat=len(statements))
+            if all(holds(s, kinds) == bool(kind) for s, kind in zip(statements, kinds))]
+
+
+def in_words(s, names) -> str:
+    head = s[0]
+    if head == 'is':
+        return f'{names[s[1]]} is a {KINDS[s[2]]}'
+    if head == 'not':
+        return f'it is not true that {in_words(s[1], names)}'
+    if head == 'count':
+        plural = KINDS[s[2]] + ('' if s[1] == 1 else 's')
+        return f'among us there {"is" if s[1] == 1 else "are"} exactly {s[1]} {plural}'
+    first, second = in_words(s[1], names), in_words(s[2], names)
+    return {'and': f'{first} and {second}', 'or': f'{first} or {second}, or both', 'if': f'if {first}, then {second}',
+            'iff': f'{first} if and only if {second}'}[head]
+
+
+def puzzle_text(statements, names) -> str:
+    listed = ', '.join(names[:-1]) + ' and ' + names[-1]
+    said = '\n'.join(f'{name} says: "{in_words(s, names)}."' for s, name in zip(statements, names))
+    return (f'On an island everyone is either a knight, who always tells the truth, or a knave, who always lies. You meet {listed}.\n{said}\n'
+            f'What are {listed}? Answer with knight or knave for each, in this order, separated by commas.')
+
+
+def generate(rng, n: int) -> tuple:
+    """(statements, the one solution) of n people, by trying."""
+    while True:
+        statements = tuple(statement(rng, i, n) for i in range(n))
+        found = solutions(statements)
+        if len(found) == 1:
+            return statements, found[0]
+
+
+def main(cfg: Config):
+    rng, seen, rows = random.Random(cfg.seed), set(), []
+    dropped, alike = Counter(), 0
+    while len(rows) < cfg.test_rows + cfg.train_rows:
+        n = rng.randint(cfg.min_people, cfg.max_people)
+        statements, solution = generate(rng, n)
+        if statements in seen:
+            alike += 1
+            if alike > 20 * (len(rows) + 100):
+                raise ValueError(f'only {len(rows)} different puzzles found for {cfg.train_rows + cfg.test_rows} rows: raise max_people')
+            continue
+        seen.add(statements)
+        names = rng.sample(NAMES, n)
+        rows.append({'prompt': [{'role': 'user', 'content': puzzle_text(statements, names)}],
+                     'question': '\n'.join(in_words(s, names) for s in statements),
+                     'answer': ', '.join(KINDS[k] for k in solution), 'task': 'match', 'people': n})
+    rng.shuffle(rows)   # small puzzles, soon used up, would otherwise crowd the front
+    parts = {'test': rows[:cfg.test_rows], 'train': rows[cfg.test_rows:]}
+    for name, part in parts.items():
+        part = [{**row, 'id': f'logic/{name}/{i}'} for i, row in enumerate(part)]
+        source.write(cfg.out_dir, f'{name}.jsonl', part, files=[], dropped=dropped, licence='MIT', source=f'data/logic/prepare.py, seed {cfg.seed}',
+                     example=name == 'train')
+    people = Counter(row['people'] for row in rows)
+    print('people: ' + ', '.join(f'{n}: {people[n]}' for n in sorted(people)) + f'; {alike} drawn twice and left out')
+
+
+if __name__ == '__main__':
+    try:
+        main(configure(Config, sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        sys.exit('prepare.py: ' + ' '.join(str(error).split()))

@@ -1,0 +1,224 @@
+"""
+Rows as other projects publish them, in; rows as the scripts here read them, out. What every prepare.py shares.
+
+    files = find('path/to/file-or-folder', hub=('openai/gsm8k', 'main/train-*.parquet'))    # None instead of a path: the hub
+    for where, row in read(files): ...                           # where: 'train.jsonl:7', for messages
+    write(out_dir, {'train.jsonl': rows}, licence='MIT', ...)    # the files, a manifest beside each, a summary, examples
+
+read() knows .jsonl, .json (a list, a dict of rows by id, or one object a line), .csv and .parquet, each also .gz but the last.
+"""
+import csv
+import fnmatch
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections import Counter
+from pathlib import Path
+
+NO_PYARROW = "parquet needs pyarrow: pip install -e '.[data]', or give --source= a .jsonl, .json or .csv file"
+KINDS = ('.jsonl', '.json', '.csv', '.parquet')
+
+
+class Skip(Exception):
+    """Raised by a row's conversion: well-formed, but not wanted. The message is the reason it is counted under."""
+
+
+def find(source: str | None, hub: tuple[str, str], revision: str = 'main') -> list[tuple[str, str]]:
+    """
+    -> [(name for messages, path)], sorted by name. source: a file, or a folder that holds the files; None downloads those of
+    the data set hub[0] whose name fits the pattern hub[1]. In a folder the pattern's file names are looked for first, then
+    every file of a known kind. ValueError when there is none.
+    """
+    if source is None:
+        if hub[1].endswith('.parquet'):
+            need_pyarrow()
+        from huggingface_hub import HfApi, hf_hub_download
+        names = sorted(fnmatch.filter(HfApi().list_repo_files(hub[0], repo_type='dataset', revision=revision), hub[1]))
+        if not names:
+            raise ValueError(f'{hub[0]} at revision {revision} has no file {hub[1]}; download what you want and give it as --source=')
+        return [(f'{hub[0]}/{name}', hf_hub_download(hub[0], name, repo_type='dataset', revision=revision)) for name in names]
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f'{source}: no such file or folder')
+    if path.is_file():
+        return [(str(path), str(path))]
+    every = sorted(p for p in path.iterdir() if kind(p) in KINDS)
+    fitting = [p for p in every if fnmatch.fnmatch(p.name, Path(hub[1]).name)] or every
+    if not fitting:
+        raise ValueError(f'{source}: no {", ".join(KINDS)} file in this folder')
+    return [(str(p), str(p)) for p in fitting]
+
+
+def kind(path) -> str:
+    return Path(str(path).removesuffix('.gz')).suffix
+
+
+def need_pyarrow():
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(NO_PYARROW) from error
+    return pyarrow.parquet
+
+
+def read(files: list[tuple[str, str]]):
+    """Yields (where, row), row a dict, one at a time. ValueError names file and line (parquet: row) of what is damaged."""
+    for name, path in files:
+        if kind(path) == '.parquet':
+            table, number = need_pyarrow().ParquetFile(path), 0
+            for batch in table.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f'{name}: row {number}', row
+            continue
+        try:
+            with (gzip.open if str(path).endswith('.gz') else open)(path, 'rt', encoding='utf-8', newline='' if kind(path) == '.csv' else None) as f:
+                yield from {'.json': read_json, '.csv': read_csv}.get(kind(path), read_jsonl)(name, f)
+        except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+            raise ValueError(f'{name}: damaged: {error}') from error
+
+
+def read_jsonl(name, lines, first=1):
+    for number, line in enumerate(lines, first):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f'{name}:{number}: no JSON: {error}') from None
+            if not isinstance(row, dict):
+                raise ValueError(f'{name}:{number}: a row must be a JSON object, not {type(row).__name__}')
+            yield f'{name}:{number}', row
+
+
+def read_json(name, f):
+    """A list of rows, a dict of rows (whose key becomes "id" where the row has none), or one object a line."""
+    head = f.readline()
+    try:
+        if isinstance(json.loads(head), dict) and (second := f.readline()).strip():   # a whole object on line 1: .jsonl by another name
+            yield from read_jsonl(name, [head, second])
+            yield from read_jsonl(name, f, 3)
+            return
+    except json.JSONDecodeError:
+        second = ''
+    text, at, line = head + second + f.read(), 0, 1
+    decoder, opener = json.JSONDecoder(), text.lstrip()[:1]
+    if opener not in ('[', '{'):
+        raise ValueError(f'{name}:1: neither a JSON list nor an object')
+
+    def skip(characters):
+        nonlocal at, line
+        start = at
+        while at < len(text) and text[at] in characters:
+            at += 1
+        line += text.count('\n', start, at)
+
+    def value():
+        nonlocal at, line
+        try:
+            found, end = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f'{name}: no JSON: {error}') from None
+        number, line, at = line, line + text.count('\n', at, end), end
+        return number, found
+
+    skip(' \t\r\n')
+    at += 1
+    while True:
+        skip(' \t\r\n,')
+        if text[at:at + 1] in (']', '}'):
+            return
+        number, row = value()
+        if opener == '{':
+            key = row
+            skip(' \t\r\n:')
+            number, row = value()
+            row = {'id': key, **row} if isinstance(row, dict) else row
+        if not isinstance(row, dict):
+            raise ValueError(f'{name}:{number}: a row must be a JSON object, not {type(row).__name__}')
+        yield f'{name}:{number}', row
+
+
+def read_csv(name, f):
+    reader = csv.DictReader(f)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f'{name}:{reader.line_num}: {len(reader.fieldnames)} columns in the head, more or fewer in this row')
+            yield f'{name}:{reader.line_num}', row
+    except csv.Error as error:
+        raise ValueError(f'{name}:{reader.line_num}: {error}') from None
+
+
+def convert(files, function, dropped: Counter):
+    """Yields function(row) of every row; Skip is counted in dropped, a ValueError gets file and line."""
+    for where, row in read(files):
+        dropped['rows in'] += 1
+        try:
+            yield function(row)
+        except Skip as reason:
+            dropped[str(reason)] += 1
+        except ValueError as error:
+            raise ValueError(f'{where}: {error}') from error
+
+
+def text_of(row: dict, *keys: str) -> str:
+    """The first of the keys that the row has, a string with text in it, stripped. ValueError otherwise."""
+    for key in keys:
+        if row.get(key) is not None:
+            if not isinstance(row[key], str) or not row[key].strip():
+                raise ValueError(f'{key!r} must be a string with text in it, not {str(row[key])[:40]!r}')
+            return row[key].strip()
+    raise ValueError(f'{" or ".join(map(repr, keys))} is missing; the row has {", ".join(map(repr, row)) or "no keys"}')
+
+
+def sha256(path) -> str:
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
+
+
+def write_json(path, value):
+    """Complete or not at all, like every file here: written beside its place, then moved there."""
+    temp = Path(f'{path}.tmp')
+    temp.write_text(json.dumps(value, ensure_ascii=False, indent=1) + '\n', encoding='utf-8')
+    os.replace(temp, path)
+
+
+def manifest_path(path) -> Path:
+    """train.jsonl -> train.manifest.json: where rows come from, their licence and hash, how many were dropped and why."""
+    return Path(path).with_suffix('.manifest.json')
+
+
+def write(out_dir, name: str, rows, *, files: list, dropped: Counter, licence: str, source: str, example: bool = True) -> int:
+    """
+    The rows as out_dir/name with its manifest; prints counts and the first row; returns how many rows there are. rows may be a
+    generator: only one is held at a time. dropped: as filled by convert(), read after the last row. ValueError without any row,
+    and where a file to be written is one of those read.
+    """
+    out, count, first = Path(out_dir) / name, 0, None
+    if any(Path(path).resolve() == out.resolve() for _, path in files):
+        raise ValueError(f'{out} would be overwritten: choose another out_dir')
+    temp = out.with_name(out.name + '.tmp')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temp, 'w', encoding='utf-8') as f:
+            for row in rows:
+                first = first or row
+                f.write(json.dumps(row, ensure_ascii=False) + '\n')
+                count += 1
+        if not count:
+            raise ValueError(f'{", ".join(name for name, _ in files) or source}: no row is left for {name}'
+                             + ''.join(f'; {n} {reason}' for reason, n in dropped.items()))
+        os.replace(temp, out)
+    finally:
+        temp.unlink(missing_ok=True)
+    reasons = {reason: n for reason, n in dropped.items() if reason != 'rows in'}
+    write_json(manifest_path(out), {
+        'source': source, 'licence': licence, 'read': {name: sha256(path) for name, path in files}, 'sha256': sha256(out),
+        'rows_in': dropped['rows in'] or count, 'rows_out': count, 'dropped': reasons})
+    print(f'{out}: {count} rows, {out.stat().st_size:,} bytes' + ''.join(f'; {n} dropped: {reason}' for reason, n in reasons.items()))
+    if example:
+        text = json.dumps(first, ensure_ascii=False, indent=2)
+        print(text if len(text) <= 3000 else text[:3000] + ' ...')
+    return count
