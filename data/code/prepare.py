@@ -1,0 +1,168 @@
+"""
+Programming problems as files for reinforcement learning and evaluation.
+
+    python data/code/prepare.py --dataset=humaneval --source=HumanEval.jsonl.gz
+    python data/code/prepare.py --dataset=stdin --source=problems.jsonl --verify=True     # run the given solutions in the sandbox
+
+dataset     default hub source                           licence      what
+humaneval   openai/openai_humaneval                      MIT          164 functions to complete, for evaluation
+mbpp        google-research-datasets/mbpp                CC-BY-4.0    974 short functions; train, validation, test, prompt by task_id
+stdin       open-r1/verifiable-coding-problems-python    see there    programs that read standard input; also APPS's files
+
+writes to out_dir DATASET.jsonl (mbpp: mbpp_SPLIT.jsonl) and its manifest (source, licence, hash, rows in and out, reasons):
+    {"prompt": [user: problem], "question": the bare problem, "task": "code", "id": ..., "solution": where there is one, and
+     "entry_point": "name", "setup": code before the asserts, "asserts": ["assert name(1) == 2", ...]      functions
+     "tests": [{"input": "3\\n", "output": "6\\n"}, ...]                                                    programs}
+HumanEval's check(candidate) becomes one assert a statement, with what stands before the function as its setup; asserts that test
+nothing are left out. MBPP's prompt shows the first `shown` of its three asserts. Problems that came without tests, and with verify
+those whose own solution fails, are left out and counted; what is malformed stops it, named by file and line.
+"""
+import ast
+import json
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
+from configurator import configure  # noqa: E402
+from data import source  # noqa: E402
+
+HUB = {'humaneval': ('openai/openai_humaneval', 'openai_humaneval/test-*.parquet', 'MIT'),
+       'mbpp': ('google-research-datasets/mbpp', 'full/{split}-*.parquet', 'CC-BY-4.0'),
+       'stdin': ('open-r1/verifiable-coding-problems-python', 'data/train-*.parquet', 'see the data set')}
+MBPP_SPLITS = {'prompt': range(1, 11), 'test': range(11, 511), 'validation': range(511, 601), 'train': range(601, 975)}
+
+
+@dataclass
+class Config:
+    dataset: Literal['humaneval', 'mbpp', 'stdin'] = 'mbpp'   # which one
+    source: str | None = None                                 # file or folder with its rows; None downloads it
+    revision: str = 'main'                                    # revision of the data set on the hub
+    split: Literal['train', 'validation', 'test', 'prompt'] = 'train'   # mbpp: which rows
+    shown: int = 1                                            # mbpp: asserts shown in the prompt; published scores show all 3
+    verify: bool = False                                      # run each row's own solution; leave out the row when it fails
+    max_tests: int = 20                                       # stdin: keep at most so many tests a problem, the shortest
+    out_dir: str = 'data/code'                                # folder for the files
+
+
+def parse(code: str, what: str) -> list:
+    try:
+        return ast.parse(code).body
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f'{what} is no Python: {error}') from None
+
+
+def humaneval(row: dict) -> dict:
+    prompt, test, entry = (source.text_of(row, key) for key in ('prompt', 'test', 'entry_point'))
+    source.text_of(row, 'canonical_solution')
+    given = parse(row['prompt'] + '    pass\n', 'the prompt')
+    check = [s for s in parse(row['test'], 'the test') if isinstance(s, ast.FunctionDef) and s.name == 'check']
+    if len(check) != 1 or not any(isinstance(s, ast.FunctionDef) and s.name == entry for s in given):
+        raise ValueError(f'the prompt must define {entry} and the test one function check')
+    setup = [ast.unparse(s) for s in given if getattr(s, 'name', None) != entry]
+    asserts = []
+    for s in check[0].body:
+        text = re.sub(r'\bcandidate\b', entry, ast.unparse(s))
+        if isinstance(s, (ast.Assert, ast.For)):
+            asserts += [text] if any(isinstance(node, ast.Call) for node in ast.walk(s)) else []
+        elif not isinstance(s, ast.Expr):
+            setup.append(text)
+    if not asserts:
+        raise source.Skip('no tests')
+    return {'prompt': [{'role': 'user', 'content': f'Complete this function.\n```python\n{prompt}\n```'}], 'question': prompt, 'task': 'code',
+            'id': source.text_of(row, 'task_id'), 'entry_point': entry, 'setup': '\n'.join(setup), 'asserts': asserts,
+            'solution': row['prompt'] + row['canonical_solution']}
+
+
+def mbpp(row: dict, shown: int) -> dict:
+    text, code = source.text_of(row, 'text', 'prompt'), source.text_of(row, 'code').replace('\r\n', '\n')
+    tests, setup = row.get('test_list'), (row.get('test_setup_code') or '').replace('\r\n', '\n')
+    if not isinstance(tests, list) or not all(isinstance(t, str) for t in tests):
+        raise ValueError("'test_list' must be a list of strings")
+    if not tests:
+        raise source.Skip('no tests')
+    defined = {s.name for s in parse(code, 'the code') if isinstance(s, ast.FunctionDef)}
+    called = [node.func.id for t in tests for node in ast.walk(ast.Module(parse(t.strip(), 'a test'), []))
+              if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defined]
+    if not called:
+        raise ValueError('the tests call no function that the code defines')
+    example = '\n'.join(t.strip() for t in tests[:shown])
+    return {'prompt': [{'role': 'user', 'content': text + (f'\nThis must hold:\n```python\n{example}\n```' if shown else '')}], 'question': text,
+            'task': 'code', 'id': f'mbpp/{row.get("task_id")}', 'entry_point': Counter(called).most_common(1)[0][0], 'setup': setup,
+            'asserts': [t.strip() for t in tests], 'solution': code}
+
+
+def stdin(row: dict, number: int, most: int) -> dict:
+    """Rows with "tests", with APPS's "input_output" or with open-r1's "verification_info" (the last two may be JSON in a string)."""
+    problem = source.text_of(row, 'problem', 'question', 'problem_statement', 'prompt')
+    given = next((row[key] for key in ('tests', 'input_output', 'verification_info') if row.get(key)), None)
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'the tests are no JSON: {error}') from None
+    name = None
+    if isinstance(given, dict) and 'inputs' in given:
+        name, inputs, outputs = given.get('fn_name'), given['inputs'], given.get('outputs', [])
+        if len(inputs) != len(outputs):
+            raise ValueError(f'{len(inputs)} inputs, but {len(outputs)} outputs')
+        tests = [{'input': i, 'output': o} for i, o in zip(inputs, outputs)]
+    else:
+        tests = given.get('test_cases') if isinstance(given, dict) else given
+        name = next((t['fn_name'] for t in tests or () if isinstance(t, dict) and t.get('fn_name')), None)
+    if not tests:
+        raise source.Skip('no tests')
+    if not isinstance(tests, list) or not all(isinstance(t, dict) and {'input', 'output'} <= set(t) for t in tests):
+        raise ValueError('the tests must be a list of {"input": ..., "output": ...}')
+    out = {'prompt': [{'role': 'user', 'content': problem}], 'question': problem, 'task': 'code', 'id': f'stdin/{number}'}
+    if name:
+        out.update(entry_point=name, setup='', asserts=[f'assert same({name}(*{t["input"]!r}), {t["output"]!r})' for t in tests[:most]])
+    else:
+        join = lambda x: '\n'.join(map(str, x)) if isinstance(x, list) else str(x)  # noqa: E731
+        tests = [{'input': join(t['input']), 'output': join(t['output'])} for t in tests]
+        out['tests'] = sorted(tests, key=lambda t: len(t['input']) + len(t['output']))[:most]
+    solution = next((row[key] for key in ('solution', 'gold_standard_solution') if isinstance(row.get(key), str)), '')
+    fence = re.search(r'```(?:python)?\n(.*?)```', solution, re.DOTALL)
+    solution = fence[1] if fence else solution
+    return {**out, 'solution': solution} if solution.strip() else out
+
+
+def verified(row: dict) -> dict:
+    """The row, when its own solution gets full marks; Skip otherwise."""
+    from rewards import accuracy_reward
+    if not row.get('solution'):
+        raise source.Skip('no solution to verify the tests with')
+    if accuracy_reward(f'```python\n{row["solution"]}\n```', row) != 1.0:
+        raise source.Skip('its own solution fails')
+    return row
+
+
+def main(cfg: Config):
+    repo, pattern, licence = HUB[cfg.dataset]
+    files = source.find(cfg.source, (repo, pattern.format(split=cfg.split)), cfg.revision)
+    dropped = Counter()
+
+    def function(row):
+        if cfg.dataset == 'humaneval':
+            out = humaneval(row)
+        elif cfg.dataset == 'mbpp':
+            if row.get('task_id') not in MBPP_SPLITS[cfg.split]:
+                raise source.Skip('of another split')
+            out = mbpp(row, cfg.shown)
+        else:
+            out = stdin(row, dropped['rows in'] - 1, cfg.max_tests)
+        return verified(out) if cfg.verify else out
+
+    name = f'mbpp_{cfg.split}.jsonl' if cfg.dataset == 'mbpp' else f'{cfg.dataset}.jsonl'
+    source.write(cfg.out_dir, name, source.convert(files, function, dropped), files=files, dropped=dropped, licence=licence,
+                 source=cfg.source or f'{repo}@{cfg.revision}')
+
+
+if __name__ == '__main__':
+    try:
+        main(configure(Config, sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        sys.exit('prepare.py: ' + ' '.join(str(error).split()))

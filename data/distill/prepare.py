@@ -1,0 +1,128 @@
+"""
+Reasoning traces of a teacher as a file for distillation (supervised fine-tuning).
+
+    python data/distill/prepare.py                                                # Mixture-of-Thoughts; pip install -e '.[data]'
+    python data/distill/prepare.py --source=out/teacher.jsonl --name=own          # own traces, from data/teacher.py or sample.py
+
+The hub's open-r1/Mixture-of-Thoughts (Apache-2.0) holds 349,317 traces of DeepSeek-R1 in mathematics, code and science; `subset`
+takes one of the three. As a source also do, row by row,
+    {"messages": [..., {"role": "assistant", "content": "<think>...</think>..."}]}      sample.py, Mixture-of-Thoughts, OpenR1
+    {"prompt": chat or text, "reasoning": ..., "content": ...}                          data/teacher.py
+    {"problem": ..., "gtruth_answer": ..., "message_thinking": ..., "message_content": ...}   logs of other projects
+    {"prompt": ..., "samples": [{"response": ...}, ...]}                                sample.py without keep; one row a sample
+writes to out_dir
+    NAME.jsonl   {"messages": [..., assistant: "<think>\\nreasoning\\n</think>\\n\\nanswer"], "task", "answer", "id"} and its manifest
+"task", "answer" and what else a reward needs are kept where the source has them, so that data/filter.py can verify the traces.
+Rows without reasoning, without an answer after it (cut short), or with the tags of the reasoning anywhere else are left out and
+counted; what is malformed stops it, named by file and line.
+"""
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
+from configurator import configure  # noqa: E402
+from data import source  # noqa: E402
+
+REPO = 'open-r1/Mixture-of-Thoughts'
+KEPT = ('task', 'answer', 'choices', 'numbers', 'target', 'language', 'tests', 'entry_point', 'setup', 'asserts', 'question', 'source',
+        'rewards', 'pass_rate')
+
+
+@dataclass
+class Config:
+    source: str | None = None       # file or folder with traces; None downloads Mixture-of-Thoughts
+    subset: Literal['all', 'math', 'code', 'science'] = 'all'   # of Mixture-of-Thoughts
+    revision: str = 'main'          # its revision on the hub
+    name: str = 'traces'            # the file is called so, and its rows
+    task: str | None = None         # task of rows that have an answer but no task
+    licence: str = 'Apache-2.0'     # for the manifest
+    out_dir: str = 'data/distill'   # folder for the file
+
+
+def split_trace(text: str) -> tuple[str, str]:
+    """'<think>reasoning</think>answer', the first tag may be missing (templates write it) -> (reasoning, answer)"""
+    reasoning, closed, answer = text.partition('</think>')
+    if not closed:
+        raise source.Skip('no reasoning' if '<think>' not in text else 'cut short in the reasoning')
+    return reasoning.strip().removeprefix('<think>'), answer
+
+
+def traces_of(row: dict):
+    """Yields (messages before the trace, reasoning, answer) of each trace in the row; reasoning None: still within the answer."""
+    prompt = row.get('prompt')
+    chat = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
+    if row.get('messages') is not None:
+        chat = row['messages']
+        check_chat(chat)
+        if chat[-1]['role'] != 'assistant' or len(chat) < 2:
+            raise ValueError('the last message must be an assistant\'s, after at least one other')
+        yield chat[:-1], None, chat[-1]['content']
+    elif 'reasoning' in row or 'content' in row:
+        check_chat(chat)
+        yield chat, row.get('reasoning') or '', row.get('content') or ''
+    elif 'samples' in row:
+        check_chat(chat)
+        if not isinstance(row['samples'], list):
+            raise ValueError("'samples' must be a list")
+        for sample in row['samples']:
+            yield chat, None, row.get('prefill', '') + source.text_of(sample, 'response')
+    else:
+        problem = source.text_of(row, 'problem', 'question')
+        yield [{'role': 'user', 'content': problem}], row.get('message_thinking') or '', row.get('message_content') or ''
+
+
+def check_chat(chat):
+    if not isinstance(chat, list) or not chat or not all(
+            isinstance(m, dict) and m.get('role') in ('system', 'user', 'assistant', 'tool') and isinstance(m.get('content'), str) for m in chat):
+        raise ValueError('a chat must be a list of {"role": system, user, assistant or tool, "content": text}')
+
+
+def trace_row(row: dict, chat: list, reasoning: str | None, answer: str) -> dict:
+    """The SFT row of one trace, without its id. Skip where it is no whole trace."""
+    if not isinstance(answer, str) or not isinstance(reasoning, str | None):
+        raise ValueError('reasoning and content must be strings')
+    if reasoning is None:
+        reasoning, answer = split_trace(answer)
+    if not reasoning.strip():
+        raise source.Skip('no reasoning')
+    if not answer.strip():
+        raise source.Skip('no answer after the reasoning')
+    if any(tag in part for tag in ('<think>', '</think>') for part in (reasoning, answer)):
+        raise source.Skip('tags of the reasoning inside it or after it')
+    text = f'<think>\n{reasoning.strip()}\n</think>\n\n{answer.strip()}'
+    out = {'messages': [*({'role': m['role'], 'content': m['content']} for m in chat), {'role': 'assistant', 'content': text}]}
+    out.update({key: row[key] for key in KEPT if row.get(key) is not None})
+    return {**out, 'answer': str(row['gtruth_answer'])} if 'gtruth_answer' in row else out
+
+
+def main(cfg: Config):
+    files = source.find(cfg.source, (REPO, f'{cfg.subset}/train-*.parquet'), cfg.revision)
+    dropped = Counter()
+
+    def traces(row):
+        name = f'{cfg.name}/{dropped["rows in"] - 1 if row.get("id") is None else row["id"]}'
+        found, several = [], len(row.get('samples') or ()) > 1
+        for i, trace in enumerate(traces_of(row)):
+            try:
+                out = trace_row(row, *trace)
+            except source.Skip as reason:
+                dropped[str(reason)] += 1
+                continue
+            if cfg.task and 'answer' in out:
+                out.setdefault('task', cfg.task)
+            found.append({**out, 'id': f'{name}/{i}' if several else name})
+        return found
+
+    rows = (row for found in source.convert(files, traces, dropped) for row in found)
+    source.write(cfg.out_dir, f'{cfg.name}.jsonl', rows, files=files, dropped=dropped, licence=cfg.licence,
+                 source=cfg.source or f'{REPO}@{cfg.revision}')
+
+
+if __name__ == '__main__':
+    try:
+        main(configure(Config, sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        sys.exit('prepare.py: ' + ' '.join(str(error).split()))
