@@ -9,8 +9,12 @@ Every kernel's public function asks `fused(x)` and takes one of the two paths. T
 kernel, never for CPU tensors or under 'torch': the project runs where Triton does not exist (macOS). The one exception is
 Triton's interpreter, which runs kernels on CPU tensors, slowly: TRITON_INTERPRET=1 in the environment and kernels.use('triton').
 
-    python -m kernels.aot      compiles every kernel for sm_80, sm_90 and sm_100 without a GPU: make kernels
+    python kernels/aot.py      compiles every kernel for sm_80, sm_90 and sm_100 without a GPU: make kernels
     python kernels/bench.py    checks and times every kernel on a GPU
+
+For the first, each file's compile_cases() yields what it launches at the shapes of DeepSeek-V3 and a 1.5B dense model:
+(name, kernel, {argument: type}, {constexpr: value}, num_warps, num_stages, spills), types as Triton spells them ('*bf16', 'i32'; a
+pointer is taken as aligned, 'i32:16' is a multiple of 16), spills the number of spill instructions tolerated.
 """
 import importlib.util
 import os
@@ -74,6 +78,11 @@ class jit:
                 if isinstance(value, jit):
                     scope[name] = triton.jit(value.fn) if value.fn.__globals__ is scope else value.made()
         return scope[self.fn.__name__]
+
+
+def precision():
+    """How Triton multiplies float32 operands, as torch.backends.cuda.matmul says"""
+    return 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'ieee'
 
 
 def next_power_of_2(n):

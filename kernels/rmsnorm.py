@@ -120,13 +120,12 @@ def multiprocessors(device):
 
 
 def compile_cases():
-    """(name, kernel, signature, constexprs, num_warps, num_stages, allowance): V3's hidden width and query latent, a 1.5B dense model's
-    width, and Qwen3's norm on heads of 128."""
+    """V3's hidden width, its query latent (and the width of a 1.5B dense model), and Qwen3's norm on heads of 128."""
     for D in (7168, 1536, 128):
         sizes, warps = tiles(D)
         for add in (False, True):
             name = f'{"add_" if add else ""}rms_norm {{}} {D}'
             yield (name.format('forward'), _forward, dict(x='*bf16', r='*bf16', w='*bf16', y='*bf16', h='*bf16', rstd='*fp32', N='i32',
-                                                          x_row='i32:16', eps='fp32'), {**sizes, 'ADD': add}, warps, 3, {'spill_bytes': 0})
+                                                          x_row='i32:16', eps='fp32'), {**sizes, 'ADD': add}, warps, 3, 0)
             yield (name.format('backward'), _backward, dict(dy='*bf16', dh='*bf16', h='*bf16', w='*bf16', rstd='*fp32', dx='*bf16', dw='*fp32',
-                                                            N='i32', h_row='i32:16'), {**sizes, 'ADD': add}, warps, 3, {'spill_bytes': 0})
+                                                            N='i32', h_row='i32:16'), {**sizes, 'ADD': add}, warps, 3, 0)

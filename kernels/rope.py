@@ -83,4 +83,4 @@ def compile_cases():
     for H, d, interleaved in ((128, 64, True), (1, 64, True), (12, 128, False)):
         for backward in (False, True):
             name = f'rope {"backward" if backward else "forward"} {H}x{d} {"interleaved" if interleaved else "half"}'
-            yield name, _rotate, signature, tiles(H, d, interleaved, backward), 4, 3, {'spill_bytes': 0}
+            yield name, _rotate, signature, tiles(H, d, interleaved, backward), 4, 3, 0

@@ -75,6 +75,6 @@ class SwiGLU(torch.autograd.Function):
 def compile_cases():
     """One shape serves every width."""
     rows = dict(I='i32:16', g_row='i32:16', u_row='i32:16')
-    yield 'swiglu forward', _forward, {**dict.fromkeys(['g', 'u', 'h'], '*bf16'), **rows}, {'BLOCK': 1024}, 4, 3, {'spill_bytes': 0}
+    yield 'swiglu forward', _forward, {**dict.fromkeys(['g', 'u', 'h'], '*bf16'), **rows}, {'BLOCK': 1024}, 4, 3, 0
     yield ('swiglu backward', _backward, {**dict.fromkeys(['dh', 'g', 'u', 'dg', 'du'], '*bf16'), **rows}, {'BLOCK': 1024}, 4, 3,
-           {'spill_bytes': 0})
+           0)

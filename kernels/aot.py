@@ -1,0 +1,111 @@
+"""
+Compiles every kernel for sm_80 (A100), sm_90 (H100, H200) and sm_100 (B200) at the shapes of DeepSeek-V3 and of a 1.5B dense model,
+on a machine without a GPU, and prints what the compiler made of it. Exit status 1 if a kernel does not compile, needs more shared
+memory than a block may have, spills more registers than its file allows, or, a matrix kernel on sm_90, has no HGMMA instruction.
+
+    python kernels/aot.py                          the whole table: make kernels
+    python kernels/aot.py --sm=90 --only=rmsnorm   one architecture, the files or cases whose name holds the text
+
+Columns: registers a thread, shared memory a block in KiB, spill instructions (LDL and STL) and those tolerated, and the
+matrix instructions: HGMMA and QGMMA (warpgroup, sm_90), HMMA (sm_80), UTC*MMA (tensor memory, sm_100).
+"""
+import argparse
+import collections
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+if __package__ is None or __package__ == '':
+    sys.path[0] = str(Path(__file__).resolve().parents[1])   # `import kernels` from anywhere, and no kernels/x.py as a top-level x
+
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}    # bytes a block may have
+FILES = sorted(p.stem for p in Path(__file__).parent.glob('*.py') if p.stem not in ('__init__', 'aot', 'bench'))
+
+
+def compile_case(case, sm):
+    """-> dict of what came out; 'fault' says what is wrong, '' if nothing"""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    name, fn, signature, constexprs, warps, stages, allowed = case
+    fn = fn.made() if hasattr(fn, 'made') else fn
+    out = {'name': name, 'sm': sm, 'allowed': allowed, 'fault': ''}
+    if sm < 89 and any('fp8e4nv' in str(t) for t in signature.values()):
+        return {**out, 'skipped': 'no FP8 on this chip'}
+    aligned = [n for n, t in signature.items() if t.startswith('*') or t.endswith(':16')]
+    types = {n: signature[n].removesuffix(':16') if n in signature else 'constexpr' for n in fn.arg_names}
+    source = ASTSource(fn, types, constexprs, {(fn.arg_names.index(n),): [['tt.divisibility', 16]] for n in aligned})
+    try:
+        kernel = triton.compile(source, target=GPUTarget('cuda', sm, 32), options={'num_warps': warps, 'num_stages': stages,
+                                                                                   'enable_fp_fusion': True})
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return {**out, 'fault': f'does not compile: {type(error).__name__}: {lines[-1] if lines else ""}'[:300]}
+    out.update(read_cubin(kernel.asm['cubin']), shared=kernel.metadata.shared)
+    if out['shared'] > SHARED[sm]:
+        out['fault'] = f'{out["shared"]} bytes of shared memory, {SHARED[sm]} at most'
+    elif out['spills'] > allowed:
+        out['fault'] = f'{out["spills"]} spill instructions, {allowed} tolerated'
+    elif sm == 90 and 'tt.dot' in kernel.asm['ttir'] and not (out['mma']['HGMMA'] or out['mma']['QGMMA']):
+        out['fault'] = 'a matrix kernel without HGMMA'
+    return out
+
+
+def read_cubin(cubin):
+    """-> registers, spill instructions and counts of matrix instructions, from the disassembly by the tools in Triton's package"""
+    import triton
+    tools = Path(triton.__file__).parent / 'backends/nvidia/bin'
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as f:
+        f.write(cubin)
+        f.flush()
+        usage = subprocess.run([tools / 'cuobjdump', '-res-usage', f.name], capture_output=True, text=True).stdout
+        sass = subprocess.run([tools / 'nvdisasm', '-c', f.name], capture_output=True, text=True).stdout
+    if 'EXIT' not in sass:
+        raise RuntimeError(f'{tools}/nvdisasm gave no disassembly; is the triton package complete?')
+    mma = collections.Counter(re.findall(r'\b(HGMMA|QGMMA|IGMMA|HMMA|QMMA|UTC\w*MMA)\b', sass))
+    registers = re.search(r'REG:(\d+)', usage)
+    return {'registers': int(registers[1]) if registers else -1, 'spills': len(re.findall(r'\b(?:LDL|STL)\b', sass)), 'mma': mma}
+
+
+def cases(only=''):
+    for file in FILES:
+        module = importlib.import_module(f'kernels.{file}')
+        for case in module.compile_cases() if hasattr(module, 'compile_cases') else ():
+            if only in file or only in case[0]:
+                yield file, case
+
+
+def row(file, r):
+    if 'skipped' in r:
+        return f'{file:15} {r["name"]:44} sm_{r["sm"]:<4} {r["skipped"]}'
+    if 'shared' not in r:
+        return f'{file:15} {r["name"]:44} sm_{r["sm"]:<4} {r["fault"]}'
+    mma = ' '.join(f'{k} {n}' for k, n in sorted(r['mma'].items()))
+    return (f'{file:15} {r["name"]:44} sm_{r["sm"]:<4} {r["registers"]:4} {r["shared"] / 1024:7.1f} {r["spills"]:5}/{r["allowed"]:<4} '
+            f'{mma:22} {r["fault"] or "ok"}')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--sm', default='80,90,100', help='architectures')
+    parser.add_argument('--only', default='', help='part of the name of a file or case')
+    args = parser.parse_args()
+    if os.environ.pop('TRITON_INTERPRET', None):
+        print('TRITON_INTERPRET is set; ignored here', file=sys.stderr)
+    print(f'{"file":15} {"case":44} {"chip":7} regs     KiB    spills matrix')
+    faults = 0
+    for file, case in cases(args.only):
+        for sm in map(int, args.sm.split(',')):
+            result = compile_case(case, sm)
+            faults += bool(result['fault'])
+            print(row(file, result), flush=True)
+    print(f'{faults} faults' if faults else 'all fit')
+    return 1 if faults else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

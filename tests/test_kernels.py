@@ -1,0 +1,392 @@
+"""
+The kernels against float64 references. Without a GPU they run in Triton's interpreter (conftest.py sets TRITON_INTERPRET=1), which is
+slow: sizes are small and odd. With one they run there, and the tests marked gpu add real sizes.
+"""
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+needs_triton = pytest.mark.skipif(not kernels.installed(), reason='Triton is not installed')
+
+
+@pytest.fixture
+def triton_path():
+    if not kernels.installed():
+        pytest.skip('Triton is not installed')
+    if DEVICE == 'cpu':
+        correct_interpreter()
+    kernels.use('triton')
+    yield
+    kernels.use('auto')
+
+
+def correct_interpreter():
+    """Triton's interpreter mis-rounds when it narrows to FP8 (a carry out of the mantissa is lost): torch narrows instead."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+    if hasattr(InterpreterBuilder, 'original_fp_to_fp'):
+        return
+    InterpreterBuilder.original_fp_to_fp = original = InterpreterBuilder.create_fp_to_fp
+
+    def create_fp_to_fp(self, src, dst_type, rounding_mode):
+        if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.float8e4nv:
+            narrow = torch.from_numpy(src.data.copy()).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+            return TensorHandle(narrow, dst_type.scalar)
+        return original(self, src, dst_type, rounding_mode)
+    InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
+
+
+def random(*shape, dtype=torch.float32, seed=0, scale=1.0):
+    """requires grad; the values are exact in dtype"""
+    g = torch.Generator().manual_seed(seed + sum(shape))
+    return (torch.randn(*shape, generator=g) * scale).to(DEVICE, dtype).requires_grad_()
+
+
+def compare(ours, reference, inputs, tolerance, seed=9):
+    """Outputs and gradients of ours(*inputs) against reference in float64: relative to the largest number of each tensor."""
+    def run(fn, tensors, dtype):
+        out = fn(*tensors)
+        out = [t for t in (out if isinstance(out, tuple) else (out,)) if t.dtype.is_floating_point]
+        grads = [random(*t.shape, seed=seed).detach().to(out[0].dtype if dtype is None else dtype) for t in out]
+        wanted = [t for t in tensors if isinstance(t, torch.Tensor) and t.requires_grad]
+        return out + list(torch.autograd.grad(out, wanted, [g.to(t.dtype) for g, t in zip(grads, out)]))
+    wide = [t.detach().double().requires_grad_(t.requires_grad) if isinstance(t, torch.Tensor) and t.dtype.is_floating_point else t for t in inputs]
+    for i, (a, b) in enumerate(zip(run(ours, inputs, None), run(reference, wide, None), strict=True)):
+        assert a.shape == b.shape
+        error = (a.detach().double() - b.detach()).abs().max() if a.numel() else torch.tensor(0.0)
+        assert error <= tolerance * b.detach().abs().max().clamp(min=1e-3), f'tensor {i}: off by {error:.2e}'
+
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the switch
+
+
+def test_use_refuses_what_cannot_be(monkeypatch):
+    with pytest.raises(ValueError, match="'cuda'"):
+        kernels.use('cuda')
+    monkeypatch.setattr(kernels, 'installed', lambda: False)
+    with pytest.raises(RuntimeError, match='pip install triton'):
+        kernels.use('triton')
+    monkeypatch.setattr(kernels, 'installed', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    with pytest.raises(RuntimeError, match='no GPU'):
+        kernels.use('triton')
+    assert kernels.choice == 'auto'
+
+
+def test_cpu_tensors_take_the_reference():
+    x = torch.zeros(2)
+    for name in ('auto', 'torch'):
+        kernels.use(name)
+        assert not kernels.fused(x)
+    kernels.use('auto')
+
+
+TRAIN = """
+import importlib, pathlib, sys
+hide, choice = {hide}, '{choice}'
+if hide:
+    sys.modules['triton'] = None                    # import fails and find_spec finds nothing, as where it is not installed
+import torch, kernels
+from model import ModelConfig, Transformer
+import sample, sft, grpo
+kernels.use(choice)
+for shape in (dict(num_nextn_predict_layers=1), dict(model_type='qwen3')):
+    model = Transformer(ModelConfig(num_hidden_layers=2, hidden_size=32, **shape))
+    ids = torch.randint(0, 512, (2, 9))
+    logp = model.logprobs(ids, ids)[0]
+    logp.sum().backward()
+    model.decode(ids[:, :1], torch.zeros(2, 1, dtype=torch.int64), [torch.zeros(2, 4, model.cfg.cache_width)] * 2, 4)
+for file in pathlib.Path(kernels.__file__).parent.glob('*.py'):
+    module = importlib.import_module('kernels.' + file.stem) if file.stem != '__init__' else kernels
+    assert not any('triton' in str(type(v)) for v in vars(module).values()), file
+assert sys.modules.get('triton') is None, 'Triton was imported'
+print('trained')
+"""
+
+
+@pytest.mark.parametrize('hide, choice', [(False, 'auto'), (False, 'torch'), (True, 'auto')])
+def test_cpu_training_never_imports_triton(hide, choice):
+    """In a process of its own; with hide, on a machine that has no Triton. The interpreter's variable alone changes nothing."""
+    run = subprocess.run([sys.executable, '-c', TRAIN.format(hide=hide, choice=choice)], cwd=ROOT, capture_output=True, text=True,
+                         env={**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)})
+    assert run.stdout.endswith('trained\n'), run.stderr
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('kernels/*.py')), ids=lambda p: p.name)
+def test_no_kernel_file_imports_triton_at_its_top(path):
+    for node in ast.parse(path.read_text()).body:
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+        assert not any(name.split('.')[0] == 'triton' for name in names)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rmsnorm, rope, swiglu
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('shape', [(3, 5, 37), (1, 128), (2, 1536), (70, 1)])
+def test_rms_norm(triton_path, shape, dtype):
+    from kernels.rmsnorm import rms_norm, rms_norm_reference
+    x, r, w = random(*shape, dtype=dtype), random(*shape, dtype=dtype, seed=1), random(shape[-1], dtype=dtype)
+    compare(lambda x, w: rms_norm(x, w, 1e-6), lambda x, w: rms_norm_reference(x, w, 1e-6), [x, w], TOLERANCE[dtype])
+    compare(lambda x, r, w: rms_norm(x, w, 1e-6, r), lambda x, r, w: rms_norm_reference(x, w, 1e-6, r), [x, r, w], TOLERANCE[dtype])
+
+
+def test_rms_norm_of_a_slice_and_of_mixed_types(triton_path):
+    from kernels.rmsnorm import rms_norm, rms_norm_reference
+    wide, w = random(2, 3, 50), random(37)
+    compare(lambda x, w: rms_norm(x[..., 5:42], w, 1e-6), lambda x, w: rms_norm_reference(x[..., 5:42], w, 1e-6), [wide, w], 2e-6)
+    x, r = random(3, 37, dtype=torch.float16), random(3, 37)
+    y, h = rms_norm(x, w, 1e-6, r)
+    assert y.dtype == h.dtype == torch.float32 and rms_norm(x, w.half(), 1e-6).dtype == torch.float16
+    dx, dr = torch.autograd.grad(y.sum(), [x, r])
+    assert dx.dtype == torch.float16 and dr.dtype == torch.float32
+
+
+@pytest.mark.parametrize('interleaved', [True, False])
+@pytest.mark.parametrize('B, T, H, d', [(2, 3, 5, 14), (1, 1, 1, 64), (2, 2, 33, 2)])
+def test_rope(triton_path, B, T, H, d, interleaved):
+    """Against complex multiplication, on a slice of a wider projection, with positions per row."""
+    from kernels.rope import rope
+    wide, angle = random(B, T, H, d + 6), random(B, T, 1, d // 2, scale=3.0).detach()
+
+    def rotated(wide):
+        x, turn = wide[..., 4:4 + d], torch.polar(torch.ones_like(angle.double()), angle.double())
+        pairs = x.unflatten(-1, (-1, 2)) if interleaved else x.unflatten(-1, (2, -1)).transpose(-1, -2)
+        z = torch.view_as_complex(pairs.contiguous()) * turn
+        return torch.cat([z.real, z.imag], -1)
+    compare(lambda wide: rope(wide[..., 4:4 + d], angle.cos(), angle.sin(), interleaved), rotated, [wide], 2e-6)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('shape', [(3, 2 * 1027), (1, 2), (0, 8)])
+def test_swiglu_of_two_halves(triton_path, shape, dtype):
+    from kernels.swiglu import swiglu
+    compare(lambda gu: swiglu(*gu.chunk(2, -1)), lambda gu: F.silu(gu.chunk(2, -1)[0]) * gu.chunk(2, -1)[1], [random(*shape, dtype=dtype)],
+            TOLERANCE[dtype])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# router and experts
+
+
+ROUTERS = [(13, 24, 3, 4, 2, True, True), (1, 6, 1, 1, 1, False, False), (5, 12, 4, 3, 2, False, False), (3, 384, 8, 1, 1, True, True)]
+
+
+@pytest.mark.parametrize('N, E, K, groups, top, v3, normalise', ROUTERS)
+def test_route(triton_path, N, E, K, groups, top, v3, normalise):
+    from kernels.router import route, route_reference
+    logits, bias = random(N, E), random(E, scale=0.1).detach() if v3 else None
+    how = (K, groups, top, v3, normalise, 2.5)
+    compare(lambda z: route(z, bias, *how)[::2], lambda z: route_reference(z, None if bias is None else bias.double(), *how)[::2], [logits], 2e-6)
+    chosen = route(logits, bias, *how)[1]
+    assert torch.equal(chosen, route_reference(logits, bias, *how)[1])
+    replayed = chosen.roll(1, 0).flip(1)
+    compare(lambda z: route(z, bias, *how, replayed)[::2], lambda z: route_reference(z, None, *how, replayed)[::2], [logits], 2e-6)
+
+
+@pytest.mark.parametrize('N, K, E', [(1, 1, 3), (43, 3, 5), (130, 2, 70)])
+def test_by_expert_is_a_stable_sort(triton_path, N, K, E):
+    from kernels.router import by_expert
+    chosen = torch.randint(0, E - 1, (N, K), generator=torch.Generator().manual_seed(N)).to(DEVICE)   # the last one stays empty
+    order, place, ends = by_expert(chosen, E)
+    assert order.tolist() == sorted(range(N * K), key=lambda i: chosen.flatten()[i].item())
+    assert order[place.long()].tolist() == list(range(N * K))
+    assert ends.tolist() == [int((chosen < e).sum()) for e in range(E + 1)]
+
+
+def experts_one_by_one(x, gate_up, down, weights, chosen):
+    y = torch.zeros_like(x)
+    for e in range(len(down)):
+        n, k = (chosen == e).nonzero(as_tuple=True)
+        gate, up = (x[n] @ gate_up[e].T).chunk(2, -1)
+        y = y.index_add(0, n, (F.silu(gate) * up) @ down[e].T * weights[n, k, None])
+    return y
+
+
+def some_experts(N, C, I, E, K, dtype):
+    """The last expert is never chosen, the first by every token."""
+    inputs = [random(N, C, dtype=dtype), random(E, 2 * I, C, dtype=dtype, scale=C ** -0.5), random(E, C, I, dtype=dtype, scale=I ** -0.5),
+              random(N, K)]
+    g = torch.Generator().manual_seed(N)
+    chosen = torch.stack([torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(E - 2, generator=g)[:K - 1]]) for _ in range(N)])
+    return inputs + [chosen.to(DEVICE)]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('N, C, I, E, K', [(37, 50, 36, 5, 2), (1, 16, 130, 4, 1), (140, 72, 20, 3, 2)])
+def test_experts(triton_path, N, C, I, E, K, dtype):
+    """Sizes that are no multiples of the tiles, an empty expert, more rows of one expert than a tile holds."""
+    from kernels.moe import experts
+    compare(experts, experts_one_by_one, some_experts(N, C, I, E, K, dtype), 5e-6 if dtype == torch.float32 else 3e-3)
+
+
+def test_experts_reference():
+    from kernels.moe import experts_reference
+    inputs = [t.cpu() if not t.requires_grad else t.detach().cpu().requires_grad_() for t in some_experts(21, 24, 16, 5, 2, torch.float32)]
+    compare(experts_reference, experts_one_by_one, inputs, 5e-6) if DEVICE == 'cpu' else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# FP8
+
+
+def e4m3_values():
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+
+
+@pytest.mark.parametrize('blocks', [False, True])
+@pytest.mark.parametrize('M, K', [(1, 1), (130, 150), (3, 256)])
+def test_quantise(triton_path, M, K, blocks):
+    """Every number goes to a nearest one of its group's grid, the largest of a group to ±448; the grid is listed, not computed."""
+    from kernels.fp8 import dequantise, quantise, quantise_reference
+    x = random(M, K).detach() * torch.logspace(-6, 3, K, device=DEVICE)
+    x[:, K // 2:][: M // 2] = 0
+    q, scale = quantise(x, blocks)
+    rows = 128 if blocks else 1
+    assert q.shape == x.shape and scale.shape == (-(-M // rows), -(-K // 128))
+    grid = e4m3_values()
+    grid = grid[~grid.isnan()].sort().values.double()
+    for m in range(0, M, rows):
+        for k in range(0, K, 128):
+            part, s = x[m:m + rows, k:k + 128].double().cpu(), scale[m // rows, k // 128].double().cpu()
+            if not part.any():
+                continue
+            assert abs(s * 448 / part.abs().max() - 1) < 1e-6
+            scaled = part / s
+            nearest = (scaled.flatten()[:, None] - grid).abs().amin(1).view_as(scaled)
+            assert ((q[m:m + rows, k:k + 128].double().cpu() - scaled).abs() <= nearest + 1e-4 * scaled.abs()).all()
+    assert torch.equal(dequantise(q, scale), dequantise(q.cpu(), scale.cpu()).to(DEVICE))
+    reference = quantise_reference(x, blocks)
+    assert (reference[0].float() != q.float()).float().mean() < 1e-3 and torch.allclose(reference[1], scale)
+
+
+def test_quantise_of_a_transpose(triton_path):
+    from kernels.fp8 import quantise
+    x = random(40, 131).detach()
+    for a, b in zip(quantise(x.T), quantise(x.T.contiguous())):
+        assert torch.equal(a.float(), b.float())
+
+
+@pytest.mark.parametrize('blocks', [False, True])
+@pytest.mark.parametrize('M, N, K', [(1, 1, 1), (5, 140, 300), (70, 30, 129)])
+def test_fp8_matmul(triton_path, M, N, K, blocks):
+    """Against float64 products of the dequantised operands"""
+    from kernels.fp8 import dequantise, matmul, quantise
+    a, b = quantise(random(M, K).detach()), quantise(random(N, K, seed=1).detach(), blocks)
+    truth = dequantise(*a).double() @ dequantise(*b).double().T
+    ours = matmul(*a, *b, torch.float32)
+    assert (ours.double() - truth).abs().max() <= (2e-6 if DEVICE == 'cpu' else 1e-3) * truth.abs().max()
+
+
+def test_fp8_linear(triton_path):
+    """Forward and both gradients on the Triton path agree with the simulation, and that with exact products to FP8's precision."""
+    from kernels.fp8 import linear
+    x, w, b = random(2, 9, 140), random(50, 140, scale=0.1), random(50)
+    dy = random(2, 9, 50, seed=3).detach()
+
+    def run():
+        return [linear(x, w, b), *torch.autograd.grad(linear(x, w, b), [x, w, b], dy)]
+    ours = run()
+    kernels.use('torch')
+    simulated = run()
+    exact = [F.linear(x, w, b), *torch.autograd.grad(F.linear(x, w, b), [x, w, b], dy)]
+    for a, s, e in zip(ours, simulated, exact):
+        assert (a - s).norm() <= 1e-3 * s.norm()
+        assert (s - e).norm() <= 0.05 * e.norm()
+    assert any((s - e).norm() > 1e-3 * e.norm() for s, e in zip(simulated, exact))   # it is FP8 indeed
+
+
+def test_fp8_convert_leaves_names_head_and_router_alone():
+    from kernels import fp8
+    from model import ModelConfig, Transformer
+    model = Transformer(ModelConfig(num_hidden_layers=2, hidden_size=32))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    fp8.convert(model)
+    assert type(model.lm_head) is torch.nn.Linear and type(model.model.layers[0].self_attn.o_proj) is fp8.Linear
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_dequantise_refuses_scales_that_do_not_fit():
+    from kernels.fp8 import dequantise
+    with pytest.raises(ValueError, match='do not fit'):
+        dequantise(torch.zeros(200, 200).to(torch.float8_e4m3fn), torch.ones(2, 1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# compiled without a GPU
+
+
+def aot(*args):
+    env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
+    return subprocess.run([sys.executable, str(ROOT / 'kernels/aot.py'), *args], capture_output=True, text=True, env=env)
+
+
+@needs_triton
+def test_compiles_without_a_gpu():
+    run = aot('--sm=80,90', '--only=down V2-Lite')
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert 'HGMMA' in run.stdout and ' HMMA' in run.stdout and 'all fit' in run.stdout
+
+
+@needs_triton
+def test_the_table_finds_faults():
+    """Too much shared memory; spills beyond the allowance; a matrix kernel that misses the warpgroup instructions; an error of the compiler."""
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from kernels import aot, moe
+name, fn, signature, constexprs, warps, stages, allowed = next(c for c in moe.compile_cases() if c[0].startswith('down V2'))
+def fault(warps=warps, stages=stages, allowed=allowed, sm=90, **changed):
+    print(aot.compile_case((name, fn, signature, dict(constexprs, **changed), warps, stages, allowed), sm)['fault'])
+fault(stages=6)
+fault(allowed=-1)
+fault(BM=16)
+fault(BK=60)
+"""
+    env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
+    shared, spills, hgmma, broken = run.stdout.splitlines()
+    assert 'bytes of shared memory' in shared and 'spill instructions' in spills and 'without HGMMA' in hgmma and 'does not compile' in broken
+
+
+@needs_triton
+@pytest.mark.slow
+def test_every_kernel_compiles():
+    run = aot()
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# real sizes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == 'cpu', reason='no GPU')
+def test_bench_checks_pass_on_the_gpu():
+    run = subprocess.run([sys.executable, str(ROOT / 'kernels/bench.py'), '--time=False'], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@needs_triton
+@pytest.mark.skipif(DEVICE == 'cuda', reason='the real one is run there')
+def test_bench_runs_in_small():
+    run = subprocess.run([sys.executable, str(ROOT / 'kernels/bench.py'), '--smoke=True'], capture_output=True, text=True,
+                         env={**os.environ, 'TRITON_INTERPRET': '1'})
+    assert run.returncode == 0, run.stdout + run.stderr
+    for name in ('rms_norm', 'rope', 'swiglu', 'route', 'experts', 'fp8'):
+        assert name in run.stdout
