@@ -1,0 +1,388 @@
+"""
+Filters rows: verified, of a length, in a language, of a difficulty, not in an evaluation set, no duplicates.
+
+    python data/filter.py --data="['data/math/math.jsonl']" --against="['data/math/math500.jsonl', 'data/math/aime24.jsonl']" --out=out/math.jsonl
+    python data/filter.py --data="['data/distill/traces.jsonl']" --verify=1 --languages="['en']" --near=0.8 --out=out/sft.jsonl
+
+Checks in this order; a row is dropped, and counted, at the first that fails:
+    length       characters of prompt and response between min_chars and max_chars
+    language     at least language_share of the words (rewards.language_reward) in one of `languages`
+    pass rate    "pass_rate", or the share of "samples" with accuracy 1, between min_pass and max_pass: neither trivial nor hopeless
+    contaminated the question shares 8 consecutive words with a row of an evaluation set, or is equal to one, normalised. Words
+                 are lower-cased and split at white space (each Han, kana or hangul character is one); both counts are reported,
+                 each by itself, and so are the questions too short to hold an 8-gram, which only the second can find
+    wrong        the response earns less than `verify` from rewards.accuracy_reward
+    duplicates   exact: normalised text (Unicode form, case, white space, $, quotes and final punctuation aside) equal to an
+                 earlier row's; near: Jaccard similarity of word 3-grams with an earlier row at least `near`
+The text that duplicates are looked for in is prompt and response, or only the prompt with by='prompt'. Near duplicates are proposed
+by MinHash (64 hashes, 16 bands of 4: a pair of similarity 0.8 is missed once in 5,000) and then compared exactly.
+
+It reads once, row by row, and keeps what it must remember on disk beside `out` (the surviving rows, 17 keys of 12 bytes each,
+removed at the end). Memory: the evaluation sets, a 64th of the keys, and one byte a row. The kept rows stay in their order and are
+written with a manifest: sources and hashes, rows in and out, dropped by reason, contamination by evaluation set.
+"""
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+import unicodedata
+import zlib
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
+from configurator import configure  # noqa: E402
+from data import source  # noqa: E402
+from rewards import accuracy_reward, language_reward  # noqa: E402
+
+
+@dataclass
+class Config:
+    data: list[str] = field(default_factory=list)        # files with rows: "messages", or "prompt"
+    against: list[str] = field(default_factory=list)     # evaluation files, whose questions may not occur
+    out: str = 'out/filtered.jsonl'                      # the kept rows; the manifest lies beside it
+    min_chars: int = 1                                   # shortest and
+    max_chars: int = 0                                   # longest text, prompt and response; 0: no limit
+    languages: list[str] = field(default_factory=list)   # allowed languages, e.g. ['en', 'zh']; none: all
+    language_share: float = 0.8                          # least share of words in one of them
+    min_pass: float = 0.0                                # least and
+    max_pass: float = 1.0                                # largest share of samples that were right
+    verify: float = 0.0                                  # least accuracy reward of the response; 0: responses are not graded
+    ngram: int = 8                                       # words that may not be shared with an evaluation set
+    exact: bool = True                                   # drop exact duplicates
+    near: float = 0.0                                    # drop near duplicates from this similarity, e.g. 0.8; 0: keep them
+    by: Literal['row', 'prompt'] = 'row'                 # text that duplicates are looked for in
+
+    def __post_init__(self):
+        if not self.data:
+            raise ValueError('no data: give files, --data="[\'rows.jsonl\']"')
+        if not 0 <= self.near <= 1 or 0 < self.near < 0.5:
+            raise ValueError(f'near={self.near} must be 0 (off) or lie in 0.5 to 1: below, MinHash proposes too many pairs')
+        if self.ngram < 1 or not 0 <= self.min_pass <= self.max_pass <= 1:
+            raise ValueError(f'ngram={self.ngram} must be positive, and 0 <= min_pass={self.min_pass} <= max_pass={self.max_pass} <= 1')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# text
+
+SPLIT_EACH = re.compile(r'([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])')
+
+
+def texts_of(row: dict) -> tuple[str, str]:
+    """-> (question, response). The question is row["question"], or else the last user message; the response may be ''."""
+    key = 'messages' if row.get('messages') is not None else 'prompt'
+    chat = row.get(key)
+    if key == 'prompt' and isinstance(chat, str):
+        chat = [{'role': 'user', 'content': chat}]
+    if not isinstance(chat, list) or not all(isinstance(m, dict) and isinstance(m.get('content'), str) for m in chat):
+        raise ValueError('"messages" or "prompt" must be a list of {"role": ..., "content": text}')
+    user = [m['content'] for m in chat if m.get('role') == 'user']
+    if not user:
+        raise ValueError(f'no user message in {key!r}')
+    question = row.get('question', user[-1])
+    if not isinstance(question, str):
+        raise ValueError('"question" must be a string')
+    return question, chat[-1]['content'] if chat[-1].get('role') == 'assistant' else ''
+
+
+def normalised(text: str) -> str:
+    text = unicodedata.normalize('NFKC', text).casefold()
+    return re.sub(r'[\s$"\'`“”‘’]+', '', text).rstrip('.?!:;,')
+
+
+def word_hashes(text: str) -> np.ndarray:
+    """[words] uint64, a hash of each lower-cased word"""
+    text = text.lower()
+    if not text.isascii():
+        text = SPLIT_EACH.sub(r' \1 ', text)
+    return np.array([zlib.crc32(w.encode()) for w in text.split()], dtype=np.uint64)
+
+
+MIX = np.random.default_rng(0).integers(1, 2**63, size=64, dtype=np.uint64) * np.uint64(2) + np.uint64(1)   # odd multipliers
+
+
+def grams(words: np.ndarray, n: int) -> np.ndarray:
+    """[words - n + 1] uint64, a hash of each n consecutive words; fewer than n words: none"""
+    count = len(words) - n + 1
+    total = np.zeros(max(0, count), dtype=np.uint64)
+    for i in range(n if count > 0 else 0):
+        total = (total ^ words[i:i + count]) * MIX[i % 8]
+        total ^= total >> np.uint64(29)
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# contamination
+
+
+class Evaluation:
+    """The questions of the evaluation files: n-grams and normalised texts, each with the files it occurs in, as bits."""
+
+    def __init__(self, paths: list[str], n: int):
+        if len(paths) > 63:
+            raise ValueError(f'{len(paths)} evaluation files: give at most 63')
+        self.paths, self.n, self.texts, found = paths, n, {}, []
+        self.rows, self.too_short = Counter(), Counter()
+        self.hits = {kind: Counter() for kind in ('ngram', 'exact')}
+        self.rows_hit, self.data_too_short = Counter(), 0
+        for bit, path in enumerate(paths):
+            for where, row in source.read([(path, path)]):
+                try:
+                    question = texts_of(row)[0]
+                except ValueError as error:
+                    raise ValueError(f'{where}: {error}') from error
+                some = np.unique(grams(word_hashes(question), n))
+                found.append((some, np.full(len(some), 1 << bit, dtype=np.int64)))
+                key = normalised(question)
+                self.texts[key] = self.texts.get(key, 0) | 1 << bit
+                self.rows[path] += 1
+                self.too_short[path] += not len(some)
+            if not self.rows[path]:
+                raise ValueError(f'{path}: no rows in it')
+        every = np.concatenate([g for g, _ in found] or [np.zeros(0, np.uint64)])
+        bits = np.concatenate([b for _, b in found] or [np.zeros(0, np.int64)])
+        self.grams, where = np.unique(every, return_inverse=True)
+        self.bits = np.zeros(len(self.grams), dtype=np.int64)
+        np.bitwise_or.at(self.bits, where, bits)
+
+    def contaminated(self, question: str) -> bool:
+        """Whether the question is in an evaluation set by either test; counts both, by file."""
+        if not self.paths:
+            return False
+        mine = grams(word_hashes(question), self.n)
+        self.data_too_short += not len(mine)
+        at = np.searchsorted(self.grams, mine)
+        at[at == len(self.grams)] = 0
+        same = at[self.grams[at] == mine] if len(self.grams) else at[:0]
+        by = {'ngram': int(np.bitwise_or.reduce(self.bits[same])) if len(same) else 0, 'exact': self.texts.get(normalised(question), 0)}
+        for test, files in by.items():
+            self.rows_hit[test] += files > 0
+            for bit, path in enumerate(self.paths):
+                self.hits[test][path] += files >> bit & 1
+        return any(by.values())
+
+    def report(self) -> dict:
+        return {'rows_by_ngram': self.rows_hit['ngram'], 'rows_by_exact_match': self.rows_hit['exact'], 'ngram': self.n,
+                'rows_too_short': self.data_too_short,
+                'evaluation_sets': {path: {'rows': self.rows[path], 'too_short': self.too_short[path], 'hits_by_ngram': self.hits['ngram'][path],
+                                           'hits_by_exact_match': self.hits['exact'][path]} for path in self.paths}}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# duplicates
+
+BANDS, ROWS, PARTS, BLOCK = 16, 4, 64, 4096
+KEY = np.dtype([('hash', 'u8'), ('row', 'u4')])
+SLOPE, SHIFT = np.random.default_rng(1).integers(1, 2**63, size=(2, BANDS * ROWS), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def shingles(text: str) -> np.ndarray:
+    """Sorted different hashes of the text's word 3-grams; of a shorter text, of its words."""
+    words = word_hashes(text)
+    return np.unique(grams(words, min(3, max(1, len(words)))))
+
+
+def bands_of(shingle: np.ndarray) -> np.ndarray:
+    """[BANDS] uint64: texts of similarity s share a given one with probability s^ROWS."""
+    least = np.full(BANDS * ROWS, 2**32 - 1, dtype=np.uint64)
+    for i in range(0, len(shingle), BLOCK):
+        hashed = (shingle[i:i + BLOCK, None] >> np.uint64(20)) * SLOPE + SHIFT
+        least = np.minimum(least, (hashed >> np.uint64(32)).min(axis=0))
+    total = np.arange(BANDS, dtype=np.uint64)
+    for column in least.reshape(BANDS, ROWS).T:
+        total = (total ^ column) * MIX[8]
+        total ^= total >> np.uint64(31)
+    return total
+
+
+def similarity(a: np.ndarray, b: np.ndarray) -> float:
+    """Jaccard similarity of two sorted sets"""
+    both = len(np.intersect1d(a, b, assume_unique=True))
+    return both / max(1, len(a) + len(b) - both)
+
+
+class Survivors:
+    """Rows kept so far, on disk: their lines, where each begins, and the keys that duplicates share, in PARTS files by hash."""
+
+    def __init__(self, folder: str, near: bool):
+        self.folder, self.near, self.count, self.end = Path(folder), near, 0, 0
+        self.lines, self.starts = open(self.folder / 'lines', 'wb+'), open(self.folder / 'starts', 'wb+')
+        self.files = {kind: [open(self.folder / f'{kind}.{p}', 'wb') for p in range(PARTS)] for kind in (['exact', 'near'] if near else ['exact'])}
+        self.block = {kind: [] for kind in self.files}
+
+    def add(self, row: dict, text: str):
+        line = json.dumps(row, ensure_ascii=False).encode() + b'\n'
+        self.lines.write(line)
+        self.starts.write(self.end.to_bytes(8, 'little'))
+        self.block['exact'].append(np.frombuffer(hashlib.blake2b(normalised(text).encode(), digest_size=8).digest(), dtype=np.uint64))
+        if self.near:
+            self.block['near'].append(bands_of(shingles(text)))
+        self.end, self.count = self.end + len(line), self.count + 1
+        if len(self.block['exact']) == BLOCK:
+            self.flush()
+
+    def flush(self):
+        for kind, rows in self.block.items():
+            if rows:
+                hashes = np.stack(rows)
+                keys = np.empty(hashes.size, dtype=KEY)
+                keys['hash'] = hashes.ravel()
+                keys['row'] = np.repeat(np.arange(self.count - len(rows), self.count), hashes.shape[1])
+                part = keys['hash'] % np.uint64(PARTS)
+                for p in range(PARTS):
+                    self.files[kind][p].write(keys[part == p].tobytes())
+                rows.clear()
+
+    def groups(self, kind: str, part: int, gone: np.ndarray):
+        """Yields the rows (ascending) that share a key, of those not gone."""
+        keys = np.fromfile(self.folder / f'{kind}.{part}', dtype=KEY)
+        keys = keys[gone[keys['row']] == 0]
+        keys = keys[np.argsort(keys['hash'], kind='stable')]
+        edges = np.flatnonzero(keys['hash'][1:] != keys['hash'][:-1]) + 1
+        starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [len(keys)]])
+        for i in np.flatnonzero(ends - starts > 1):
+            yield keys['row'][starts[i]:ends[i]]
+
+    def row(self, number: int) -> dict:
+        start = int.from_bytes(os.pread(self.starts.fileno(), 8, 8 * number), 'little')
+        self.lines.seek(start)
+        return json.loads(self.lines.readline())
+
+    def duplicates(self, exact: bool, near: float, text_of) -> np.ndarray:
+        """[count] uint8: 1 for an exact duplicate of an earlier row, 2 for a near one. The first of a group is never dropped."""
+        self.flush()
+        for files in self.files.values():
+            for f in files:
+                f.close()
+        self.starts.flush()
+        gone = np.zeros(self.count, dtype=np.uint8)
+        for part in range(PARTS if exact and self.count else 0):
+            for rows in self.groups('exact', part, gone):
+                gone[rows[1:]] = 1
+        for part in range(PARTS if near and self.count else 0):
+            for rows in self.groups('near', part, gone):
+                kept = []   # in a large group, a row is compared with the first 8 that differ
+                for number in rows.tolist():
+                    if gone[number]:
+                        continue
+                    mine = shingles(text_of(self.row(number)))
+                    if any(similarity(mine, other) >= near for other in kept):
+                        gone[number] = 2
+                    elif len(kept) < 8:
+                        kept.append(mine)
+        return gone
+
+    def write(self, path: Path, gone: np.ndarray):
+        self.lines.seek(0)
+        temp = path.with_name(path.name + '.tmp')
+        with open(temp, 'wb') as f:
+            f.writelines(line for line, g in zip(self.lines, gone) if not g)
+        os.replace(temp, path)
+
+    def close(self):
+        for f in [self.lines, self.starts, *(f for files in self.files.values() for f in files)]:
+            f.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rows
+
+
+def pass_rate(row: dict) -> float:
+    if isinstance(row.get('pass_rate'), (int, float)):
+        return float(row['pass_rate'])
+    samples = row.get('samples')
+    if not isinstance(samples, list) or not samples or not all(isinstance(s, dict) and 'accuracy' in s.get('rewards', ()) for s in samples):
+        raise ValueError('a pass-rate band needs rows with "pass_rate", or with "samples" that have rewards.accuracy (sample.py writes them)')
+    return sum(s['rewards']['accuracy'] >= 1 for s in samples) / len(samples)
+
+
+def in_language(text: str, languages: list[str], share: float) -> bool:
+    """Whether at least `share` of the words is in one of the languages; a text without words is in every language."""
+    text = re.sub(r'</?(?:think|answer)>', ' ', text)
+    return not re.search(r'[^\W\d_]{2}', text) or any(language_reward(f'<think>{text}</think>', {'language': name}) >= share for name in languages)
+
+
+def reason_to_drop(cfg: Config, row: dict, question: str, response: str, evaluation: Evaluation) -> str | None:
+    size = len(question) + len(response)
+    if size < cfg.min_chars:
+        return 'too short'
+    if cfg.max_chars and size > cfg.max_chars:
+        return 'too long'
+    if cfg.languages and not in_language(response or question, cfg.languages, cfg.language_share):
+        return 'another language'
+    if (cfg.min_pass > 0 or cfg.max_pass < 1) and not cfg.min_pass <= pass_rate(row) <= cfg.max_pass:
+        return 'pass rate outside the band'
+    if evaluation.contaminated(question):
+        return 'contaminated'
+    if cfg.verify > 0:
+        if not response:
+            raise ValueError('nothing to verify: no assistant message at the end')
+        try:
+            if accuracy_reward(response, row) < cfg.verify:
+                return 'wrong'
+        except KeyError as error:
+            raise ValueError(f'cannot be verified: {error.args[0]} (the row needs "task" and what its reward reads)') from error
+    return None
+
+
+def main(cfg: Config) -> dict:
+    start, out, dropped = time.perf_counter(), Path(cfg.out), Counter()
+    for path in (*cfg.data, *cfg.against):
+        if Path(path).resolve() == out.resolve():
+            raise ValueError(f'{out} would be overwritten: choose another out')
+    evaluation = Evaluation(cfg.against, cfg.ngram)
+    pick = (lambda question, response: question) if cfg.by == 'prompt' else (lambda question, response: f'{question}\n{response}')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.filter-', dir=out.parent) as folder:
+        survivors = Survivors(folder, cfg.near > 0)
+        try:
+            def keep(row):
+                question, response = texts_of(row)
+                reason = reason_to_drop(cfg, row, question, response, evaluation)
+                if reason:
+                    raise source.Skip(reason)
+                survivors.add(row, pick(question, response))
+            for _ in source.convert([(path, path) for path in cfg.data], keep, dropped):
+                pass
+            gone = survivors.duplicates(cfg.exact, cfg.near, lambda row: pick(*texts_of(row)))
+            survivors.write(out, gone)
+        finally:
+            survivors.close()
+    for reason, number in (('exact duplicate', 1), ('near duplicate', 2)):
+        dropped.update({reason: n} if (n := int((gone == number).sum())) else {})
+    rows_in, kept = dropped.pop('rows in', 0), int((gone == 0).sum())
+    if not rows_in:
+        raise ValueError(f'{", ".join(cfg.data)}: no rows in it')
+    origin = [json.loads(p.read_text(encoding='utf-8')) for p in map(source.manifest_path, cfg.data) if p.exists()]
+    manifest = {'source': ', '.join(cfg.data), 'licence': ', '.join(sorted({m['licence'] for m in origin})) or 'unknown',
+                'read': {path: source.sha256(path) for path in cfg.data}, 'sha256': source.sha256(out), 'rows_in': rows_in, 'rows_out': kept,
+                'dropped': dict(dropped), 'contamination': evaluation.report(), 'settings': asdict(cfg), 'from': origin}
+    source.write_json(source.manifest_path(out), manifest)
+    seconds = time.perf_counter() - start
+    print(f'{out}: {kept} of {rows_in} rows' + ''.join(f'; {n} dropped: {reason}' for reason, n in dropped.items()))
+    if cfg.against:
+        c = manifest['contamination']
+        print(f'contamination: {c["rows_by_ngram"]} rows by {cfg.ngram}-grams, {c["rows_by_exact_match"]} by exact match; '
+              f'{c["rows_too_short"]} too short for an {cfg.ngram}-gram')
+        for path, n in c['evaluation_sets'].items():
+            print(f'  {path}: {n["hits_by_ngram"]} and {n["hits_by_exact_match"]}; {n["too_short"]} of its {n["rows"]} rows too short')
+    print(f'{seconds:.1f} s, {rows_in / seconds:,.0f} rows/s')
+    if kept:
+        with open(out, encoding='utf-8') as f:
+            print(f'row 1: {f.readline(1000).rstrip()}')
+    return manifest
+
+
+if __name__ == '__main__':
+    try:
+        main(configure(Config, sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        sys.exit('filter.py: ' + ' '.join(str(error).split()))
