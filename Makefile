@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 2
 export RUN ?= out/r1
 SEED ?= 1
 
-.PHONY: setup test test-slow bench r1 controls
+.PHONY: setup test test-slow bench plot r1 controls
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -27,6 +27,9 @@ test-slow: setup   ## full-length runs and kill loops
 
 bench: setup   ## speed beside other code, in ratios; make bench WHAT="train --rounds=7" for one comparison
 	$(PY) bench.py $(WHAT)
+
+plot: setup   ## curves of a run: make plot RUN=out/r1/zero
+	$(PY) plot.py --run=$(RUN)
 
 # ---- the recipe: each target is a file that its command writes last
 # $(call timed,command): run it, and note target and seconds in seconds.txt for the report

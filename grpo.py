@@ -2,7 +2,7 @@
 Group relative policy optimisation: R1-Zero, RL from a cold start, the last RL over several kinds of tasks.
 
     python grpo.py config/r1/zero.py --learning_rate=3e-4
-    torchrun --nproc_per_node=8 grpo.py config/grpo_qwen.py
+    torchrun --nproc_per_node=8 grpo.py config/grpo_dapo.py --init_from=<folder> --data="['train.jsonl']"
 
 Each step: sample a group of G completions of every prompt with the trainer's own weights, score them with plain reward functions,
 and push each completion by its advantage in the group (DeepSeekMath arXiv:2402.03300, DeepSeek-R1 arXiv:2501.12948):
@@ -11,16 +11,30 @@ and push each completion by its advantage in the group (DeepSeekMath arXiv:2402.
     L   = -sum_t w_t min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A) + kl_coef * sum_t w_t k3_t
     rho_t = pi(t) / pi_old(t),    k3_t = pi_ref / pi - log(pi_ref / pi) - 1,    w_t by `loss_norm`
 
-Groups whose completions all score alike have no advantage; they are counted and, unless they carry a KL term, not computed.
-Prompts and completions are packed into rows like SFT documents. The same seeds give the same run on any number of ranks.
+The variants differ from this at the places named; each has its preset in config/grpo_*.py:
+
+    Dr.GRPO    2503.20783   A = r - mean (advantage_norm), sum over tokens / constant (loss_norm)
+    DAPO       2503.14476   clip_high > clip_low, mean over tokens (loss_norm), other prompts for groups without variance
+                            (dynamic_sampling), the reward `overlong`, truncated completions out of the loss (mask_truncated)
+    GSPO       2507.18071   rho of the whole completion, exp(mean_t log rho_t) (ratio)
+    CISPO      2506.13585   -sg(clip(rho_t)) A log pi(t) (objective)
+    REINFORCE               -A log pi(t) with the group's mean as baseline (objective, advantage_norm)
+    k1, k2                  log(pi / pi_ref) taken off the reward; its half square in the loss (kl)
+    TIS                     w_t min(pi_old / pi_sampler, tis): where sampler and trainer round differently
+
+Prompts and completions are computed in micro-batches of about equally long ones. Groups whose completions all score alike have no
+advantage; they are counted and, unless they carry a KL term, not computed. The same seeds give the same run on any number of ranks.
 
 Left out: asynchronous rollouts, a value network, a second inference engine (and so no weights to synchronise).
 """
 
 import copy
+import json
 import sys
 import time
+import zlib
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -29,11 +43,14 @@ import torch.distributed as dist
 import checkpoint
 import rewards
 from configurator import configure
-from data.loader import pack, read_rows
+from data.loader import read_rows
 from model import update_router_bias
 from sample import Sampler, encode_prompts, evaluate, score
-from sft import (Log, Stop, Unsharded, expert_counts, finish, load_model, make_optimizers, optimizer_step, schedule, shard,
-                 start_processes, total)
+from sft import (Log, Stop, Unsharded, expert_counts, finish, load_model, make_optimizers, not_finite, optimizer_step, peak_memory,
+                 peak_tflops, router_bias, schedule, shard, start_processes, total)
+
+CHOICES = {'objective': ('clip', 'cispo', 'reinforce'), 'ratio': ('token', 'sequence'), 'advantage_norm': ('none', 'group', 'batch'),
+           'loss_norm': ('sequence', 'token', 'constant'), 'kl': ('k1', 'k2', 'k3')}
 
 
 @dataclass
@@ -46,15 +63,22 @@ class Config:
     steps: int = 30                        # rollouts
     prompts: int = 32                      # prompts of a rollout, over all ranks
     group: int = 8                         # completions a prompt
-    max_new_tokens: int = 192              # longest completion, the stop token included
+    max_new_tokens: int = 192              # longest completion, the stop token included; "max_length" of the rewards
     temperature: float = 1.0               # of the rollout, and inside every log-prob
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
+    dynamic_sampling: int = 0              # so many times other prompts take the place of groups without variance (DAPO)
     updates: int = 1                       # optimizer steps a rollout, each on its share of the groups
+    objective: str = 'clip'                # 'clip' min(rho A, clip(rho) A), 'cispo' sg(clip(rho)) A log pi, 'reinforce' A log pi
+    ratio: str = 'token'                   # rho of each 'token', or of the 'sequence': their geometric mean (GSPO)
     clip_low: float = 0.2                  # rho is clipped below at 1 - this
     clip_high: float = 0.2                 # and above at 1 + this
-    scale_advantage: bool = True           # divide by the group's standard deviation
+    advantage_norm: str = 'group'          # r - mean r over the standard deviation of the 'group', that of the 'batch', or 'none'
     loss_norm: str = 'token'               # w_t: 'sequence' 1/(N |o|), 'token' 1/all tokens, 'constant' 1/(N max_new_tokens)
-    kl_coef: float = 0.0                   # weight of the KL to the reference; 0: no reference is kept
+    mask_truncated: bool = False           # completions cut at max_new_tokens count in their group's mean, not in the loss
+    tis: float = 0.0                       # bound of the weight pi_old / pi_sampler; 0: none
+    replay_routes: bool = False            # MoE: the trainer takes the experts that the sampler chose
+    kl: str = 'k3'                         # estimate of the KL to the reference: 'k1' (in the reward), 'k2' or 'k3' (in the loss)
+    kl_coef: float = 0.0                   # its weight; 0: no reference is kept
     reference_every: int = 0               # steps after which the reference becomes the policy; 0: never
     learning_rate: float = 3e-4            # peak, AdamW
     muon_learning_rate: float = 0.0        # peak, Muon for the hidden matrices; 0: AdamW for everything
@@ -65,119 +89,170 @@ class Config:
     beta2: float = 0.95                    # AdamW
     weight_decay: float = 0.0              # decoupled, for matrices
     grad_clip: float = 1.0                 # largest gradient norm; 0: none
+    max_bad_updates: int = 3               # updates in a row that may be skipped for a loss or gradient that is not finite
     bias_rate: float = 0.0                 # step of the router bias
-    row_len: int = 256                     # tokens of a packed row
-    micro_rows: int = 16                   # packed rows of one forward
+    micro_tokens: int = 4096               # tokens of one forward, padding included
     slots: int = 256                       # completions decoded at once on a rank
     max_flops: float = 0.0                 # stop when this much compute is spent (sampling included); 0: no limit
     seed: int = 1                          # of the prompts' order and the sampling noise
     device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
     dtype: str = 'float32'                 # arithmetic: 'float32', or 'bfloat16' (autocast)
     threads: int = 2                       # CPU threads a rank
+    shard_ranks: int = 0                   # ranks that share one copy of the weights (HSDP: those of a node); 0: all
     activation_checkpointing: bool = False # recompute activations in the backward pass
+    peak_tflops: float = 0.0               # of a device, for the model FLOPs utilisation; 0: looked up by the GPU's name
     eval_data: list = field(default_factory=list)  # problem files to sample and grade while training
     eval_every: int = 5                    # steps between evaluations, the start included; 0: none
     eval_rows: int = 128                   # problems of an evaluation
     save_every: int = 10                   # steps between checkpoints; 0: only when stopped
     keep: int = 2                          # checkpoints kept
     resume: bool = True                    # go on from the newest checkpoint in out_dir
+    wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)
+
+    def __post_init__(self):
+        for key, choices in CHOICES.items():
+            if getattr(self, key) not in choices:
+                raise ValueError(f'{key} must be one of {", ".join(choices)}, not {getattr(self, key)!r}')
+        if self.prompts % self.updates:
+            raise ValueError(f'prompts={self.prompts} does not divide into updates={self.updates}')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the maths
 
 
-def advantages(rewards_PG, scale):
-    """[P, G] -> A [P, G] = r - mean, over the group's standard deviation if `scale`; and which groups vary [P]. Groups without
-    variance get 0."""
+def advantages(rewards_PG, norm):
+    """[P, G] -> A [P, G] = r - mean of the group, over the standard deviation of the 'group' or of all groups' (the 'batch'), or as it
+    is ('none'); and which groups vary [P]. Groups without variance get 0."""
     centred = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
-    std = rewards_PG.std(dim=1, keepdim=True, correction=0)
+    std = centred.square().mean(dim=1, keepdim=True).sqrt()
     varies = std > 1e-6
-    return torch.where(varies, centred / (std if scale else 1.0), 0.0), varies[:, 0]
+    scale = {'none': torch.ones_like(std), 'group': std, 'batch': centred.square().mean().sqrt()}[norm]
+    return torch.where(varies, centred / scale, 0.0), varies[:, 0]
 
 
 def token_weights(lengths, norm, max_new_tokens):
     """lengths [N] of all completions of an update -> w [N], the weight of each token of a completion; sum_i len_i w_i is 1 for
-    'sequence' and 'token'."""
+    'sequence' and 'token'. A length of 0 stands for a completion that is out of the loss: its weight is 0 and it counts nowhere."""
     lengths = lengths.double()
+    N, here = (lengths > 0).sum().clamp(min=1), (lengths > 0).double()
     if norm == 'sequence':
-        return 1.0 / (len(lengths) * lengths)
-    if norm == 'token':
-        return torch.full_like(lengths, 1.0 / lengths.sum().item())
-    if norm == 'constant':
-        return torch.full_like(lengths, 1.0 / (len(lengths) * max_new_tokens))
-    raise ValueError(f"loss_norm must be 'sequence', 'token' or 'constant', not {norm!r}")
+        return here / (N * lengths.clamp(min=1))
+    return here / (lengths.sum().clamp(min=1) if norm == 'token' else N * max_new_tokens)
 
 
-def policy_loss(logp, old, A, w, clip_low, clip_high):
-    """-> -sum_t w min(rho A, clip(rho) A), and where the clip binds, all over tokens [n]"""
-    rho = (logp - old).exp()
-    clipped = rho.clamp(1 - clip_low, 1 + clip_high)
-    return -(w * torch.minimum(rho * A, clipped * A)).sum(), (clipped * A < rho * A).detach()
+def policy_loss(logp, log_rho, A, w, objective, clip_low, clip_high):
+    """-> loss, and where the clip binds below and above; all but the loss over tokens [n]"""
+    rho = log_rho.exp()
+    bounded = rho.clamp(1 - clip_low, 1 + clip_high)
+    if objective == 'clip':          # PPO: nothing is gained outside the bounds
+        gain, binds = torch.minimum(rho * A, bounded * A), bounded * A < rho * A
+    elif objective == 'cispo':       # the bounded ratio weighs every token's gradient
+        gain, binds = bounded.detach() * A * logp, bounded != rho
+    else:
+        gain, binds = A * logp, torch.zeros_like(rho, dtype=torch.bool)
+    return -(w * gain).sum(), binds & (rho < 1), binds & (rho > 1)
 
 
-def k3(logp, ref):
-    """An unbiased, non-negative estimate of KL(pi || pi_ref) from samples of pi, token by token."""
-    return (ref - logp).exp() - (ref - logp) - 1
+def of_sequence(log_rho, rows, B):
+    """GSPO: token ratios [n] of completions `rows` [n] (0..B-1) -> s_i = exp(mean_t log rho_t), as its log at every token, with each
+    token's own gradient: d/dlogp s_t = s_i, so that weights 1/(N |o|) give the paper's gradient."""
+    sums = torch.zeros(2, B, dtype=log_rho.dtype, device=log_rho.device)
+    sums = sums.index_add(1, rows, torch.stack([log_rho.detach(), torch.ones_like(log_rho)]))
+    return log_rho - log_rho.detach() + (sums[0] / sums[1])[rows]
+
+
+def kl_terms(logp, ref, kind):
+    """Estimates of KL(pi || pi_ref) from samples of pi, token by token: k1 = log(pi / pi_ref) is unbiased but of either sign, and its
+    gradient has mean 0; k2 = k1^2 / 2 is biased, with the gradient of the KL; k3 is unbiased and never negative. (joschu.net/blog/kl-approx.html)"""
+    d = logp - ref
+    return {'k1': d, 'k2': d.square() / 2, 'k3': (-d).exp() - 1 + d}[kind]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# rollouts as packed rows
+# rollouts as micro-batches
 
 
 @dataclass
 class Sample:
-    prompt: list          # token ids
-    tokens: list          # completion's ids, the stop token included
-    logprobs: list        # the sampler's
-    advantage: float = 0.0
-    weight: float = 0.0   # of each of its tokens in the loss
+    prompt: list             # token ids
+    tokens: list             # completion's ids, the stop token included
+    logprobs: list           # the sampler's
+    score: dict              # of sample.score: "total", "rewards", "length", "finished", ..., without the text
+    routes: list | None = None  # of each MoE layer the experts [T, K] of all tokens but the last; with replay_routes
+    number: int = -1         # place among the samples of the step
+
+    def __len__(self):       # tokens that go through the model
+        return len(self.prompt) + len(self.tokens) - 1
 
 
-def pack_samples(samples, row_len):
-    """-> dict of [B, T] tensors: input_ids, labels (completion tokens only), positions, doc_ids as in data/loader.py, and at labelled
-    positions advantage, weight and sampled (the sampler's log-prob)."""
-    docs = [s.prompt + s.tokens for s in samples]
-    rows = pack(docs, row_len + 1)
-    shape = len(rows), row_len
-    out = {name: torch.zeros(shape, dtype=torch.int64) for name in ('input_ids', 'positions')}
-    out.update(labels=torch.full(shape, -100), doc_ids=torch.full(shape, -1))
-    out.update({name: torch.zeros(shape) for name in ('advantage', 'weight', 'sampled')})
-    for b, row in enumerate(rows):
-        at = 0
-        for i in row:
-            s, n = samples[i], len(docs[i]) - 1                   # the last token is a label, never an input
-            here, said = slice(at, at + n), slice(at + len(s.prompt) - 1, at + n)
-            out['input_ids'][b, here] = torch.tensor(docs[i][:-1])
-            out['positions'][b, here] = torch.arange(n)
-            out['doc_ids'][b, here] = i
-            out['labels'][b, said] = torch.tensor(s.tokens)
-            out['sampled'][b, said] = torch.tensor(s.logprobs)
-            out['advantage'][b, said], out['weight'][b, said] = s.advantage, s.weight
-            at += n
-    return out
+def micro_batches(samples, tokens, world):
+    """-> lists of samples from the longest to the shortest, each of at most `tokens` tokens with its padding (a longer sample is alone).
+    For several ranks the lists are cut finer where that gives every rank equally large ones."""
+    def cut(tokens):
+        parts = []
+        for s in ranked:
+            if not parts or len(parts[-1][0]) * (len(parts[-1]) + 1) > tokens:
+                parts.append([])
+            parts[-1].append(s)
+        return parts
+    ranked = sorted(samples, key=len, reverse=True)
+    parts = cut(tokens)
+    most = -(-len(parts) // world) * world
+    while world > 1 and tokens > 1 and len(finer := cut(tokens := 0.95 * tokens)) <= most:
+        parts = finer
+    return parts
 
 
-def micro_batches(batch, rows, device):
-    """Parts of `rows` rows; every rank gets the same number of them, since each forward of a sharded model is collective: the
-    missing ones are a token whose weight is 0."""
-    parts = [{name: t[i:i + rows].to(device) for name, t in batch.items()} for i in range(0, len(batch['labels']), rows)]
-    count = torch.tensor(len(parts), device=device)
-    if dist.is_initialized():
-        dist.all_reduce(count, dist.ReduceOp.MAX)
-    blank = {name: torch.zeros(1, 2, dtype=t.dtype, device=device) for name, t in batch.items()}
-    return parts + [blank] * (int(count) - len(parts))
+def tensors(samples, device):
+    """-> dict of input_ids and labels (the completion's tokens; else -100) [B, T], right-padded; the sampler's log-probs [n] of the
+    labelled tokens in row-major order; `real` [B, T]; each row's number [B]; routes, list over MoE layers of [B T, K], or None. Without
+    samples: one row that weighs nothing (every forward of a sharded model is collective, so ranks run equally many)."""
+    if not samples:
+        return {'input_ids': torch.zeros(1, 2, dtype=torch.int64, device=device), 'labels': torch.zeros(1, 2, dtype=torch.int64, device=device),
+                'real': torch.zeros(1, 2, dtype=torch.bool, device=device), 'sampled': torch.zeros(2, device=device),
+                'number': torch.tensor([-1], device=device), 'routes': None}
+    B, T = len(samples), max(map(len, samples))
+    ids, labels = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), -100)
+    for b, s in enumerate(samples):
+        ids[b, :len(s)] = torch.tensor((s.prompt + s.tokens)[:-1])       # the last token is a label, never an input
+        labels[b, len(s.prompt) - 1:len(s)] = torch.tensor(s.tokens)
+    routes = None
+    if samples[0].routes is not None:
+        routes = [torch.zeros(B, T, layer.shape[1], dtype=torch.int64) for layer in samples[0].routes]
+        for b, s in enumerate(samples):
+            for layer, chosen in zip(routes, s.routes):
+                layer[b, :len(s)] = chosen
+        routes = [layer.flatten(0, 1).to(device) for layer in routes]
+    out = {'input_ids': ids, 'labels': labels, 'real': torch.arange(T) < torch.tensor([len(s) for s in samples]).unsqueeze(1),
+           'sampled': torch.tensor([p for s in samples for p in s.logprobs]), 'number': torch.tensor([s.number for s in samples])}
+    return {**{name: t.to(device) for name, t in out.items()}, 'routes': routes}
 
 
 def forward(model, part, cfg, device, routes=None):
-    """-> logp [n], entropy [n] of the labelled tokens"""
-    inputs = {name: part[name] for name in ('input_ids', 'labels', 'positions', 'doc_ids')}
+    """-> logp [n], entropy [n] of the labelled tokens. Right padding needs no mask: nothing looks at what follows it."""
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
-        return model.logprobs(**inputs, temperature=cfg.temperature, entropy=True, routes=routes)[:2]
+        return model.logprobs(part['input_ids'], part['labels'], temperature=cfg.temperature, entropy=True, routes=routes, replay=part['routes'])[:2]
 
 
-def problem_order(counts, per_step, seed):
-    """Endless steps of (file, row) pairs: the files take turns, each goes through its rows in an order drawn anew every epoch."""
+def losses(cfg, part, logp, A_N, w_N):
+    """logp [n] of a micro-batch, advantages and token weights [N + 1] of the step's samples -> policy loss, kl_coef * KL, and over the
+    tokens [n]: which count, where the clip binds below and above, KL, rho, log(pi_old / pi_sampler)"""
+    rows = (part['labels'] != -100).nonzero()[:, 0]
+    A, w = A_N[part['number'][rows]], w_N[part['number'][rows]]
+    old = logp.detach() if part['old'] is None else part['old']
+    log_rho, off = logp - old, old - part['sampled']
+    if cfg.ratio == 'sequence':
+        log_rho = of_sequence(log_rho, rows, len(part['number']))
+    weight = w * off.exp().clamp(max=cfg.tis) if cfg.tis else w
+    loss, low, high = policy_loss(logp, log_rho, A, weight, cfg.objective, cfg.clip_low, cfg.clip_high)
+    kl = torch.zeros_like(logp) if part['ref'] is None else kl_terms(logp, part['ref'], cfg.kl)
+    kl_loss = cfg.kl_coef * (w * kl).sum() if cfg.kl != 'k1' else 0.0 * logp.sum()   # k1 is in the reward
+    return loss, kl_loss, w > 0, low, high, kl, log_rho.exp(), off
+
+
+def problem_order(counts, seed):
+    """Endless (file, row) pairs: the files take turns, each goes through its rows in an order drawn anew every epoch."""
     def rows(file, n):
         epoch = 0
         while True:
@@ -185,36 +260,79 @@ def problem_order(counts, per_step, seed):
             yield from ((file, row) for row in order.tolist())
             epoch += 1
     streams = [rows(file, n) for file, n in enumerate(counts)]
-    turn = 0
     while True:
-        yield [next(streams[(turn + i) % len(streams)]) for i in range(per_step)]
-        turn += per_step
+        yield from (next(stream) for stream in streams)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the run
 
 
-def rollout(cfg, model, tokenizer, problems, numbers, step):
-    """Samples and scores this rank's problems. -> groups [P][G] of Samples, scored [P][G] of dicts"""
-    ids, rows = encode_prompts(tokenizer, problems, cfg.prefill)
+def rollout(cfg, model, tokenizer, problems, numbers, step, device):
+    """Samples and scores this rank's problems. -> groups [P][G] of Samples"""
+    if not problems:
+        return []
+    ids, rows = encode_prompts(tokenizer, [{'max_length': cfg.max_new_tokens, **row} for row in problems], cfg.prefill)
     sampler = Sampler(model, tokenizer.stop_ids, cfg.slots)
-    with Unsharded(model):
-        completions = sampler.generate(ids, cfg.group, cfg.max_new_tokens, cfg.temperature, seed=cfg.seed * 1_000_003 + step, keys=numbers)
+    extra = {'routes': True} if cfg.replay_routes else {}
+    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
+        completions = sampler.generate(ids, cfg.group, cfg.max_new_tokens, cfg.temperature, seed=cfg.seed * 1_000_003 + step, keys=numbers, **extra)
     scored = score(tokenizer, rows, completions, cfg.rewards)
-    return [[Sample(prompt, c.tokens, c.logprobs) for c in group] for prompt, group in zip(ids, completions)], scored
+    return [[Sample(prompt, c.tokens, c.logprobs, {k: v for k, v in s.items() if k != 'response'}, getattr(c, 'routes', None))
+             for c, s in zip(*group)] for prompt, *group in zip(ids, completions, scored)]
+
+
+def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
+    """Samples until there are cfg.prompts groups. -> the groups to train on and all that were sampled, each [P][G], the same on every
+    rank. With dynamic_sampling groups without variance are replaced while attempts last; then the first of them fill up."""
+    every, groups = [], []
+    for _ in range(1 + cfg.dynamic_sampling):
+        chosen = list(enumerate(islice(order, cfg.prompts - len(groups)), len(every)))
+        mine = chosen[rank::world]
+        with Unsharded(model):
+            new = rollout(cfg, model, tokenizer, [files[f][r] for _, (f, r) in mine], [i for i, _ in mine], step, device)
+        if world > 1:
+            shares = [None] * world
+            dist.all_gather_object(shares, new)
+            new = [shares[i % world][i // world] for i in range(len(chosen))]
+        every += new
+        varies = advantages(torch.tensor([[s.score['total'] for s in group] for group in every]), 'none')[1].tolist()
+        groups = [group for group, v in zip(every, varies) if v or not cfg.dynamic_sampling]
+        if len(groups) == cfg.prompts:
+            return groups, every
+    flat = [group for group, v in zip(every, varies) if not v]
+    return groups + flat[:cfg.prompts - len(groups)], every
+
+
+def warnings_of(n, first):
+    """numbers of a step, and those of the run's first -> {what is wrong: what usually causes it and which key to turn}"""
+    out = {}
+    if n['zero_variance'] == 1:
+        out['zero variance'] = (f'every group scored alike (mean reward {n["reward"]:.3g}), so nothing is learnt: a reward that is always 0 usually '
+                                'means that answers are not found (see samples.txt; try prefill or format), one that is always the same that the '
+                                'problems are too hard or too easy (data), or group or temperature too small')
+    if n['truncated'] == 1:
+        out['truncated'] = ('every completion was cut: max_new_tokens is too small, or the model never says its stop token '
+                            '(the chat template, or a base model without a cold start)')
+    if n['kl'] > 1:
+        out['kl'] = (f'{n["kl"]:.3g} nats a token from the reference: the policy ran away, usually through a learning_rate too high; lower it, '
+                     'raise kl_coef, or set reference_every')
+    if first and 0 < n['entropy'] < min(0.01, 0.2 * first['entropy']):
+        out['entropy'] = (f'entropy fell to {n["entropy"]:.2g} nats a token: samples of a group become copies of each other; raise clip_high or '
+                          'temperature, lower learning_rate or updates')
+    if n['mismatch_kl'] > 0.02:
+        out['mismatch'] = (f"sampler and trainer disagree (KL {n['mismatch_kl']:.2g} a token): usually bfloat16 on a MoE model; set tis=2, "
+                           "replay_routes=True, or dtype='float32'")
+    return out
 
 
 def main(cfg):
     device, rank, world = start_processes(cfg)
     if (Path(cfg.out_dir) / 'config.json').exists():
         return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
-    if cfg.prompts % (world * cfg.updates):
-        raise ValueError(f'prompts={cfg.prompts} does not divide into {world} ranks x updates={cfg.updates}')
     model, tokenizer = load_model(cfg, device)
     files = [read_rows(path, require=('prompt', 'task')) for path in cfg.data]
     eval_rows = [row for path in cfg.eval_data for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
-    order = problem_order([len(rows) for rows in files], cfg.prompts, cfg.seed)
     active, E = model.num_params(active=True), model.cfg.n_routed_experts
     moe = sum(hasattr(layer.mlp, 'gate') for layer in model.model.layers[:model.cfg.num_hidden_layers])
     reference = shard(copy.deepcopy(model).requires_grad_(False), cfg, device) if cfg.kl_coef else None
@@ -222,20 +340,22 @@ def main(cfg):
     optimizers = make_optimizers(model, cfg, device)
 
     # go on from the newest checkpoint
-    step, seconds, flops = 0, 0.0, 0.0
+    step, drawn, bad, seconds, flops, first = 0, 0, 0, 0.0, 0.0, None
+    data = zlib.crc32(json.dumps(files, sort_keys=True).encode())
     found = checkpoint.latest(cfg.out_dir) if cfg.resume else None
     if found:
         state = checkpoint.load(found, model, optimizers)
-        step, seconds, flops = state['step'], state['seconds'], state['flops']
+        if (state['data'], state['seed']) != (data, cfg.seed):
+            raise ValueError(f'{found} was saved with other problems or another seed; set another out_dir to start anew')
+        step, drawn, bad, seconds, flops, first = (state[key] for key in ('step', 'drawn', 'bad', 'seconds', 'flops', 'first'))
         if reference is not None:
             for name, tensor in checkpoint.named_tensors(reference).items():
                 tensor.data.copy_(checkpoint.placed(state['reference'][name], tensor))
-        for _ in range(step):
-            next(order)
-    log, stop = Log(cfg, rank, step, cfg.steps), Stop()
+    order = islice(problem_order([len(rows) for rows in files], cfg.seed), drawn, None)
+    log, stop, warned = Log(cfg, rank, step, cfg.steps), Stop(), set()
 
     def save():
-        state = {'seconds': seconds, 'flops': flops}
+        state = {'data': data, 'seed': cfg.seed, 'drawn': drawn, 'bad': bad, 'seconds': seconds, 'flops': flops, 'first': first}
         if reference is not None:
             state['reference'] = checkpoint.full_state_dict(reference)
         checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
@@ -256,91 +376,113 @@ def main(cfg):
         look()
     began = time.time()
     while step < cfg.steps and not (cfg.max_flops and flops >= cfg.max_flops):
-        # rollout: this rank's share of the prompts
+        # rollout
         start = time.time()
-        chosen = list(enumerate(next(order)))[rank::world]
-        groups, scored = rollout(cfg, model, tokenizer, [files[f][r] for _, (f, r) in chosen], [i for i, _ in chosen], step)
-        sampling = timed(start)
-        R = torch.tensor([[s['total'] for s in group] for group in scored])
-        A, varies = advantages(R, cfg.scale_advantage)
-        for group, a in zip(groups, A.tolist()):
-            for sample, advantage in zip(group, a):
-                sample.advantage = advantage
+        groups, every = collect(cfg, model, tokenizer, files, order, step, device, rank, world)
+        drawn += len(every)
+        sampling, start = timed(start), time.time()
+        samples = [s for group in groups for s in group]
+        for number, s in enumerate(samples):
+            s.number = number
+        N, R = len(samples), torch.tensor([[s.score['total'] for s in group] for group in groups])
+        varies = advantages(R, 'none')[1].repeat_interleave(cfg.group).tolist()
+        lengths = torch.tensor([len(s.tokens) * (s.score['finished'] or not cfg.mask_truncated) for s in samples])
+        w_N = torch.cat([token_weights(part, cfg.loss_norm, cfg.max_new_tokens).float() for part in lengths.chunk(cfg.updates)])
+        w_N = torch.cat([w_N, torch.zeros(1)]).to(device)       # the last is that of a row without a sample
 
-        # updates: each on its share of the groups
-        start, stats, trained = time.time(), torch.zeros(8, dtype=torch.float64, device=device), 0
-        counts = torch.zeros(moe, E or 0, dtype=torch.int64, device=device)
-        share = len(groups) // cfg.updates
-        parts_of = []
-        for u in range(cfg.updates):
-            mine = range(u * share, (u + 1) * share)
-            lengths = torch.zeros(cfg.prompts // cfg.updates, cfg.group, device=device)
-            lengths[rank::world] = torch.tensor([[float(len(s.tokens)) for s in groups[g]] for g in mine], device=device)
-            weights = token_weights(total(lengths, device).flatten(), cfg.loss_norm, cfg.max_new_tokens).view_as(lengths)[rank::world]
-            for row, g in enumerate(mine):
-                for sample, weight in zip(groups[g], weights[row].tolist()):
-                    sample.weight = weight
-            used = [s for g in mine if varies[g] or cfg.kl_coef for s in groups[g]]
-            trained += sum(len(s.prompt) + len(s.tokens) for s in used)
-            packed = pack_samples(used, cfg.row_len) if used else {name: t[:0] for name, t in pack_samples(groups[0], cfg.row_len).items()}
-            parts_of.append(micro_batches(packed, cfg.micro_rows, device))
-            for part in parts_of[-1]:  # frozen log-probs, from the policy as it sampled
-                with torch.no_grad():
-                    part['old'] = forward(model, part, cfg, device)[0] if cfg.updates > 1 else None
+        # micro-batches of each update, and their frozen log-probs: the policy's as it sampled, the reference's
+        updates, trained = [], 0
+        for some in torch.arange(N).chunk(cfg.updates):
+            used = [samples[i] for i in some.tolist() if lengths[i] and (varies[i] or reference is not None)]
+            trained += sum(len(s) + 1 for s in used)
+            parts = micro_batches(used, cfg.micro_tokens, world)
+            mine = parts[rank::world]
+            updates.append([tensors(part, device) for part in mine + [[]] * (-(-len(parts) // world) - len(mine))])
+        k1_N = torch.zeros(N + 1, device=device)
+        with torch.no_grad():
+            for u, parts in enumerate(updates):
+                for part in parts:
+                    part['old'] = forward(model, part, cfg, device)[0] if u else None   # the first update's own are exactly those
                     part['ref'] = forward(reference, part, cfg, device)[0] if reference is not None else None
-        norms = []
-        for parts in parts_of:
+                    if cfg.kl == 'k1' and reference is not None:
+                        rows = (part['labels'] != -100).nonzero()[:, 0]
+                        k1_N.index_add_(0, part['number'][rows], kl_terms(part['sampled'], part['ref'], 'k1'))
+        if cfg.kl == 'k1' and cfg.kl_coef:
+            R = R - cfg.kl_coef * total(k1_N, device)[:-1].cpu().view_as(R)
+        A, _ = advantages(R, cfg.advantage_norm)
+        A_N = torch.cat([A.flatten(), torch.zeros(1)]).to(device)
+
+        # updates
+        stats, worst = torch.zeros(9, dtype=torch.float64, device=device), torch.zeros(2, dtype=torch.float64, device=device)
+        counts, norms, skipped = torch.zeros(moe, E or 0, dtype=torch.int64, device=device), [], 0
+        for u, parts in enumerate(updates):
+            loss_sum = torch.zeros((), device=device)
             for part in parts:
                 routes = [] if moe else None
                 logp, entropy = forward(model, part, cfg, device, routes)
-                here = part['labels'] != -100
-                a, w, sampled = part['advantage'][here], part['weight'][here], part['sampled'][here]
-                old = part['old'] if part['old'] is not None else logp.detach()
-                loss, clipped = policy_loss(logp, old, a, w, cfg.clip_low, cfg.clip_high)
-                kl = k3(logp, part['ref']) if part['ref'] is not None else torch.zeros_like(logp)
-                ((loss + cfg.kl_coef * (w * kl).sum()) * world).backward()
-                real = w > 0
-                off = (old - sampled)[real].abs()          # before any update: sampler against trainer
-                stats[:6] += torch.stack([real.sum(), entropy[real].sum(), clipped[real].sum(), kl.detach()[real].sum(), off.sum(), loss.detach()])
-                stats[6] = torch.maximum(stats[6], off.max() if len(off) else stats[6])
+                loss, kl_loss, real, *told = losses(cfg, part, logp, A_N, w_N)
+                ((loss + kl_loss) * world).backward()            # FSDP averages over ranks
+                loss_sum += (loss + kl_loss).detach()
+                low, high, kl, rho, off = (x.detach()[real] for x in told)
+                stats += torch.stack([real.sum(), entropy[real].sum(), low.sum(), high.sum(), kl.sum(), rho.sum(), off.abs().sum(),
+                                      (off.exp() - 1 - off).sum(), loss.detach()])
+                if real.any():
+                    worst = torch.maximum(worst, torch.stack([rho.max(), off.abs().max()]))
                 if moe:
-                    counts = counts + expert_counts(routes, E)
-            norms.append(optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip))
+                    counts = counts + expert_counts(routes, E, part['real'])
+            norm = optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip, total(loss_sum, device).item())
+            bad = bad + 1 if norm is None else 0
+            if bad:
+                skipped += 1
+                not_finite(cfg, log, step, bad, {'update': u, 'parts': parts, 'advantage': A_N, 'weight': w_N}, rank)
+            else:
+                norms.append(norm)
         if moe:
             counts = total(counts, device)
-            update_router_bias(model, counts, cfg.bias_rate)
+            update_router_bias(model, counts, cfg.bias_rate * (not skipped))
         training = timed(start)
         step += 1
         if reference is not None and cfg.reference_every and step % cfg.reference_every == 0:
             reference.load_state_dict(model.state_dict())
 
-        # numbers of the step, over all ranks
-        every = [s for group in scored for s in group]
-        right = lambda s: s['rewards'].get('accuracy', s['total']) >= 1  # noqa: E731
-        sums = {'reward': sum(s['total'] for s in every), 'length': sum(s['length'] for s in every), 'right': sum(map(right, every)),
-                'length_right': sum(s['length'] for s in every if right(s)), 'truncated': sum(not s['finished'] for s in every),
-                'mixing': sum(s['mixed'] for s in every), 'zero_variance': (~varies).sum().item() * cfg.group,
-                'prompt_tokens': sum(len(g[0].prompt) for g in groups), 'trained': trained, 'squares': A.square().sum().item(),
-                **{f'reward_{name}': sum(s['rewards'][name] for s in every) for name in cfg.rewards}}
-        summed = dict(zip(sums, total(torch.tensor(list(sums.values()), dtype=torch.float64, device=device), device).tolist()))
-        mismatch = stats[6].clone()
+        # numbers of the step
+        scores = [s.score for group in every for s in group]
+        count, mean = len(scores), lambda values: sum(values) / max(1, len(values))  # noqa: E731
+        right = [s['rewards'].get('accuracy', s['total']) >= 1 for s in scores]
+        spread = advantages(torch.tensor([[s.score['total'] for s in group] for group in every]), 'none')[1]
+        sampled, prompt_tokens = sum(s['length'] for s in scores), sum(len(group[0].prompt) for group in every)
         if dist.is_initialized():
-            dist.all_reduce(mismatch, dist.ReduceOp.MAX)
+            dist.all_reduce(worst, dist.ReduceOp.MAX)
         stats = total(stats, device).tolist()
-        N, n = cfg.prompts * cfg.group, max(1.0, stats[0])
-        forwards = 1 + (cfg.updates > 1) / 3 + (reference is not None) / 3
-        flops += 2.0 * active * (summed['length'] + summed['prompt_tokens']) + 6.0 * active * summed['trained'] * forwards
-        now = seconds + time.time() - began
-        numbers = {'step': step, **{name: summed[name] / N for name in sums if name not in ('length_right', 'prompt_tokens', 'trained', 'squares')},
-                   'length_right': summed['length_right'] / max(1, summed['right']),
-                   'length_wrong': (summed['length'] - summed['length_right']) / max(1, N - summed['right']),
-                   'advantage_std': (summed['squares'] / N) ** 0.5, 'loss': stats[5], 'entropy': stats[1] / n, 'clipped': stats[2] / n, 'kl': stats[3] / n,
-                   'mismatch': stats[4] / n, 'mismatch_max': mismatch.item(), 'grad_norm': sum(norms) / len(norms), 'flops': flops,
-                   'reward_failures': sum(rewards.FAILURES.values()), 'seconds': now, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg)}
+        n = max(1.0, stats[0])
+        forwards = 1 + (1 - 1 / cfg.updates) / 3 + (reference is not None) / 3
+        spent = [2.0 * active * (sampled + prompt_tokens), 6.0 * active * trained * forwards]
+        flops += sum(spent)
+        peak = 1e12 * peak_tflops(cfg, device) * world
+        numbers = {
+            'step': step, 'reward': mean([s['total'] for s in scores]), 'length': sampled / count, 'right': mean(right),
+            'truncated': mean([not s['finished'] for s in scores]), 'mixing': mean([s['mixed'] for s in scores]),
+            'zero_variance': 1 - spread.double().mean().item(), **{f'reward_{name}': mean([s['rewards'][name] for s in scores]) for name in cfg.rewards},
+            'length_right': mean([s['length'] for s, r in zip(scores, right) if r]),
+            'length_wrong': mean([s['length'] for s, r in zip(scores, right) if not r]),
+            'advantage_std': A.square().mean().sqrt().item(), 'loss': stats[8], 'entropy': stats[1] / n, 'clipped': (stats[2] + stats[3]) / n,
+            'clipped_low': stats[2] / n, 'clipped_high': stats[3] / n, 'ratio': stats[5] / n, 'ratio_max': worst[0].item(), 'kl': stats[4] / n,
+            'mismatch': stats[6] / n, 'mismatch_max': worst[1].item(), 'mismatch_kl': stats[7] / n, 'grad_norm': mean(norms), 'skipped': skipped,
+            'sampled_groups': len(every), 'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()),
+            'seconds': seconds + time.time() - began, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg),
+            'tokens_per_second': sampled / (sampling + training), 'memory_gib': peak_memory(device)}
+        if peak:
+            numbers.update(mfu=sum(spent) / (sampling + training) / peak, mfu_training=spent[1] / training / peak)
         if moe:
             numbers['expert_max_load'] = (counts.amax(1) / counts.float().mean(1).clamp(min=1e-9)).mean().item()
+            numbers.update(router_bias(model))
         log.write(numbers, ('reward', 'right', 'length', 'entropy', 'zero_variance', 'mismatch_max'))
         log.tick()
+        first = first or ({'entropy': numbers['entropy']} if stats[0] else None)
+        wrong = warnings_of(numbers, first)
+        for what in sorted(wrong.keys() - warned):               # once, until it has been well again
+            log.warn(f'step {step}: {wrong[what]}')
+        warned = set(wrong)
         if eval_rows and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
             pause = time.time()
             look()

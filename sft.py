@@ -20,7 +20,9 @@ recipe looks at), data streaming (rows are tokenised in memory).
 """
 
 import json
+import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -29,6 +31,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
@@ -45,7 +48,8 @@ from sample import evaluate
 class Config:
     out_dir: str = 'out/sft'               # checkpoints, metrics.jsonl, samples.txt and the finished model
     init_from: str | None = None           # checkpoint to start from; None: a new model of shape `model`
-    model: dict = field(default_factory=dict)  # ModelConfig of a new model; vocab_size follows from the tokenizer
+    model: dict = field(default_factory=dict)  # ModelConfig of a new model (vocab_size follows from the tokenizer); with init_from the keys to
+                                           # change, as {'max_position_embeddings': 131072, 'rope_scaling': {...}} for longer context
     tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
     data: list = field(default_factory=lambda: ['data/countdown/corpus.jsonl'])  # JSONL files of rows with "messages"
     loss_on: str = 'assistant'             # 'assistant': its turns only, 'all': every token (a base model)
@@ -62,6 +66,7 @@ class Config:
     beta2: float = 0.95                    # AdamW
     weight_decay: float = 0.0              # decoupled, for matrices
     grad_clip: float = 1.0                 # largest gradient norm; 0: none
+    max_bad_updates: int = 3               # updates in a row that may be skipped for a loss or gradient that is not finite
     mtp_weight: float = 0.3                # weight of the MTP loss, where the model has that layer
     balance_alpha: float = 1e-4            # weight of the sequence-wise balance loss
     bias_rate: float = 1e-3                # step of the router bias
@@ -69,7 +74,9 @@ class Config:
     device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
     dtype: str = 'float32'                 # arithmetic: 'float32', or 'bfloat16' (autocast)
     threads: int = 2                       # CPU threads a rank
+    shard_ranks: int = 0                   # ranks that share one copy of the weights (HSDP: those of a node); 0: all
     activation_checkpointing: bool = False # recompute activations in the backward pass
+    peak_tflops: float = 0.0               # of a device, for the model FLOPs utilisation; 0: looked up by the GPU's name
     eval_data: list = field(default_factory=list)  # problem files to sample and grade while training
     eval_every: int = 0                    # steps between evaluations; 0: only the data of the last step
     eval_rows: int = 64                    # problems of an evaluation
@@ -78,6 +85,7 @@ class Config:
     save_every: int = 200                  # steps between checkpoints; 0: only when stopped
     keep: int = 2                          # checkpoints kept
     resume: bool = True                    # go on from the newest checkpoint in out_dir
+    wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,14 +106,20 @@ def start_processes(cfg):
 
 
 def shard(model, cfg, device):
-    """FSDP2 over all ranks: each layer is a unit, the embedding, norm and head another. Nothing to do in one process."""
+    """FSDP2: each layer is a unit, the embedding, norm and head another. With `shard_ranks` every so many ranks (a node) share a copy of
+    the weights and gradients are averaged over the copies (HSDP); else all ranks share one. Nothing to do in one process."""
     model.activation_checkpointing = cfg.activation_checkpointing
     if dist.is_initialized():
+        world = dist.get_world_size()
+        if world % (cfg.shard_ranks or world):
+            raise ValueError(f'shard_ranks={cfg.shard_ranks} does not divide {world} ranks')
+        shape = (world // cfg.shard_ranks, cfg.shard_ranks) if cfg.shard_ranks else (world,)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=('copies', 'ranks')[-len(shape):])
         bf16 = cfg.dtype == 'bfloat16' and device.type == 'cuda'
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
         for layer in model.model.layers:
-            fully_shard(layer, mp_policy=policy)
-        fully_shard(model, mp_policy=policy)
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(model, 'logprobs')
         with torch.no_grad():  # the first unit to run becomes the root: it must be the whole model, not a layer that the sampler calls
             blank = torch.zeros(1, 2, dtype=torch.int64, device=device)
@@ -230,16 +244,31 @@ def schedule(step, cfg):
     return warm * (cfg.min_lr + (1 - cfg.min_lr) * tail)
 
 
-def optimizer_step(model, optimizers, share, grad_clip):
-    """-> gradient norm before clipping. Sets the learning rates to `share` of their peaks, steps, clears the gradients."""
+def optimizer_step(model, optimizers, share, grad_clip, loss=0.0):
+    """-> gradient norm before clipping. Sets the learning rates to `share` of their peaks, steps, clears the gradients. Where the norm or
+    `loss` (of all ranks) is not finite nothing is changed and None returned."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float('inf'))
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    healthy = math.isfinite(norm) and math.isfinite(loss)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group['lr'] = group['peak_lr'] * share
-        optimizer.step()
+        if healthy:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return norm.item()
+    return norm if healthy else None
+
+
+def not_finite(cfg, log, step, bad, batch, rank):
+    """An update was skipped, the `bad`th in a row: told, and the end of the run after cfg.max_bad_updates, with each rank's batch saved."""
+    log.warn(f'step {step + 1}: loss or gradient is not finite, update skipped ({bad} in a row)')
+    if bad >= cfg.max_bad_updates:
+        path = Path(cfg.out_dir) / f'bad_batch_rank{rank}.pt'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({'step': step, **batch}, path)
+        raise FloatingPointError(f'{bad} updates in a row had a loss or gradient that is not finite; the batch is in {path}, the last checkpoint '
+                                 f'in {cfg.out_dir} is from before. Usual causes: learning_rate too high, rows of data that are broken; '
+                                 'the same command replays the steps since the checkpoint to the same bits')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -260,6 +289,13 @@ class Log:
         old = [line for line in old if line.endswith('}') and json.loads(line)['step'] <= step]
         path.write_text(''.join(line + '\n' for line in old))
         self.file = open(path, 'a')
+        self.wandb = None
+        if cfg.wandb:
+            try:
+                import wandb
+            except ImportError:
+                raise SystemExit("wandb is missing: pip install -e '.[wandb]', or leave the key `wandb` empty") from None
+            self.wandb = wandb.init(project=cfg.wandb, name=self.folder.name, id=self.folder.name, resume='allow', config=asdict(cfg))
         self.bar = tqdm(total=steps, initial=step, desc=self.folder.name, dynamic_ncols=True, mininterval=1.0)
 
     def write(self, numbers, shown=()):
@@ -267,7 +303,13 @@ class Log:
             return
         self.file.write(json.dumps(numbers) + '\n')
         self.file.flush()
+        if self.wandb:
+            self.wandb.log({k: v for k, v in numbers.items() if k != 'step'}, step=numbers['step'])
         self.bar.set_postfix_str(' '.join(f'{name} {numbers[name]:.3g}' for name in shown if name in numbers), refresh=False)
+
+    def warn(self, text):
+        if not self.quiet:
+            tqdm.write(f'warning: {text}', file=sys.stderr)
 
     def samples(self, step, scored, count=4):
         if self.quiet:
@@ -284,11 +326,34 @@ class Log:
         if not self.quiet:
             self.bar.close()
             self.file.close()
+            if self.wandb:
+                self.wandb.finish()
 
 
-def expert_counts(routes, E):
-    """-> tokens that each expert got, [MoE layers, E]"""
-    return torch.stack([torch.bincount(chosen.flatten(), minlength=E) for _, chosen in routes])
+def expert_counts(routes, E, real_BT=None):
+    """-> tokens that each expert got, [MoE layers, E]; of those in real_BT only, if given"""
+    mine = slice(None) if real_BT is None else real_BT.flatten()
+    return torch.stack([torch.bincount(chosen[mine].flatten(), minlength=E) for _, chosen in routes])
+
+
+def router_bias(model):
+    biases = [b.abs().max().item() for name, b in model.named_buffers() if name.endswith('e_score_correction_bias')]
+    return {'router_bias_max': max(biases)} if biases else {}
+
+
+def peak_memory(device):
+    """-> GiB at the peak so far: this rank's tensors on a GPU, the whole process on a CPU"""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == 'darwin' else 2**20)
+
+
+def peak_tflops(cfg, device):
+    """-> dense bfloat16 TFLOP/s of one device by its data sheet, 0.0 where unknown. (The FLOPs of the logs are 6 N a token trained and 2 N
+    sampled, N the active parameters: no attention scores, no recomputation.)"""
+    known = {'B200': 2250, 'GH200': 989, 'H200': 989, 'H100': 989, 'H800': 989, 'A100': 312, 'A800': 312, 'L40S': 362, 'RTX 4090': 165}
+    name = torch.cuda.get_device_name() if device.type == 'cuda' else ''
+    return cfg.peak_tflops or float(next((v for k, v in known.items() if k in name), 0))
 
 
 def finish(cfg, model, tokenizer, rank):
@@ -313,6 +378,11 @@ def load_model(cfg, device):
         if tokenizer.vocab_size > model.cfg.vocab_size:
             raise ValueError(f'the tokenizer of {source} has {tokenizer.vocab_size} tokens, the model of {cfg.init_from} an embedding '
                              f'of {model.cfg.vocab_size}; they do not belong together')
+        if changes := getattr(cfg, 'model', None):
+            with torch.device('meta'):
+                changed = Transformer(ModelConfig.from_hub({**asdict(model.cfg), **changes}, 'model'))
+            changed.load_state_dict(model.state_dict(), assign=True)   # an error names what no longer fits
+            model = changed
     else:
         ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
         model = Transformer(ModelConfig.from_hub({'vocab_size': tokenizer.vocab_size, **ids, **cfg.model}, 'model')).to(device)
@@ -349,11 +419,11 @@ def main(cfg):
     optimizers = make_optimizers(model, cfg, device)
 
     # go on from the newest checkpoint
-    step, seconds, flops, tokens = 0, 0.0, 0.0, 0
+    step, seconds, flops, tokens, bad = 0, 0.0, 0.0, 0, 0
     found = checkpoint.latest(cfg.out_dir) if cfg.resume else None
     if found:
         state = checkpoint.load(found, model, optimizers)
-        step, seconds, flops, tokens = state['step'], state['seconds'], state['flops'], state['tokens']
+        step, seconds, flops, tokens, bad = (state[key] for key in ('step', 'seconds', 'flops', 'tokens', 'bad'))
         batches.load_state(state['batches'])
     log, stop = Log(cfg, rank, step, cfg.steps), Stop()
     if rank == 0:
@@ -361,7 +431,7 @@ def main(cfg):
               + (f', from step {step}' if step else ''), file=sys.stderr)
 
     def save():
-        state = {'seconds': seconds, 'flops': flops, 'tokens': tokens, 'batches': batches.state()}
+        state = {'seconds': seconds, 'flops': flops, 'tokens': tokens, 'bad': bad, 'batches': batches.state()}
         checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
 
     stream, mtp = iter(batches), bool(model.cfg.num_nextn_predict_layers) and cfg.mtp_weight > 0
@@ -389,23 +459,27 @@ def main(cfg):
             loss.backward()
             if moe:
                 counts = counts + expert_counts(routes, model.cfg.n_routed_experts)
+        sums = total(sums, device)
+        norm = optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip, sums.sum().item())
+        bad = bad + 1 if norm is None else 0
+        if bad:
+            not_finite(cfg, log, step, bad, batch, rank)
         if moe:
             counts = total(counts, device)
-            update_router_bias(model, counts, cfg.bias_rate)
-        norm = optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip)
+            update_router_bias(model, counts, cfg.bias_rate * (not bad))
         step += 1
         step_tokens = total((batch['doc_ids'] >= 0).sum(), device).item()
         tokens, flops = tokens + step_tokens, flops + 6.0 * active * step_tokens
         log.tick()
         # look
         if step % cfg.log_every == 0 or step == cfg.steps:
-            sums = total(sums, device).tolist()
-            now = seconds + time.time() - began
-            numbers = {'step': step, 'loss': sums[0], 'lr': schedule(step - 1, cfg), 'grad_norm': norm, 'tokens': tokens, 'flops': flops,
-                       'seconds': now, 'tokens_per_second': tokens / now}
+            sums, now, peak = sums.tolist(), seconds + time.time() - began, 1e12 * peak_tflops(cfg, device) * world
+            numbers = {'step': step, 'loss': sums[0], 'lr': schedule(step - 1, cfg), 'grad_norm': norm or 0.0, 'skipped': int(bad > 0),
+                       'tokens': tokens, 'flops': flops, 'seconds': now, 'tokens_per_second': tokens / now, 'memory_gib': peak_memory(device)}
+            numbers.update({'mfu': flops / now / peak} if peak else {})
             numbers.update({'mtp_loss': sums[1]} if mtp else {})
             if moe:  # 1: every expert gets the same
-                numbers.update(balance_loss=sums[2], expert_max_load=(counts.amax(1) / counts.float().mean(1)).mean().item())
+                numbers.update(balance_loss=sums[2], expert_max_load=(counts.amax(1) / counts.float().mean(1)).mean().item(), **router_bias(model))
             log.write(numbers, ('loss', 'mtp_loss', 'grad_norm', 'expert_max_load', 'tokens_per_second'))
         if problems and cfg.eval_every and step % cfg.eval_every == 0:
             with Unsharded(model):

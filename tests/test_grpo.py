@@ -1,7 +1,8 @@
-"""grpo.py: the maths against a slow reference from the papers' formulas, packing, and whole runs on a tiny model."""
+"""grpo.py: every variant against a slow float64 reference from its paper's formula, rollouts and whole runs on a tiny model."""
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,16 @@ import pytest
 import torch
 
 import grpo
+import rewards
+from configurator import ConfigError, parse
 from data.countdown import prepare
-from grpo import Config, Sample, advantages, k3, pack_samples, policy_loss, token_weights
+from grpo import Config, Sample, advantages, kl_terms, losses, micro_batches, policy_loss, tensors, token_weights
 from model import ModelConfig, Transformer
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
             max_position_embeddings=96)
+CPU = torch.device('cpu')
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +34,6 @@ def toy(tmp_path_factory):
         model.lm_head.weight[tokenizer.eos_id] += 0.1
     model.save_pretrained(folder / 'm')
     tokenizer.save_pretrained(folder / 'm')
-    import random
     rng = random.Random(0)
     rows = [prepare.rl_problem(rng, (1 + i, 2, 3), 6 + i) for i in range(8)]
     prepare.write_rows(folder / 'rl.jsonl', rows)
@@ -39,86 +42,289 @@ def toy(tmp_path_factory):
 
 def config(toy, out, **changes):
     return Config(**{**dict(out_dir=str(out), init_from=str(toy / 'm'), data=[str(toy / 'rl.jsonl')], rewards={'length_coin': 1.0}, steps=4,
-                            prompts=4, group=4, max_new_tokens=10, row_len=48, micro_rows=2, eval_every=0, save_every=0, learning_rate=1e-3,
+                            prompts=4, group=4, max_new_tokens=10, micro_tokens=96, eval_every=0, save_every=0, learning_rate=1e-3,
                             threads=1), **changes})
 
 
 @pytest.fixture(autouse=True)
 def coin(monkeypatch):
-    """A reward that an untrained model gets different values of."""
-    import rewards
-    monkeypatch.setitem(rewards.REWARDS, 'length_coin', lambda response, row: float(len(response) % 3))
+    """A reward that an untrained model gets different values of; another that half of the problems give none of."""
+    def length_coin(response, row):
+        return float(len(response) % 3)
+    monkeypatch.setitem(rewards.REWARDS, 'length_coin', length_coin)
+    monkeypatch.setitem(rewards.REWARDS, 'half', lambda response, row: length_coin(response, row) * (row['target'] % 2))
 
 
-def test_advantages_are_standardised_in_the_group_and_zero_without_variance():
+def sample(prompt, tokens, logprobs=None, finished=True, total=0.0, number=-1, routes=None):
+    score = {'total': total, 'rewards': {}, 'finished': finished, 'length': len(tokens), 'mixed': False}
+    return Sample(prompt, tokens, logprobs or [0.0] * len(tokens), score, routes, number)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the maths
+
+
+def test_advantages_in_the_group_in_the_batch_and_without_scale():
     r = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]])
-    A, varies = advantages(r, scale=True)
+    A, varies = advantages(r, 'group')
     assert varies.tolist() == [True, False, True]
     assert A[0].tolist() == [1, -1, -1, 1] and A[1].tolist() == [0, 0, 0, 0]
     sd = math.sqrt(0.75 * 0.25)
     assert A[2].tolist() == pytest.approx([0.75 / sd, -0.25 / sd, -0.25 / sd, -0.25 / sd])
-    assert advantages(r, scale=False)[0][2].tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert advantages(r, 'none')[0][2].tolist() == [0.75, -0.25, -0.25, -0.25]
+    whole = math.sqrt((4 * 0.25 + 0.75 ** 2 + 3 * 0.25 ** 2) / 12)
+    assert advantages(r, 'batch')[0][2].tolist() == pytest.approx([0.75 / whole] + [-0.25 / whole] * 3)
+    assert advantages(r[1:2], 'batch')[0].tolist() == [[0, 0, 0, 0]]
 
 
-def test_token_weights_are_those_of_the_three_papers():
+def test_token_weights_are_those_of_the_three_papers_and_leave_out_the_empty():
     lengths = torch.tensor([2, 8, 10])
     assert token_weights(lengths, 'sequence', 99).tolist() == pytest.approx([1 / 6, 1 / 24, 1 / 30])   # GRPO: mean of means
     assert token_weights(lengths, 'token', 99).tolist() == pytest.approx([1 / 20] * 3)                 # DAPO: mean over tokens
     assert token_weights(lengths, 'constant', 50).tolist() == pytest.approx([1 / 150] * 3)             # Dr.GRPO: a constant
-    with pytest.raises(ValueError, match="'sequence', 'token' or 'constant'"):
-        token_weights(lengths, 'mean', 50)
+    for norm in ('sequence', 'token', 'constant'):                                                     # a truncated one among them
+        with_gap = token_weights(torch.tensor([2, 0, 8, 10]), norm, 50)
+        assert with_gap[1] == 0 and with_gap[[0, 2, 3]].tolist() == token_weights(lengths, norm, 50).tolist()
+
+
+def test_k1_k2_k3_against_the_divergence_in_closed_form():
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    q = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    kl = (p * (p / q).log()).sum().item()
+    k1, k2, k3 = (kl_terms(p.log(), q.log(), kind) for kind in ('k1', 'k2', 'k3'))
+    assert (p * k1).sum().item() == pytest.approx(kl) and (p * k3).sum().item() == pytest.approx(kl)
+    assert torch.allclose(k3, q / p - (q / p).log() - 1) and (k3 >= 0).all()
+    assert torch.allclose(k2, 0.5 * (p / q).log() ** 2)
+    # gradients through logits: that of k1 in a loss has mean 0, that of k2 is the divergence's
+    z = p.log().clone().requires_grad_()
+    true = torch.autograd.grad((z.softmax(0) * (z.log_softmax(0) - q.log())).sum(), z)[0]
+    mean = {kind: sum(p[v] * torch.autograd.grad(kl_terms(z.log_softmax(0)[v], q[v].log(), kind), z)[0] for v in range(3)) for kind in ('k1', 'k2')}
+    assert mean['k1'].abs().max() < 1e-12 and torch.allclose(mean['k2'], true) and true.abs().max() > 0.1
+
+
+VARIANTS = {
+    'grpo': dict(loss_norm='sequence', kl_coef=0.04),
+    'grpo, wide clip of R1': dict(clip_low=10.0, clip_high=10.0, kl_coef=0.001),
+    'dr_grpo': dict(advantage_norm='none', loss_norm='constant', max_new_tokens=9),
+    'dapo': dict(clip_high=0.28, loss_norm='token', mask_truncated=True),
+    'gspo': dict(ratio='sequence', loss_norm='sequence', clip_low=0.03, clip_high=0.04),
+    'cispo': dict(objective='cispo', clip_low=1.0, clip_high=0.1),
+    'reinforce': dict(objective='reinforce', advantage_norm='none'),
+    'batch norm, k2': dict(advantage_norm='batch', kl='k2', kl_coef=0.1),
+    'k1': dict(kl='k1', kl_coef=0.1),
+    'tis': dict(tis=1.1, loss_norm='sequence', kl_coef=0.1),
+}
+
+
+def slow(cfg, R, logp, old, ref, sampled, finished):
+    """The loss of one update, float64, one completion and token at a time, as the papers write it. R [P][G]; the others flat lists over
+    completions of lists or tensors [T]."""
+    P, G = len(R), len(R[0])
+    beta, N, loss = cfg.kl_coef, P * G, 0.0
+    if cfg.kl == 'k1':                                                     # r - beta sum_t log(pi / pi_ref), of the policy that sampled
+        R = [[R[p][g] - beta * float((sampled[p * G + g] - ref[p * G + g]).sum()) for g in range(G)] for p in range(P)]
+    centred = [[r - sum(group) / G for r in group] for group in R]
+    in_loss = [i for i in range(N) if finished[i] or not cfg.mask_truncated]
+    n_tokens = sum(len(logp[i]) for i in in_loss)
+    for i in in_loss:
+        p, g = divmod(i, G)
+        std = {'group': (sum(c * c for c in centred[p]) / G) ** 0.5, 'none': 1.0, 'batch': (sum(c * c for row in centred for c in row) / N) ** 0.5}
+        A, T = centred[p][g] / std[cfg.advantage_norm], len(logp[i])
+        s = ((logp[i] - old[i]).sum() / T).exp()                           # GSPO eq. 7
+        whole, kl_whole = 0.0, 0.0
+        for t in range(T):
+            rho = s if cfg.ratio == 'sequence' else (logp[i][t] - old[i][t]).exp()
+            clipped = rho.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
+            value = {'clip': min(rho * A, clipped * A), 'cispo': clipped.detach() * A * logp[i][t], 'reinforce': A * logp[i][t]}[cfg.objective]
+            x = ref[i][t] - logp[i][t]
+            kl = {'k1': 0.0, 'k2': 0.5 * x ** 2, 'k3': x.exp() - x - 1}[cfg.kl]
+            trust = min(math.exp(old[i][t] - sampled[i][t]), cfg.tis) if cfg.tis else 1.0
+            whole, kl_whole = whole + trust * value, kl_whole + kl
+        norm = {'sequence': T * len(in_loss), 'token': n_tokens, 'constant': len(in_loss) * cfg.max_new_tokens}[cfg.loss_norm]
+        loss = loss - (whole - beta * kl_whole) / norm
+    return loss
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_every_variant_equals_the_papers_formula_in_float64(name):
+    cfg, rng = Config(**VARIANTS[name]), torch.Generator().manual_seed(5)
+    lengths, G = [4, 1, 7, 3, 5, 2], 3
+    randn = lambda n: torch.randn(n, generator=rng, dtype=torch.float64)  # noqa: E731
+    base = [-1.5 + randn(n) * 0.3 for n in lengths]
+    old, ref, sampled = ([b + 0.15 * randn(len(b)) for b in base] for _ in range(3))
+    finished = [True, True, False, True, True, True]
+    R = [[1.0, 0.0, 0.3], [0.2, 0.2, 1.0]]
+    samples = [sample([1] * 2, list(range(3, 3 + n)), s.tolist(), f, number=i) for i, (n, s, f) in enumerate(zip(lengths, sampled, finished))]
+
+    # as main does it, on two micro-batches
+    parts, leaves, loss = micro_batches(samples, 24, 1), {}, 0.0
+    assert len(parts) > 1 and sorted(s.number for part in parts for s in part) == list(range(6))
+    R_PG = torch.tensor(R, dtype=torch.float64)
+    if cfg.kl == 'k1':
+        R_PG = R_PG - cfg.kl_coef * torch.stack([(s - r).sum() for s, r in zip(sampled, ref)]).view(2, 3)
+    A_N = torch.cat([advantages(R_PG, cfg.advantage_norm)[0].flatten(), torch.zeros(1)])
+    w_N = torch.cat([token_weights(torch.tensor([n * (f or not cfg.mask_truncated) for n, f in zip(lengths, finished)]), cfg.loss_norm, cfg.max_new_tokens),
+                     torch.zeros(1)])
+    for samples_of in parts:
+        part = tensors(samples_of, CPU)
+        numbers = [s.number for s in samples_of]
+        part.update(old=torch.cat([old[i] for i in numbers]), ref=torch.cat([ref[i] for i in numbers]) if cfg.kl_coef else None,
+                    sampled=torch.cat([sampled[i] for i in numbers]))
+        for i in numbers:
+            leaves[i] = base[i].clone().requires_grad_()
+        policy, kl, *_ = losses(cfg, part, torch.cat([leaves[i] for i in numbers]), A_N, w_N)
+        loss = loss + policy + kl
+    loss.backward()
+
+    want = [b.clone().requires_grad_() for b in base]
+    expected = slow(cfg, R, want, old, ref, sampled, finished)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    for i, w in enumerate(want):
+        got = leaves[i].grad
+        assert torch.allclose(got, torch.zeros_like(got) if w.grad is None else w.grad, rtol=1e-9, atol=1e-12), i
+    assert any((w.grad is not None and w.grad.abs().max() > 1e-3) for w in want)
+
+
+def gradient(cfg, R, lengths, shift=0.2):
+    """d loss / d logp of one update at some off-policy point, [n]"""
+    R = torch.tensor(R, dtype=torch.float64)
+    samples = [sample([1], [2] * n, number=i) for i, n in enumerate(lengths)]
+    part = tensors(samples, CPU)
+    n = sum(lengths)
+    old = torch.linspace(-2, -1, n, dtype=torch.float64)
+    part.update(old=old, ref=None, sampled=old)
+    logp = (old + shift * torch.linspace(-1, 1, n, dtype=torch.float64)).requires_grad_()
+    A_N = torch.cat([advantages(R, cfg.advantage_norm)[0].flatten(), torch.zeros(1)])
+    w_N = torch.cat([token_weights(torch.tensor(lengths), cfg.loss_norm, cfg.max_new_tokens), torch.zeros(1)])
+    losses(cfg, part, logp, A_N, w_N)[0].backward()
+    return logp.grad
+
+
+def test_equalities_that_must_hold_between_variants():
+    R, std = [[1.0, 0.0, 0.0, 0.0]], math.sqrt(3) / 4
+    grpo_, dr = Config(loss_norm='sequence'), Config(advantage_norm='none', loss_norm='constant', max_new_tokens=5)
+    assert torch.allclose(gradient(grpo_, R, [5] * 4) * std, gradient(dr, R, [5] * 4), rtol=1e-12)      # one group, equal lengths
+    assert not torch.allclose(gradient(grpo_, R, [5, 2, 3, 1]) * std, gradient(dr, R, [5, 2, 3, 1]), rtol=1e-2)
+    gspo = Config(ratio='sequence', loss_norm='sequence')
+    assert torch.allclose(gradient(grpo_, R, [1] * 4), gradient(gspo, R, [1] * 4), rtol=1e-12)          # one-token answers
+    assert not torch.allclose(gradient(grpo_, R, [3] * 4), gradient(gspo, R, [3] * 4), rtol=1e-2)
+    cispo, reinforce = Config(objective='cispo'), Config(objective='reinforce')
+    assert torch.allclose(gradient(cispo, R, [3, 1, 2, 5], shift=0), gradient(reinforce, R, [3, 1, 2, 5], shift=0), rtol=1e-12)   # on-policy
+    assert not torch.allclose(gradient(cispo, R, [3, 1, 2, 5]), gradient(reinforce, R, [3, 1, 2, 5]), rtol=1e-2)
+    assert torch.allclose(gradient(Config(), R, [3, 1, 2, 5], shift=0), gradient(reinforce, R, [3, 1, 2, 5], shift=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize('A, rho, low, high', [(1.0, 1.5, 0.2, 0.2), (1.0, 0.5, 0.2, 0.2), (-1.0, 1.5, 0.2, 0.2), (-2.0, 0.5, 0.2, 0.2),
                                                (1.0, 1.25, 0.2, 0.28), (1.0, 1.3, 0.2, 0.28), (-1.0, 0.1, 10.0, 10.0)])
 def test_clipped_loss_and_gradient_case_by_case(A, rho, low, high):
     logp = torch.tensor([math.log(rho)], dtype=torch.float64, requires_grad=True)
-    loss, clipped = policy_loss(logp, torch.zeros(1, dtype=torch.float64), torch.tensor([A]), torch.tensor([0.5]), low, high)
+    loss, below, above = policy_loss(logp, logp, torch.tensor([A]), torch.tensor([0.5]), 'clip', low, high)
     loss.backward()
     bound = min(max(rho, 1 - low), 1 + high)
     binds = A * bound < A * rho
-    assert clipped.item() == binds
+    assert (below.item(), above.item()) == (binds and rho < 1, binds and rho > 1)
     assert loss.item() == pytest.approx(-0.5 * min(rho * A, bound * A))
     assert logp.grad.item() == pytest.approx(0.0 if binds else -0.5 * rho * A)
 
 
-def test_k3_is_the_papers_and_its_mean_is_the_divergence():
-    p, q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
-    values = k3(p.log(), q.log())
-    assert torch.allclose(values, q / p - (q / p).log() - 1)
-    assert (values >= 0).all() and (p * values).sum().item() == pytest.approx((p * (p / q).log()).sum().item())
+def test_zero_variance_groups_keep_their_kl_term():
+    samples = [sample([1], [2, 3], number=i) for i in range(2)]
+    part = tensors(samples, CPU)
+    ref = torch.tensor([-1.0, -2.0, -1.5, -0.5])
+    part.update(old=None, ref=ref, sampled=ref)
+    logp = (ref + 0.3).requires_grad_()
+    A, _ = advantages(torch.tensor([[1.0, 1.0]]), 'group')
+    policy, kl, *_ = losses(Config(kl_coef=0.1), part, logp, torch.cat([A[0], torch.zeros(1)]), torch.tensor([0.25, 0.25, 0.0]))
+    (policy + kl).backward()
+    assert policy.item() == 0 and torch.allclose(logp.grad, torch.full((4,), 0.1 * 0.25 * (1 - math.exp(-0.3))))
 
 
-def test_gradient_of_a_packed_step_equals_the_formula_one_completion_at_a_time():
+# ---------------------------------------------------------------------------------------------------------------------
+# micro-batches: padding, stop token, temperature, truncation
+
+
+def test_rows_hold_prompt_and_completion_with_its_stop_token_and_nothing_else():
+    out = tensors([sample([1, 2, 3], [10, 11, 9], [-1.0, -2.0, -3.0], number=7), sample([4], [12], [-4.0], number=5)], CPU)
+    assert out['input_ids'].tolist() == [[1, 2, 3, 10, 11], [4, 0, 0, 0, 0]]                # the last token of each is never an input
+    assert out['labels'].tolist() == [[-100, -100, 10, 11, 9], [12, -100, -100, -100, -100]]
+    assert out['real'].tolist() == [[True] * 5, [True] + [False] * 4]
+    assert out['sampled'].tolist() == [-1, -2, -3, -4] and out['number'].tolist() == [7, 5]
+    assert out['routes'] is None
+
+
+def test_micro_batches_are_sorted_within_the_budget_and_even_over_ranks():
+    rng = random.Random(0)
+    samples = [sample([1] * rng.randint(1, 40), [2] * rng.randint(1, 300), number=i) for i in range(200)]
+    for world in (1, 2, 3):
+        parts = micro_batches(samples, 1000, world)
+        assert sorted(s.number for part in parts for s in part) == list(range(200))
+        lengths = [len(s) for part in parts for s in part]
+        assert lengths == sorted(lengths, reverse=True)
+        sizes = [len(part) * max(map(len, part)) for part in parts]
+        assert max(sizes) <= 1000
+        per_rank = [sum(sizes[r::world]) for r in range(world)]
+        assert max(per_rank) < 1.15 * min(per_rank)
+        assert sum(sizes) < 1.1 * sum(lengths)                                              # little of it is padding
+    even = micro_batches([sample([1], [2] * 10, number=i) for i in range(8)], 1000, 2)
+    assert [len(part) for part in even] == [4, 4]                                           # not 8 and nothing
+    assert [len(part) for part in micro_batches([sample([1], [2] * 2000), sample([1], [2])], 1000, 1)] == [1, 1]
+
+
+def test_padding_and_neighbours_change_no_log_prob_and_no_gradient():
+    torch.manual_seed(3)
+    model = Transformer(ModelConfig(vocab_size=30, initializer_range=0.3, **TINY))
+    samples = [sample([1 + i] * (2 + i), torch.randint(3, 30, (n,)).tolist(), number=i) for i, n in enumerate((4, 1, 9))]
+    cfg = Config(temperature=0.7)
+    together = tensors(samples, CPU)
+    logp, H = grpo.forward(model, together, cfg, CPU)
+    alone = [grpo.forward(model, tensors([s], CPU), cfg, CPU) for s in samples]
+    assert torch.allclose(logp, torch.cat([a[0] for a in alone]), atol=1e-5) and torch.allclose(H, torch.cat([a[1] for a in alone]), atol=1e-5)
+    logp.sum().backward()
+    got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    together['input_ids'][~together['real']] = 29                                           # what the padding holds is nobody's business
+    other = grpo.forward(model, together, cfg, CPU)[0]
+    other.sum().backward()
+    assert torch.equal(other, logp)
+    for name, g in got.items():
+        assert torch.allclose(g, model.get_parameter(name).grad, atol=1e-6), name
+
+
+def test_temperature_is_inside_the_log_probs_and_the_stop_token_has_one():
+    torch.manual_seed(3)
+    model, cfg = Transformer(ModelConfig(vocab_size=30, initializer_range=0.3, **TINY)), Config(temperature=0.7)
+    s = sample([5, 6], [7, 8, 2])                                                           # 2: the stop token
+    logp, H = grpo.forward(model, tensors([s], CPU), cfg, CPU)
+    table = (model(torch.tensor([[5, 6, 7, 8]]))[0].double() / 0.7).log_softmax(-1)[1:]
+    assert logp.tolist() == pytest.approx([table[0, 7].item(), table[1, 8].item(), table[2, 2].item()], abs=1e-5)
+    assert H.tolist() == pytest.approx((-(table.exp() * table).sum(-1)).tolist(), abs=1e-5)
+    logp[-1].backward()                                                                     # it is learnt like every other token
+    assert model.lm_head.weight.grad[2].abs().max() > 1e-3
+
+
+def test_gradient_of_a_step_equals_the_formula_one_completion_at_a_time():
     torch.manual_seed(3)
     model = Transformer(ModelConfig(vocab_size=30, initializer_range=0.3, **TINY))
     reference = Transformer(ModelConfig(vocab_size=30, initializer_range=0.3, **TINY))
     cfg = Config(temperature=0.7, kl_coef=0.05, clip_low=0.1, clip_high=0.2, loss_norm='sequence')
-    groups = [[Sample([1 + g] * (3 + g), torch.randint(3, 30, (n,)).tolist(), []) for n in (4, 1, 7)] for g in range(2)]
+    samples = [sample([1 + g] * (3 + g), torch.randint(3, 30, (n,)).tolist(), number=3 * g + i) for g in range(2) for i, n in enumerate((4, 1, 7))]
     R = torch.tensor([[1.0, 0.0, 0.3], [0.0, 0.0, 1.0]])
-    A, _ = advantages(R, True)
-    samples = [s for group in groups for s in group]
-    old_shift = [0.25 * torch.randn(len(s.tokens)) for s in samples]                       # as if the policy had moved since
-    weights = token_weights(torch.tensor([len(s.tokens) for s in samples]), 'sequence', 0)
-    for s, a, w in zip(samples, A.flatten().tolist(), weights.tolist()):
-        s.advantage, s.weight, s.logprobs = a, w, [0.0] * len(s.tokens)
-
-    # the way of the script, with the shift carried in `sampled`
-    for s, shift in zip(samples, old_shift):
-        s.logprobs = shift.tolist()
-    part = pack_samples(samples, 20)
-    assert len(part['labels']) < len(samples)
-    here = part['labels'] != -100
-    logp, _ = grpo.forward(model, part, cfg, torch.device('cpu'))
-    with torch.no_grad():
-        ref, _ = grpo.forward(reference, part, cfg, torch.device('cpu'))
-    loss, _ = policy_loss(logp, logp.detach() + part['sampled'][here], part['advantage'][here], part['weight'][here], 0.1, 0.2)
-    (loss + cfg.kl_coef * (part['weight'][here] * k3(logp, ref)).sum()).backward()
+    shift = [0.25 * torch.randn(len(s.tokens)) for s in samples]                            # as if the policy had moved since
+    A_N = torch.cat([advantages(R, 'group')[0].flatten(), torch.zeros(1)])
+    w_N = torch.cat([token_weights(torch.tensor([len(s.tokens) for s in samples]), 'sequence', 0).float(), torch.zeros(1)])
+    for some in micro_batches(samples, 30, 1):
+        part = tensors(some, CPU)
+        logp, _ = grpo.forward(model, part, cfg, CPU)
+        with torch.no_grad():
+            part['ref'] = grpo.forward(reference, part, cfg, CPU)[0]
+        part['old'] = logp.detach() + torch.cat([shift[s.number] for s in some])
+        policy, kl, *_ = losses(cfg, part, logp, A_N, w_N)
+        (policy + kl).backward()
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    # the formula: one completion, one token at a time
-    slow = 0.0
+    total = 0.0
     for i, s in enumerate(samples):
         ids = torch.tensor([s.prompt + s.tokens])
         logits, ref_logits = model(ids)[0] / 0.7, reference(ids)[0].detach() / 0.7
@@ -127,100 +333,181 @@ def test_gradient_of_a_packed_step_equals_the_formula_one_completion_at_a_time()
         for t, token in enumerate(s.tokens):
             at = len(s.prompt) + t - 1
             lp, lr = logits[at].log_softmax(-1)[token], ref_logits[at].log_softmax(-1)[token]
-            rho = (lp - (lp.detach() + old_shift[i][t])).exp()
+            rho = (lp - (lp.detach() + shift[i][t])).exp()
             kl = (lr - lp).exp() - (lr - lp) - 1
             mean = mean + torch.minimum(rho * advantage, rho.clamp(0.9, 1.2) * advantage) - cfg.kl_coef * kl
-        slow = slow - mean / len(s.tokens) / len(samples)
-    slow.backward()
+        total = total - mean / len(s.tokens) / len(samples)
+    total.backward()
     for name, p in model.named_parameters():
         if p.grad is not None:
             assert torch.allclose(got[name], p.grad, atol=2e-5 + 1e-3 * p.grad.abs().max()), name
 
 
-def test_packed_samples_label_the_completion_with_its_stop_token_and_nothing_else():
-    samples = [Sample([1, 2, 3], [10, 11, 9], [-1.0, -2.0, -3.0], 0.5, 0.25), Sample([4], [12], [-4.0], -0.5, 0.125)]
-    out = pack_samples(samples, 8)
-    assert out['labels'].shape == (1, 8)
-    row = {name: t[0].tolist() for name, t in out.items()}
-    assert row['input_ids'] == [1, 2, 3, 10, 11, 4, 0, 0]                     # the last token of each is never an input
-    assert row['labels'] == [-100, -100, 10, 11, 9, 12, -100, -100]
-    assert row['positions'] == [0, 1, 2, 3, 4, 0, 0, 0]
-    assert row['sampled'] == [0, 0, -1, -2, -3, -4, 0, 0]
-    assert row['advantage'] == [0, 0, 0.5, 0.5, 0.5, -0.5, 0, 0] and row['weight'] == [0, 0, 0.25, 0.25, 0.25, 0.125, 0, 0]
-    assert row['doc_ids'][:6] == [0] * 5 + [1] and -1 in row['doc_ids'][6:]
+def test_replayed_routes_are_those_the_forward_takes():
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=30, initializer_range=0.3, n_routed_experts=8, num_experts_per_tok=2, first_k_dense_replace=0, **TINY))
+    samples = [sample([1, 2], [3, 4, 5, 6], number=0), sample([7], [8, 9], number=1)]
+    plain = []
+    logp, _ = grpo.forward(model, tensors(samples, CPU), Config(), CPU, plain)
+    flipped = [(chosen.view(2, 5, 2) + 1) % 8 for _, chosen in plain]
+    for s, row in zip(samples, range(2)):
+        s.routes = [layer[row, :len(s)] for layer in flipped]
+    taken = []
+    other, _ = grpo.forward(model, tensors(samples, CPU), Config(), CPU, taken)
+    real = tensors(samples, CPU)['real'].flatten()
+    assert all(torch.equal(chosen[real], layer.flatten(0, 1)[real]) for (_, chosen), layer in zip(taken, flipped))
+    assert not torch.allclose(logp, other, atol=1e-3)
+    for s, row in zip(samples, range(2)):
+        s.routes = [chosen.view(2, 5, 2)[row, :len(s)] for _, chosen in plain]
+    assert torch.allclose(grpo.forward(model, tensors(samples, CPU), Config(), CPU)[0], logp, atol=1e-6)
 
 
 def test_problems_take_turns_and_every_epoch_is_a_new_order():
-    order = grpo.problem_order([3, 5], 4, seed=1)
-    steps = [next(order) for _ in range(15)]
+    order = grpo.problem_order([3, 5], seed=1)
+    steps = [[next(order) for _ in range(4)] for _ in range(15)]
     assert all([f for f, _ in s] == [0, 1, 0, 1] for s in steps)
     rows = [r for s in steps for f, r in s if f == 0]
     assert all(sorted(rows[i:i + 3]) == [0, 1, 2] for i in range(0, 30, 3)) and len({tuple(rows[i:i + 3]) for i in range(0, 30, 3)}) > 1
-    again = grpo.problem_order([3, 5], 4, seed=1)
-    assert [next(again) for _ in range(15)] == steps
+    again = grpo.problem_order([3, 5], seed=1)
+    assert [[next(again) for _ in range(4)] for _ in range(15)] == steps
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# whole runs
 
 
 def metrics(folder):
     return [json.loads(line) for line in (Path(folder) / 'metrics.jsonl').read_text().splitlines()]
 
 
-WALL_CLOCK = ('seconds', 'seconds_sampling', 'seconds_training')
+def weights(folder):
+    return (Path(folder) / 'model.safetensors').read_bytes()
+
+
+WALL_CLOCK = {'seconds', 'seconds_sampling', 'seconds_training', 'tokens_per_second', 'memory_gib'}
 
 
 def same(a, b, tolerance=0.0):
     assert len(a) == len(b) > 0
     for x, y in zip(a, b):
-        for key in x.keys() - set(WALL_CLOCK):
+        for key in x.keys() - WALL_CLOCK:
             assert x[key] == (pytest.approx(y[key], rel=tolerance, abs=tolerance) if tolerance else y[key]), key
 
 
-def test_sampler_and_trainer_agree_and_the_model_moves(toy, tmp_path):
-    grpo.main(config(toy, tmp_path / 'a', updates=2))
+def test_sampler_and_trainer_agree_and_the_first_ratio_is_exactly_one(toy, tmp_path):
+    grpo.main(config(toy, tmp_path / 'a', temperature=0.8))
     lines = metrics(tmp_path / 'a')
     assert [line['step'] for line in lines] == [1, 2, 3, 4]
-    assert all(line['mismatch_max'] < 1e-4 for line in lines)
+    assert all(line['mismatch_max'] < 1e-4 and line['mismatch_kl'] < 1e-6 for line in lines)
+    assert all(line['ratio'] == line['ratio_max'] == 1 and line['clipped'] == 0 for line in lines)
     assert lines[0]['advantage_std'] > 0.1 and lines[0]['grad_norm'] > 0 and 0 <= lines[0]['zero_variance'] < 1
     before, after = Transformer.from_pretrained(toy / 'm'), Transformer.from_pretrained(tmp_path / 'a')
     assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+    grpo.main(config(toy, tmp_path / 'b', updates=2, steps=1, warmup_steps=0))
+    assert metrics(tmp_path / 'b')[0]['ratio_max'] > 1.0001                                  # the second update is off-policy
 
 
-@pytest.mark.parametrize('changes', [{}, {'kl_coef': 0.1, 'reference_every': 3, 'updates': 2}])
+def test_a_stored_rollout_scores_alike_in_sampler_and_trainer(toy):
+    model, tokenizer = grpo.load_model(config(toy, 'unused'), CPU)
+    cfg = config(toy, 'unused', temperature=0.6, max_new_tokens=30)
+    groups = grpo.rollout(cfg, model, tokenizer, grpo.read_rows(toy / 'rl.jsonl', require=('prompt', 'task')), list(range(8)), 3, CPU)
+    samples = [s for group in groups for s in group]
+    assert any(s.score['finished'] for s in samples) and any(not s.score['finished'] for s in samples)
+    for s in samples:
+        assert (s.tokens[-1] in tokenizer.stop_ids) == s.score['finished'] and len(s.logprobs) == len(s.tokens) == s.score['length']
+    part = tensors(samples, CPU)
+    with torch.no_grad():
+        logp = grpo.forward(model, part, cfg, CPU)[0]
+        assert (logp - part['sampled']).abs().max() < 1e-4
+        assert (grpo.forward(model, part, config(toy, 'unused'), CPU)[0] - part['sampled']).abs().max() > 0.05     # the temperature matters
+
+
+@pytest.mark.parametrize('changes', [{}, {'kl_coef': 0.1, 'reference_every': 3, 'updates': 2},
+                                     {'rewards': {'half': 1.0}, 'dynamic_sampling': 2, 'kl_coef': 0.1, 'kl': 'k1'}])
 def test_a_stopped_run_goes_on_to_the_same_bits(toy, tmp_path, changes, monkeypatch):
     grpo.main(config(toy, tmp_path / 'whole', steps=5, **changes))
     counter = iter(range(100))
-    monkeypatch.setattr(grpo.Stop, 'wanted', lambda self, device: next(counter) >= 2)
-    with pytest.raises(SystemExit):
-        grpo.main(config(toy, tmp_path / 'cut', steps=5, **changes))
-    monkeypatch.undo()
-    import rewards
-    monkeypatch.setitem(rewards.REWARDS, 'length_coin', lambda response, row: float(len(response) % 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo.Stop, 'wanted', lambda self, device: next(counter) >= 2)
+        with pytest.raises(SystemExit):
+            grpo.main(config(toy, tmp_path / 'cut', steps=5, **changes))
     assert not (tmp_path / 'cut' / 'config.json').exists()
     grpo.main(config(toy, tmp_path / 'cut', steps=5, **changes))
     same(metrics(tmp_path / 'cut'), metrics(tmp_path / 'whole'))
-    assert (tmp_path / 'cut' / 'model.safetensors').read_bytes() == (tmp_path / 'whole' / 'model.safetensors').read_bytes()
+    assert weights(tmp_path / 'cut') == weights(tmp_path / 'whole')
+
+
+def test_a_resumed_run_refuses_other_problems(toy, tmp_path, monkeypatch):
+    grpo.main(config(toy, tmp_path / 'a', steps=1, save_every=1))
+    (tmp_path / 'a' / 'config.json').unlink()
+    with pytest.raises(ValueError, match='other problems or another seed'):
+        grpo.main(config(toy, tmp_path / 'a', steps=2, data=[str(toy / 'rl.jsonl')] * 2))
+
+
+def test_dynamic_sampling_trains_on_groups_that_vary(toy, tmp_path):
+    grpo.main(config(toy, tmp_path / 'plain', rewards={'half': 1.0}, steps=3))
+    grpo.main(config(toy, tmp_path / 'dynamic', rewards={'half': 1.0}, steps=3, dynamic_sampling=6))
+    plain, dynamic = metrics(tmp_path / 'plain'), metrics(tmp_path / 'dynamic')
+    assert all(line['sampled_groups'] == 4 for line in plain) and all(line['sampled_groups'] > 4 for line in dynamic)
+    assert all(line['advantage_std'] == pytest.approx(1.0, abs=1e-5) for line in dynamic)    # every group varies
+    assert all(line['advantage_std'] < 0.9 for line in plain) and all(0.3 < line['zero_variance'] < 0.8 for line in dynamic)
+    grpo.main(config(toy, tmp_path / 'hopeless', rewards={'countdown': 0.0}, steps=1, dynamic_sampling=2))
+    assert metrics(tmp_path / 'hopeless')[0]['sampled_groups'] == 12                         # attempts end
+
+
+def test_truncated_completions_can_be_left_out_of_the_loss(toy, tmp_path):
+    grpo.main(config(toy, tmp_path / 'a', max_new_tokens=2, mask_truncated=True, steps=1, warmup_steps=0))
+    grpo.main(config(toy, tmp_path / 'b', max_new_tokens=2, steps=1, warmup_steps=0))
+    a, b = metrics(tmp_path / 'a')[0], metrics(tmp_path / 'b')[0]
+    assert 0.5 < a['truncated'] == b['truncated'] and a['advantage_std'] == b['advantage_std']   # they count in the mean of the group
+    assert a['loss'] != b['loss'] and a['flops'] < b['flops']
+    grpo.main(config(toy, tmp_path / 'all', max_new_tokens=1, mask_truncated=True, steps=1, seed=4))
+    if metrics(tmp_path / 'all')[0]['truncated'] == 1:
+        assert metrics(tmp_path / 'all')[0]['grad_norm'] == 0
+
+
+def test_k1_acts_through_the_reward(toy, tmp_path):
+    changes = dict(rewards={'countdown': 0.0}, kl_coef=0.5, kl='k1', steps=2, warmup_steps=0)
+    grpo.main(config(toy, tmp_path / 'a', **changes))
+    first, _ = metrics(tmp_path / 'a')
+    assert first['advantage_std'] == 0 or first['kl'] == pytest.approx(0, abs=1e-5)          # the policy is the reference
+    grpo.main(config(toy, tmp_path / 'moved', rewards={'length_coin': 1.0}, kl_coef=0.5, kl='k1', steps=3, warmup_steps=0, learning_rate=1e-2))
+    grpo.main(config(toy, tmp_path / 'without', rewards={'length_coin': 1.0}, steps=3, warmup_steps=0, learning_rate=1e-2))
+    assert metrics(tmp_path / 'moved')[2]['reward'] != metrics(tmp_path / 'without')[2]['reward']
 
 
 def test_two_processes_equal_one(toy, tmp_path):
-    flags = [f'--init_from={toy / "m"}', f"--data=['{toy / 'rl.jsonl'}']", "--rewards={'repetition': 1.0, 'format': 1.0, 'language': 1.0}",
-             '--steps=3', '--prompts=4', '--group=4', '--max_new_tokens=10', '--row_len=48', '--micro_rows=2', '--eval_every=0',
-             '--save_every=0', '--learning_rate=1e-3', '--threads=1', '--device=cpu', '--updates=2', '--kl_coef=0.1']
+    flags = [f'--init_from={toy / "m"}', f"--data=['{toy / 'rl.jsonl'}']", "--rewards={'repetition': 1.0, 'random': 1.0}", '--advantage_norm=batch',
+             '--steps=3', '--prompts=4', '--group=4', '--max_new_tokens=10', '--micro_tokens=96', '--eval_every=0', '--dynamic_sampling=1',
+             '--save_every=0', '--learning_rate=1e-3', '--threads=1', '--device=cpu', '--updates=2', '--kl_coef=0.1', '--bias_rate=0.01']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'grpo.py']
     subprocess.run([*run, f'--out_dir={tmp_path / "two"}', *flags], cwd=ROOT, env=environment, check=True, timeout=300)
-    subprocess.run([sys.executable, 'grpo.py', f'--out_dir={tmp_path / "one"}', *flags], cwd=ROOT, env=environment, check=True, timeout=300)
+    grpo.main(parse(Config, [f'--out_dir={tmp_path / "one"}', *flags]))
     same(metrics(tmp_path / 'two'), metrics(tmp_path / 'one'), 2e-3)
     one, two = Transformer.from_pretrained(tmp_path / 'one'), Transformer.from_pretrained(tmp_path / 'two')
     for (name, a), b in zip(one.state_dict().items(), two.state_dict().values()):
         assert torch.allclose(a, b, atol=2e-4), name
 
 
-def test_a_finished_run_is_not_repeated_and_prompts_must_divide(toy, tmp_path, capsys):
+def test_a_finished_run_is_not_repeated_and_wrong_settings_are_refused(toy, tmp_path, capsys):
     grpo.main(config(toy, tmp_path / 'a', steps=1))
     capsys.readouterr()
     grpo.main(config(toy, tmp_path / 'a', steps=1))
     assert 'holds a finished model' in capsys.readouterr().out
-    with pytest.raises(ValueError, match='prompts=4 does not divide'):
-        grpo.main(config(toy, tmp_path / 'b', updates=3))
+    with pytest.raises(ConfigError, match='prompts=4 does not divide'):
+        parse(Config, ['--prompts=4', '--updates=3'])
+    with pytest.raises(ConfigError, match="loss_norm must be one of sequence, token, constant, not 'mean'"):
+        parse(Config, ['--loss_norm=mean'])
+
+
+@pytest.mark.parametrize('name', ['grpo', 'deepseek', 'dr_grpo', 'dapo', 'gspo', 'cispo', 'reinforce'])
+def test_presets_are_the_variants_tested_above(name):
+    cfg = parse(Config, [str(ROOT / 'config' / f'grpo_{name}.py')])
+    tested = Config(**VARIANTS.get(name, dict(loss_norm='sequence')))
+    for key in ('objective', 'ratio', 'advantage_norm', 'loss_norm', 'kl'):
+        assert getattr(cfg, key) == getattr(tested, key), key
+    assert cfg.out_dir == Config().out_dir                                                   # they go on top of a run's file
 
 
 def test_a_compute_budget_ends_the_run(toy, tmp_path):
@@ -230,9 +517,51 @@ def test_a_compute_budget_ends_the_run(toy, tmp_path):
     assert metrics(tmp_path / 'b')[-1]['step'] == 2
 
 
-def test_a_step_without_any_variance_is_counted_and_changes_nothing(toy, tmp_path):
+def test_a_step_without_any_variance_is_counted_told_and_changes_nothing(toy, tmp_path, capsys):
     grpo.main(config(toy, tmp_path / 'a', rewards={'countdown': 0.0}, steps=2))
     assert [line['zero_variance'] for line in metrics(tmp_path / 'a')] == [1.0, 1.0]
+    assert all(line['entropy'] == 0 for line in metrics(tmp_path / 'a'))                     # nothing was computed
+    assert capsys.readouterr().err.count('every group scored alike') == 1                   # once
     before, after = Transformer.from_pretrained(toy / 'm'), Transformer.from_pretrained(tmp_path / 'a')
     for (name, a), b in zip(before.state_dict().items(), after.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+    grpo.main(config(toy, tmp_path / 'kl', rewards={'countdown': 0.0}, steps=1, kl_coef=0.1))
+    assert metrics(tmp_path / 'kl')[0]['entropy'] > 0                                        # with a KL term they are
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# guards
+
+
+def test_warnings_say_the_cause_and_the_key():
+    well = dict(reward=0.5, zero_variance=0.4, truncated=0.1, kl=0.01, entropy=0.3, mismatch_kl=1e-4)
+    assert grpo.warnings_of(well, {'entropy': 0.5}) == {}
+    cases = {'zero variance': ({'zero_variance': 1}, 'prefill'), 'truncated': ({'truncated': 1}, 'max_new_tokens'), 'kl': ({'kl': 3.0}, 'learning_rate'),
+             'entropy': ({'entropy': 0.001}, 'clip_high'), 'mismatch': ({'mismatch_kl': 0.5}, 'tis=2')}
+    keys = set(Config.__dataclass_fields__)
+    for name, (changes, key) in cases.items():
+        wrong = grpo.warnings_of({**well, **changes}, {'entropy': 0.5})
+        assert list(wrong) == [name] and key in wrong[name] and key.split('=')[0] in keys
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_too_many_stop_the_run(toy, tmp_path, monkeypatch, capsys):
+    true, calls, bad = grpo.policy_loss, iter(range(100)), {1}
+    def broken(*args):
+        loss, low, high = true(*args)
+        return (loss * float('nan') if next(calls) in bad else loss), low, high
+    monkeypatch.setattr(grpo, 'policy_loss', broken)
+    whole = dict(micro_tokens=10_000, steps=3)
+    grpo.main(config(toy, tmp_path / 'a', **whole))
+    assert [line['skipped'] for line in metrics(tmp_path / 'a')] == [0, 1, 0]
+    assert 'step 2: loss or gradient is not finite, update skipped (1 in a row)' in capsys.readouterr().err
+    assert all(torch.isfinite(t).all() for t in Transformer.from_pretrained(tmp_path / 'a').state_dict().values())
+    calls, bad = iter(range(100)), set(range(1, 9))
+    with pytest.raises(FloatingPointError, match='3 updates in a row.*bad_batch_rank0.pt'):
+        grpo.main(config(toy, tmp_path / 'b', **{**whole, 'steps': 9}))
+    saved = torch.load(tmp_path / 'b' / 'bad_batch_rank0.pt', weights_only=True)
+    assert saved['step'] == 3 and saved['update'] == 0                                       # and the batch goes through the loss again
+    part = saved['parts'][0]
+    model = Transformer.from_pretrained(toy / 'm')
+    logp, _ = grpo.forward(model, part, config(toy, 'x'), CPU)
+    loss, *_ = losses(config(toy, 'x'), part, logp, saved['advantage'], saved['weight'])
+    assert not torch.isfinite(loss) and torch.isfinite(logp).all()

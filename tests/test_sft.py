@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def metrics(folder):
 def same(a, b, tolerance=0.0):
     assert len(a) == len(b) > 0
     for x, y in zip(a, b):
-        for key in x.keys() - {'seconds', 'tokens_per_second'}:
+        for key in x.keys() - {'seconds', 'tokens_per_second', 'memory_gib'}:
             assert x[key] == (pytest.approx(y[key], rel=tolerance) if tolerance else y[key]), key
 
 
@@ -143,6 +144,73 @@ def test_two_processes_equal_one(toy, tmp_path):
     assert run(config(toy, tmp_path / 'two', device='cpu'), 2).wait() == 0
     sft.main(config(toy, tmp_path / 'one', device='cpu'))
     same(metrics(tmp_path / 'two'), metrics(tmp_path / 'one'), 2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('script', ['sft', 'grpo'])
+def test_two_copies_of_two_ranks_equal_one_process(toy, tmp_path, script):
+    """HSDP: 4 ranks, each copy of the weights on 2 of them."""
+    settings = config(toy, tmp_path / 'x', device='cpu', keep=1)
+    if script == 'grpo':
+        sft.main(config(toy, tmp_path / 'm', steps=2))
+        given = [f'--init_from={tmp_path / "m"}', f"--data=['{toy / 'rl.jsonl'}']", "--rewards={'random': 1.0}", '--steps=3', '--prompts=4', '--group=4',
+                 '--max_new_tokens=8', '--eval_every=0', '--updates=2', '--kl_coef=0.1', '--threads=1', '--device=cpu', '--muon_learning_rate=0.01',
+                 '--micro_tokens=128']
+    else:
+        given = [flag for flag in flags(settings) if '--out_dir' not in flag]
+    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=4', f'{script}.py', '--shard_ranks=2']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    subprocess.run([*start, *given, f'--out_dir={tmp_path / "four"}', '--shard_ranks=2'], cwd=ROOT, env=environment, check=True, timeout=280)
+    subprocess.run([sys.executable, f'{script}.py', *given, f'--out_dir={tmp_path / "one"}'], cwd=ROOT, env=environment, check=True, timeout=280)
+    same(metrics(tmp_path / 'four'), metrics(tmp_path / 'one'), 2e-3)
+
+
+def test_longer_context_by_rope_keys(toy, tmp_path):
+    sft.main(config(toy, tmp_path / 'short', steps=1))
+    yarn = {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 256, 'beta_fast': 32, 'beta_slow': 1, 'mscale': 1.0, 'mscale_all_dim': 1.0}
+    longer = dict(init_from=str(tmp_path / 'short'), tokenizer=None, model={'max_position_embeddings': 1024, 'rope_scaling': yarn}, row_len=700)
+    sft.main(config(toy, tmp_path / 'long', steps=1, learning_rate=0.0, muon_learning_rate=0.0, bias_rate=0.0, **longer))
+    short, long = Transformer.from_pretrained(tmp_path / 'short'), Transformer.from_pretrained(tmp_path / 'long')
+    assert long.cfg.max_position_embeddings == 1024 and long.cfg.rope_scaling['factor'] == 4.0 and short.cfg.rope_scaling is None
+    assert torch.equal(short.model.embed_tokens.weight, long.model.embed_tokens.weight)
+    ids = torch.randint(0, short.cfg.vocab_size, (1, 200))
+    with torch.no_grad():
+        assert not torch.allclose(short(ids), long(ids), atol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_and_then_stops_the_run(toy, tmp_path, monkeypatch, capsys):
+    true, calls, bad = Transformer.logprobs, iter(range(100)), {1}
+    def broken(self, *args, **kwargs):
+        logp, *rest = true(self, *args, **kwargs)
+        return (logp * float('inf') if next(calls) in bad else logp), *rest
+    monkeypatch.setattr(Transformer, 'logprobs', broken)
+    sft.main(config(toy, tmp_path / 'a', steps=4))
+    assert [line['skipped'] for line in metrics(tmp_path / 'a')] == [0, 1, 0, 0]
+    assert 'step 2: loss or gradient is not finite, update skipped (1 in a row)' in capsys.readouterr().err
+    assert all(torch.isfinite(t).all() for t in Transformer.from_pretrained(tmp_path / 'a').state_dict().values())
+    calls, bad = iter(range(100)), {3, 4, 5}
+    with pytest.raises(FloatingPointError, match='3 updates in a row.*bad_batch_rank0.pt'):
+        sft.main(config(toy, tmp_path / 'b', steps=9))
+    saved = torch.load(tmp_path / 'b' / 'bad_batch_rank0.pt', weights_only=True)
+    assert saved['step'] == 5 and saved['input_ids'].shape == (4, 160)
+
+
+def test_wandb_gets_the_numbers_where_it_is_installed(toy, tmp_path, monkeypatch):
+    said = []
+    run_of = types.SimpleNamespace(log=lambda numbers, step: said.append((step, numbers)), finish=lambda: said.append('finished'))
+    monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=lambda **given: said.append(given) or run_of))
+    sft.main(config(toy, tmp_path / 'a', steps=2, wandb='tests'))
+    assert said[0]['project'] == 'tests' and said[0]['resume'] == 'allow' and said[-1] == 'finished'
+    assert [(step, numbers['loss']) for step, numbers in said[1:-1]] == [(line['step'], line['loss']) for line in metrics(tmp_path / 'a')]
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    with pytest.raises(SystemExit, match=r'\[wandb\]'):
+        sft.main(config(toy, tmp_path / 'b', steps=2, wandb='tests'))
+
+
+def test_utilisation_is_flops_over_time_over_the_devices_peak(toy, tmp_path):
+    sft.main(config(toy, tmp_path / 'a', steps=2, peak_tflops=0.5))
+    last = metrics(tmp_path / 'a')[-1]
+    assert last['mfu'] == pytest.approx(last['flops'] / last['seconds'] / 0.5e12) and last['memory_gib'] > 0.05
 
 
 @pytest.mark.parametrize('changes, said', [

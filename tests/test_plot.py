@@ -1,0 +1,33 @@
+"""plot.py: what is drawn, and what is refused."""
+import json
+
+import pytest
+
+import plot
+
+
+@pytest.fixture
+def run(tmp_path):
+    lines = [{'step': i, 'entropy': 1 / (i + 1), 'flat': 3.0, 'loss': 0.5 ** i, 'text': 'no number'} for i in range(5)] + [{'step': 4, 'eval_pass1': 0.5}]
+    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 5, "lo')   # a line cut by a kill
+    return tmp_path
+
+
+def test_what_changes_is_drawn_the_important_first(run):
+    pytest.importorskip('matplotlib')
+    assert plot.main(plot.Config(run=str(run))) == ['loss', 'entropy']
+    assert (run / 'metrics.png').stat().st_size > 5000
+    assert plot.main(plot.Config(run=[str(run), str(run)], keys=['flat'], out=str(run / 'b.png'))) == ['flat'] and (run / 'b.png').exists()
+
+
+def test_curves_are_averaged_over_the_last_steps(run):
+    steps, values = plot.curve(plot.read_metrics(run), 'loss', 2)
+    assert steps == [0, 1, 2, 3, 4] and values == pytest.approx([1, 0.75, 0.375, 0.1875, 0.09375])
+
+
+def test_mistakes_are_told(run, tmp_path):
+    pytest.importorskip('matplotlib')
+    with pytest.raises(SystemExit, match='does not exist'):
+        plot.main(plot.Config(run=str(tmp_path / 'nowhere')))
+    with pytest.raises(SystemExit, match="no 'lozz'"):
+        plot.main(plot.Config(run=str(run), keys=['lozz']))
