@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 2
 export RUN ?= out/r1
 SEED ?= 1
 
-.PHONY: setup test test-slow bench plot r1 controls
+.PHONY: setup test test-slow kernels bench plot r1 controls
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -21,6 +21,9 @@ setup: .venv/stamp   ## the virtual environment .venv
 
 test: setup   ## everything but the slow tests
 	$(PY) -m pytest -q -m "not slow" --durations=10
+
+kernels: setup   ## compiles every Triton kernel for sm_80, sm_90 and sm_100 (no GPU needed) and prints what came out; Linux
+	$(PY) kernels/aot.py
 
 test-slow: setup   ## full-length runs and kill loops
 	$(PY) -m pytest -q -m slow --durations=10

@@ -1,0 +1,297 @@
+"""
+Checks and times every kernel on a GPU, in at most nine minutes:
+
+    python kernels/bench.py                       prints a Markdown table for RESULTS.md; exit status 1 if a check fails
+    python kernels/bench.py --only=experts        the cases whose name holds the text
+    python kernels/bench.py --time=False          the checks alone
+    TRITON_INTERPRET=1 python kernels/bench.py --smoke=True    tiny sizes in Triton's interpreter: tries the script, its times mean nothing
+
+Check: on fresh random bf16 inputs, outputs and gradients against the same mathematics in float64; the error, relative in the 2-norm, may
+be three times eager PyTorch's own in bf16. Time: medians of replayed CUDA graphs (so launches cost nothing, for anyone) with the L2
+cache flushed before each; backward = both − forward. Bound: what must be moved over the bandwidth of a large copy, or what must be
+multiplied over the rate of a large bf16 product, whichever is longer, both measured at the start.
+"""
+from __future__ import annotations
+
+import datetime
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])   # `import kernels` from anywhere, and no kernels/x.py as a top-level x
+
+import torch                                             # noqa: E402
+
+import kernels                                           # noqa: E402
+from configurator import configure                       # noqa: E402
+
+
+@dataclass
+class Config:
+    only: str = ''           # part of the names of the cases to run
+    time: bool = True        # time them too
+    compile: bool = True     # beside torch.compile
+    smoke: bool = False      # tiny sizes, float32, also without a GPU in Triton's interpreter
+    seconds: float = 480.0   # cases that would begin to be timed later than this are only checked
+    seed: int = 0            # of the inputs; 0: another each time
+
+
+@dataclass
+class Case:
+    name: str
+    ours: Callable            # of the inputs -> tensor or tuple; with `kernels.use('torch')` the eager form where `eager` is None
+    inputs: Callable          # size -> list of tensors; those that require grad get gradients
+    size: tuple               # timed
+    check: tuple              # checked in float64, no smaller than shows a mistake
+    smoke: tuple              # both, with --smoke
+    cost: Callable            # size -> ((bytes, flops) forward, (bytes, flops) backward or None); bytes at 2 a number
+    target: tuple = ()        # shares of the bound, forward and backward
+    eager: Callable | None = None
+    truth: Callable | None = None   # where the reference does not run in float64
+    tolerance: float = 3.0    # times eager's error
+
+
+def rand(*shape, scale=1.0, grad=True):
+    """In DTYPE on DEVICE"""
+    return (torch.randn(*shape, device=DEVICE) * scale).to(DTYPE).requires_grad_(grad)
+
+
+DEVICE, DTYPE = 'cuda', torch.bfloat16   # main() sets them
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the cases
+
+
+def cases():
+    from kernels import fp8
+    from kernels.moe import experts
+    from kernels.rmsnorm import rms_norm
+    from kernels.rope import rope
+    from kernels.router import route
+    from kernels.swiglu import swiglu
+
+    rows = lambda N, D: [rand(N, D), rand(D)]  # noqa: E731
+    yield Case('rms_norm', lambda x, w: rms_norm(x, w, 1e-6), rows, (16384, 2048), (999, 2048), (5, 37),
+               lambda N, D: ((4 * N * D, 0), (6 * N * D, 0)), (0.8, 0.8))
+    yield Case('rms_norm 7168', lambda x, w: rms_norm(x, w, 1e-6), rows, (16384, 7168), (999, 7168), (3, 70),
+               lambda N, D: ((4 * N * D, 0), (6 * N * D, 0)), (0.8, 0.8))
+    yield Case('rms_norm + residual', lambda x, r, w: rms_norm(x, w, 1e-6, r), lambda N, D: [rand(N, D), rand(N, D), rand(D)], (16384, 2048),
+               (999, 2048), (5, 37), lambda N, D: ((8 * N * D, 0), (8 * N * D, 0)), (0.8, 0.8))
+
+    def turned(B, T, H, d):
+        angle = torch.rand(B, T, 1, d // 2, device=DEVICE) * 6
+        return [rand(B, T, H, d), angle.cos(), angle.sin()]
+    for name, interleaved, H, d in (('rope interleaved', True, 128, 64), ('rope half', False, 12, 128)):
+        yield Case(name, lambda x, c, s, interleaved=interleaved: rope(x, c, s, interleaved), turned, (2, 4096, H, d), (2, 333, H, d), (2, 3, 5, 6),
+                   lambda B, T, H, d: ((4 * B * T * (H + 2) * d, 0),) * 2)
+    yield Case('swiglu', swiglu, lambda N, I: [rand(N, I), rand(N, I)], (16384, 8960), (333, 8960), (3, 40),
+               lambda N, I: ((6 * N * I, 0), (10 * N * I, 0)))
+
+    def logits(N, E, K, groups, top):
+        # distinct by design: where two experts tie but for rounding, float32 and float64 may choose differently
+        spread = torch.rand(N, E, device=DEVICE).argsort(-1) * (8 / E) - 4
+        return [spread.requires_grad_(), torch.zeros(E, device=DEVICE), K, groups, top]
+    yield Case('route 8 of 256', lambda *a: route(*a)[::2], logits, (16384, 256, 8, 8, 4), (999, 256, 8, 8, 4), (5, 24, 3, 4, 2),
+               lambda N, E, K, *_: ((8 * N * E, 0), (12 * N * E, 0)))
+
+    def mixture(N, C, I, E, K):
+        chosen = torch.rand(N, E, device=DEVICE).topk(K).indices
+        weights = torch.rand(N, K, device=DEVICE).requires_grad_()
+        return [rand(N, C), rand(E, 2 * I, C, scale=C ** -0.5), rand(E, C, I, scale=I ** -0.5), weights, chosen]
+
+    def one_by_one(x, gate_up, down, weights, chosen):
+        y = torch.zeros_like(x)
+        for e in range(len(down)):
+            n, k = (chosen == e).nonzero(as_tuple=True)
+            gate, up = (x[n] @ gate_up[e].T).chunk(2, -1)
+            y = y.index_add(0, n, (torch.nn.functional.silu(gate) * up) @ down[e].T * weights[n, k, None])
+        return y
+
+    def mixture_cost(N, C, I, E, K):
+        weights = 2 * 3 * E * C * I
+        return (weights + 4 * N * C, 6 * N * K * C * I), (2 * weights + 8 * N * C, 12 * N * K * C * I)
+    yield Case('experts 8 of 64', experts, mixture, (8192, 2048, 1408, 64, 8), (1000, 512, 384, 64, 8), (37, 50, 36, 5, 2), mixture_cost,
+               (0.4, 0.4), truth=one_by_one)
+    yield Case('experts 8 of 256', experts, mixture, (8192, 2048, 768, 256, 8), (999, 256, 200, 256, 8), (9, 16, 16, 6, 2), mixture_cost,
+               truth=one_by_one)
+
+    quantised = lambda M, N, K: [*fp8.quantise(rand(M, K, grad=False)), *fp8.quantise(rand(N, K, grad=False), blocks=True)]  # noqa: E731
+    decode = lambda x, s, dtype: fp8.dequantise(x, s, dtype)  # noqa: E731
+    yield Case('fp8 matmul', lambda *a: fp8.matmul(*a, DTYPE), quantised, (8192, 7168, 7168), (1000, 777, 1024), (5, 140, 300),
+               lambda M, N, K: ((M * K + N * K + 2 * M * N, 2 * M * N * K), None), (1.3,),    # the bound is that of a bf16 product
+               eager=lambda x, s, w, t: decode(x, s, DTYPE) @ decode(w, t, DTYPE).T,
+               truth=lambda x, s, w, t: decode(x, s, torch.float64) @ decode(w, t, torch.float64).T)
+    yield Case('fp8 quantise 1x128', lambda x: fp8.dequantise(*fp8.quantise(x), DTYPE), lambda M, K: [rand(M, K, grad=False)], (8192, 7168),
+               (333, 1000), (5, 140), lambda M, K: ((6 * M * K, 0), None), eager=lambda x: fp8.dequantise(*fp8.quantise_reference(x), DTYPE))
+    yield Case('fp8 linear', lambda x, w: fp8.linear(x, w), lambda M, N, K: [rand(M, K), rand(N, K, scale=K ** -0.5)], (8192, 4096, 4096),
+               (1000, 777, 1024), (5, 140, 30), lambda M, N, K: ((0, 2 * M * N * K), (0, 4 * M * N * K)), eager=lambda x, w: x @ w.T,
+               tolerance=30.0)     # quantisation's own error, 4% of a product, against bf16's 0.2%
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# checking
+
+
+def run(fn, inputs, dy=None):
+    """-> outputs and gradients; dy is drawn once and used by every form"""
+    out = fn(*inputs)
+    out = [t for t in (out if isinstance(out, tuple) else (out,)) if t is not None and t.dtype.is_floating_point]
+    leaves = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
+    if not leaves:
+        return out, None
+    dy = [torch.randn_like(t, dtype=torch.float32) for t in out] if dy is None else dy
+    return out + list(torch.autograd.grad(out, leaves, [d.to(t.dtype) for d, t in zip(dy, out)])), dy
+
+
+def widen(t):
+    narrow = isinstance(t, torch.Tensor) and t.dtype in (torch.bfloat16, torch.float16, torch.float32)
+    return t.detach().double().requires_grad_(t.requires_grad) if narrow else t
+
+
+def errors(got, truth):
+    return [((a.detach().double() - b.detach()).norm() / b.detach().norm().clamp(min=1e-30)).item() for a, b in zip(got, truth, strict=True)]
+
+
+def check(case, size):
+    """-> worst error, and its share of what is tolerated"""
+    inputs = case.inputs(*size)
+    kernels.use('triton')
+    got, dy = run(case.ours, inputs)
+    kernels.use('torch')
+    truth, _ = run(case.truth or case.eager or case.ours, [widen(t) for t in inputs], dy)
+    eager, _ = run(case.eager or case.ours, inputs, dy)
+    mine, theirs = errors(got, truth), errors(eager, truth)
+    shares = [m / (case.tolerance * t + 1e-5) if math.isfinite(m) else math.inf for m, t in zip(mine, theirs)]
+    return max(mine), max(shares)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# timing
+
+
+def median(fn, repeats=30):
+    """Seconds of fn(), on a GPU from a replayed graph behind a flush of the L2 cache"""
+    if DEVICE == 'cpu':
+        began = time.perf_counter()
+        fn()
+        return time.perf_counter() - began
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            fn()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):       # fails on a host sync: none of the kernels may have one
+        fn()
+    flush, events = torch.empty(2**28, dtype=torch.int8, device=DEVICE), []
+    for _ in range(repeats):
+        flush.zero_()
+        pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        pair[0].record()
+        graph.replay()
+        pair[1].record()
+        events.append(pair)
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in events) / 1e3
+
+
+def forward_backward(fn, inputs):
+    """-> seconds forward, seconds backward or None"""
+    leaves = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
+
+    def forward():
+        with torch.no_grad():
+            fn(*inputs)
+
+    def both():
+        out = fn(*inputs)
+        out = [t for t in (out if isinstance(out, tuple) else (out,)) if t is not None and t.requires_grad]
+        torch.autograd.grad(out, leaves, [torch.ones_like(t) for t in out])
+    f = median(forward)
+    return (f, median(both) - f) if leaves else (f, None)
+
+
+def attempt(fn, inputs):
+    """As forward_backward; None where that form does not run (out of memory, not to be captured, not compiled): the reason on stderr"""
+    try:
+        return forward_backward(fn, inputs)
+    except (RuntimeError, NotImplementedError, torch.cuda.OutOfMemoryError) as error:
+        print(f'  not timed: {type(error).__name__}: {str(error).splitlines()[0][:160]}', file=sys.stderr)
+        return None, None
+
+
+def machine():
+    """-> bytes a second of a large copy, operations a second of a large product"""
+    n, side = (2**29, 8192) if DEVICE == 'cuda' else (2**22, 256)
+    a, b = torch.empty(n, dtype=torch.bfloat16, device=DEVICE), torch.empty(n, dtype=torch.bfloat16, device=DEVICE)
+    x, y = (torch.randn(side, side, device=DEVICE, dtype=DTYPE) for _ in range(2))
+    return 4 * n / median(lambda: b.copy_(a)), 2 * side**3 / median(lambda: x @ y)
+
+
+def show(value):
+    return '—' if value is None else f'{value * 1e6:.0f}' if value < 0.01 else f'{value * 1e6:.3g}'
+
+
+def rows_of(case, size, bandwidth, rate, with_compile):
+    inputs = case.inputs(*size)
+    kernels.use('triton')
+    ours = attempt(case.ours, inputs)
+    kernels.use('torch')
+    eager = attempt(case.eager or case.ours, inputs)
+    compiled = attempt(torch.compile(case.eager or case.ours), inputs) if with_compile else (None, None)
+    for i, (direction, cost) in enumerate(zip(('forward', 'backward'), case.cost(*size))):
+        if cost is None or ours[i] is None:
+            continue
+        bound = max(cost[0] / bandwidth, cost[1] / rate)
+        goal = case.target[i] if case.target else None
+        share = bound / ours[i]
+        verdict = '' if goal is None else f'{goal:.0%} met' if share >= goal else f'{goal:.0%} missed'
+        print(f'| {case.name} | {"×".join(map(str, size))} | {direction} | {show(ours[i])} | {show(eager[i])} | {show(compiled[i])} '
+              f'| {show(bound)} | {share:.0%} | {verdict} |', flush=True)
+
+
+def main(cfg):
+    global DEVICE, DTYPE
+    DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+    DTYPE = torch.float32 if DEVICE == 'cpu' else torch.bfloat16
+    if DEVICE == 'cpu' and not (cfg.smoke and kernels.interpreted()):
+        print('no GPU is visible; TRITON_INTERPRET=1 python kernels/bench.py --smoke=True tries the script without one', file=sys.stderr)
+        return 2
+    began = time.time()
+    torch.manual_seed(cfg.seed or time.time_ns() % 2**31)
+    import triton
+    name = torch.cuda.get_device_name() if DEVICE == 'cuda' else f"{platform.processor() or 'CPU'}, Triton's interpreter"
+    print(f'{datetime.date.today()} · {name} · torch {torch.__version__}, triton {triton.__version__}, {DTYPE} · seed {torch.initial_seed()}\n')
+    chosen, failed = [c for c in cases() if cfg.only in c.name], 0
+    print('| kernel | checked at | error against float64 | of what is tolerated |\n|---|---|---|---|')
+    for case in chosen:
+        size = case.smoke if cfg.smoke else case.check
+        error, share = check(case, size)
+        failed += not share <= 1
+        print(f'| {case.name} | {"×".join(map(str, size))} | {error:.1e} | {share:.0%}{"" if share <= 1 else " FAILED"} |', flush=True)
+    if cfg.time:
+        bandwidth, rate = machine()
+        print(f'\nmeasured: {bandwidth / 1e12:.2f} TB/s, {rate / 1e12:.0f} TFLOP/s; times in µs\n')
+        print('| kernel | size | | ours | eager | torch.compile | bound | share of bound | target |\n|---|---|---|---|---|---|---|---|---|')
+        for case in chosen:
+            if time.time() - began > cfg.seconds:
+                print(f'| {case.name} | not timed: {cfg.seconds:.0f} s are over |')
+                continue
+            rows_of(case, case.smoke if cfg.smoke else case.size, bandwidth, rate, cfg.compile and DEVICE == 'cuda')
+            if DEVICE == 'cuda':
+                torch.cuda.empty_cache()
+    kernels.use('auto')
+    print(f'\n{failed} checks failed' if failed else '\nall checks passed', f'in {time.time() - began:.0f} s')
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(configure(Config, sys.argv[1:])))
