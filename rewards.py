@@ -3,20 +3,24 @@ Rewards: plain functions `name_reward(response: str, row: dict) -> float`.
 
 `response` is the decoded completion without its end-of-turn token. `row` is the data row; the keys used here are `prefill` (what
 the prompt already wrote for the assistant, for example '<think>'; every reward puts it before the response), `task`, `answer`,
-`numbers`, `target`, `language`. A row that lacks what its reward needs raises; a response, whatever it holds, only ever scores.
-No model text is evaluated as code, and no input is slow.
+`numbers`, `target`, `language` ... A row that lacks what its reward needs raises; a response, whatever it holds, only ever scores.
+No model text is evaluated as code but in the sandbox, and no input is slow.
 
-REWARDS names what `combined` can weigh. The grader of mathematics is math_grader.py.
+REWARDS names what `combined` can weigh, `grade` scores a batch, `prepare` checks before a run that its rewards can work.
+The grader of mathematics is math_grader.py, programs run in sandbox.py, the learned reward is preference.py.
 """
 import difflib
 import math
 import re
+import time
 import unicodedata
 import zlib
 from collections import Counter
 from fractions import Fraction
 
+import sandbox
 from math_grader import FONTS, math_equal
+from pool import Pool
 
 FAILURES = Counter()  # (reward, exception) -> samples that it scored 0; of this process
 
@@ -315,6 +319,62 @@ def choice_reward(response, row):
     return float(m[1].isupper() and mark != '' and not re.search(r'\b[A-E]\b', text))
 
 
+# ---------------------------------------------------------------- code
+
+PROGRAM_SECONDS = 30  # for all tests of a program together; those that did not run by then are failed
+
+
+def program_of(response, row):
+    """The program in the answer: the last block fenced with ``` that is marked as Python or as nothing, inside `<answer>` where
+    there is such a tag; what is between the tags where nothing is fenced; else None, and also where a block is never closed."""
+    parts = re.split(r'(</?answer>)', split_response(response, row)[1])
+    if len(parts) > 1 and parts[1::2] != ['<answer>', '</answer>']:
+        return None
+    text, program, block = parts[2 if len(parts) > 1 else 0], None, None
+    for line in text.split('\n'):
+        if block is None and line.lstrip().startswith('```'):
+            block, kind = [], line.strip('` \t\r').lower()
+        elif block is not None and line.strip() == '```':
+            program, block = ('\n'.join(block) if kind in ('', 'python', 'python3', 'py') else program), None
+        elif block is not None:
+            block.append(line)
+    if '```' in text:
+        return program if block is None else None
+    return text if len(parts) > 1 and text.strip() else None
+
+
+def _printed(text):
+    """Lines without white space at their ends, and without blank lines at the end."""
+    return [line.rstrip() for line in text.rstrip().splitlines()]
+
+
+def code_reward(response, row):
+    """1.0 when the program in the answer passes every test; with row['partial'] the share that it passes. See sandbox.py.
+
+    row['tests']: [{'input': text for stdin, 'output': what must be printed}], up to white space at the ends of lines.
+    row['asserts']: statements about functions of the program, with row['setup'] and row['entry_point'] as in run_asserts.
+    row['starter']: what is put before the program; row['seconds']: CPU time of a run.
+    """
+    tests, asserts, seconds = row.get('tests'), row.get('asserts'), row.get('seconds', sandbox.SECONDS)
+    if not tests and not asserts:
+        raise ValueError("the row has no tests: give it 'tests' (input, output) or 'asserts'")
+    program = program_of(response, row)
+    if program is None:
+        return 0.0
+    program = row.get('starter', '') + program
+    if asserts:
+        passed = sandbox.run_asserts(program, asserts, row.get('setup') or '', row.get('entry_point'), seconds)
+    else:
+        passed, end = [], time.monotonic() + PROGRAM_SECONDS
+        for test in tests:
+            if (passed and not passed[-1] and not row.get('partial')) or time.monotonic() > end:
+                break
+            result = sandbox.run(program, test['input'], seconds)
+            passed.append(result.code == 0 and not result.timed_out and _printed(result.stdout) == _printed(test['output']))
+    share = sum(passed) / len(asserts or tests)
+    return share if row.get('partial') else float(share == 1.0)
+
+
 # ---------------------------------------------------------------- length and repetition
 
 def _length(response, row):
@@ -358,7 +418,7 @@ def repetition_reward(response, row):
 
 # ---------------------------------------------------------------- choosing and combining
 
-ACCURACY = {'countdown': countdown_reward, 'match': match_reward, 'math': math_reward, 'choice': choice_reward}
+ACCURACY = {'countdown': countdown_reward, 'match': match_reward, 'math': math_reward, 'choice': choice_reward, 'code': code_reward}
 
 
 def accuracy_reward(response, row):
@@ -373,8 +433,15 @@ def random_reward(response, row):
     return float(zlib.crc32(f"{row['prompt']} {response}".encode()) >> 7 & 1)
 
 
-REWARDS = {'accuracy': accuracy_reward, 'random': random_reward, 'format': format_reward, 'language': language_reward, 'length': length_reward,
-           'overlong': overlong_reward, 'repetition': repetition_reward, **ACCURACY}
+REWARDS = {'accuracy': accuracy_reward, 'random': random_reward, 'format': format_reward, 'language': language_reward,
+           'length': length_reward, 'overlong': overlong_reward, 'repetition': repetition_reward, **ACCURACY}
+
+
+def check_names(weights):
+    for name in weights:
+        if name not in REWARDS:
+            near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
+            raise KeyError(f"unknown reward {name!r} in the weights: did you mean {near!r}? Known: {', '.join(REWARDS)}")
 
 
 def combined(response, row, weights):
@@ -383,12 +450,9 @@ def combined(response, row, weights):
     weights: {name in REWARDS: weight}; another name raises KeyError. A reward that raises, or returns what is not a
     finite number, scores 0.0 for this sample and is counted in FAILURES.
     """
+    check_names(weights)
     components = {}
     for name in weights:
-        if name not in REWARDS:
-            near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
-            raise KeyError(f'unknown reward {name!r} in the weights: did you mean {near!r}? '
-                           f"Known: {', '.join(REWARDS)}")
         try:
             components[name] = float(REWARDS[name](response, row))
             if not math.isfinite(components[name]):
@@ -397,3 +461,46 @@ def combined(response, row, weights):
             components[name] = 0.0
             FAILURES[name, type(error).__name__] += 1
     return sum(weights[name] * score for name, score in components.items()), components
+
+
+# ---------------------------------------------------------------- batches
+
+SECONDS = 120  # that a worker may take over one sample before it is killed
+_pools = {}    # workers -> Pool, kept for the process
+
+
+def grade(samples, weights, workers=0):
+    """[(response, row)] -> [(total, components)] as `combined` gives them, in `workers` processes (0: in this one).
+
+    A sample whose worker takes more than SECONDS, or is killed twice, scores 0.0 in every component and is counted.
+    """
+    check_names(weights)
+    if not workers or len(samples) < 2:
+        return [combined(response, row, weights) for response, row in samples]
+    if workers not in _pools:
+        _pools[workers] = Pool(workers, SECONDS)
+    graded = []
+    for value in _pools[workers].map('rewards', '_combined_elsewhere', [(*sample, weights, sandbox.unsafe) for sample in samples]):
+        if isinstance(value, Exception):
+            FAILURES['worker', type(value).__name__] += 1
+            value = 0.0, dict.fromkeys(weights, 0.0), {}
+        FAILURES.update(value[2])
+        graded.append(value[:2])
+    return graded
+
+
+def _combined_elsewhere(response, row, weights, unsafe):
+    """combined() in a worker, and the failures that it counted."""
+    sandbox.unsafe = unsafe
+    FAILURES.clear()
+    return *combined(response, row, weights), dict(FAILURES)
+
+
+def prepare(weights, tasks, unsafe_code=False):
+    """Before a run: raises unless every reward in `weights` is known and those of `tasks`, the kinds of tasks of its rows, can work
+    on this machine: sandbox.SandboxError where programs cannot be contained (unsafe_code: only warns)."""
+    check_names(weights)
+    for task in set(tasks) - set(ACCURACY):
+        raise KeyError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}")
+    if 'code' in weights or 'code' in tasks:
+        sandbox.require(unsafe_code)

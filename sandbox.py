@@ -1,0 +1,401 @@
+"""
+Runs programs that a model wrote: bubblewrap's namespaces around a Python of its own, resource limits within.
+
+    result = run('print(int(input()) * 2)', '21')                            # result.stdout == '42\n'
+    passed = run_asserts('def f(x): return x + 1', ['assert f(1) == 2'])     # [True]
+
+The program sees /usr, an empty /tmp of 64 MB and nothing else: no network, no other process, no environment, no user. It never
+sees what is expected of it either. What it prints is compared out here; asserts run in a second sandbox, which asks the
+program's for the values of calls, and plain data is all that comes back: an object that equals everything, an early exit or a
+forged line on any file descriptor is at most a wrong value. When its time is over, or its parent dies, all its processes die.
+
+As root a sandbox is started as uid 65534, as the kernel counts no processes of root's. Without bubblewrap everything here
+raises SandboxError, unless `require(unsafe=True)` allowed to go on with resource limits alone.
+
+Left out: other languages than Python, packages (the interpreter runs with -I -S), a bound on the memory of all of a program's
+processes together (that takes a cgroup; they are the first that the kernel kills when memory runs out).
+"""
+import ast
+import builtins
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+
+SECONDS = 5              # CPU time of a program; it may take twice as much by the clock
+OUTPUT = 1 << 20         # longest output that is read, bytes
+unsafe = False           # set by require()
+_works = {}              # uid of this process -> (prefix of the command, interpreter), once the self-test has passed
+
+
+class SandboxError(RuntimeError):
+    """Programs cannot be run safely on this machine."""
+
+
+@dataclass
+class Result:
+    stdout: str          # at most OUTPUT bytes of it
+    code: int            # exit status, 0 where all went well
+    timed_out: bool
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the programs around the program: each starts with LIMITS, argv is file descriptors
+
+LIMITS = '''
+import os, sys, resource
+seconds = int(sys.argv[1])
+for name, most in (('AS', 512 << 20), ('FSIZE', 16 << 20), ('NOFILE', 32), ('CORE', 0), ('NPROC', 16), ('CPU', seconds)):
+    resource.setrlimit(getattr(resource, 'RLIMIT_' + name), (most, most + (name == 'CPU')))
+try:
+    with open('/proc/self/oom_score_adj', 'w') as file:
+        file.write('1000')
+except OSError:
+    pass
+'''
+
+RUN = LIMITS + '''
+with open(int(sys.argv[2]), encoding='utf-8') as file:
+    source = file.read()
+sys.argv = ['program']
+code = compile(source, 'program', 'exec')
+del seconds, name, most, file, resource, os, sys, source
+exec(code)
+'''
+
+CODEC = '''
+import json
+
+def encode(x, other):
+    """Plain data as JSON; `other` names the rest."""
+    if x is None or x is True or x is False:
+        return x
+    if isinstance(x, str):
+        return str.__str__(x)
+    for kind, tag in ((int, 'i'), (float, 'f')):
+        if isinstance(x, kind):
+            return [tag, hex(int.__index__(x)) if kind is int else float.hex(x)]
+    if isinstance(x, complex):
+        return ['c', float.hex(x.real), float.hex(x.imag)]
+    if isinstance(x, (bytes, bytearray)):
+        return ['b', bytes(x).hex()]
+    for kind, tag in ((list, 'l'), (tuple, 't'), (set, 's'), (frozenset, 'z')):
+        if isinstance(x, kind):
+            return [tag, *[encode(y, other) for y in kind.__iter__(x)]]
+    if isinstance(x, dict):
+        return ['d', *[[encode(k, other), encode(v, other)] for k, v in dict.items(x)]]
+    return ['o', other(x)]
+
+def decode(x, other):
+    if not isinstance(x, list):
+        return x
+    tag, *rest = x
+    if tag in 'ltsz':
+        return {'l': list, 't': tuple, 's': set, 'z': frozenset}[tag](decode(y, other) for y in rest)
+    if tag == 'd':
+        return {decode(k, other): decode(v, other) for k, v in rest}
+    return {'i': lambda v: int(v, 16), 'f': float.fromhex, 'b': bytes.fromhex, 'o': other,
+            'c': lambda re, im: complex(float.fromhex(re), float.fromhex(im))}[tag](*rest)
+'''
+
+ANSWER = LIMITS + CODEC + '''
+import operator, types
+with open(int(sys.argv[2]), encoding='utf-8') as file:
+    source = file.read()
+incoming, outgoing = open(int(sys.argv[3])), open(int(sys.argv[4]), 'w')
+things = []
+
+def keep(x):
+    for i, y in enumerate(things):
+        if y is x:
+            return i
+    things.append(x)
+    return len(things) - 1
+
+module = types.ModuleType('program')
+sys.modules['program'] = module
+sys.argv = ['program']
+do = {'name': lambda name: getattr(module, name), 'call': lambda f, *args, **named: f(*args, **named), 'getattr': getattr,
+      'setattr': setattr, 'getitem': operator.getitem, 'len': len, 'next': next, 'list': list}
+try:
+    exec(compile(source, 'program', 'exec'), module.__dict__)
+except BaseException:
+    os._exit(1)
+for line in incoming:
+    try:
+        what, args, named = json.loads(line)
+        args, named = ([decode(x, things.__getitem__) for x in args], {k: decode(x, things.__getitem__) for k, x in named.items()})
+        answer = ['value', encode(do[what](*args, **named), keep)]
+    except BaseException as error:
+        answer = ['error', type(error).__name__]
+    outgoing.write(json.dumps(answer) + '\\n')
+    outgoing.flush()
+'''
+
+ASK = LIMITS + CODEC + '''
+with open(int(sys.argv[2]), encoding='utf-8') as file:
+    setup, asserts, names, entry_point = json.load(file)
+incoming, outgoing, verdict = open(int(sys.argv[3])), open(int(sys.argv[4]), 'w'), int(sys.argv[5])
+remotes = {}
+
+def ask(what, *args, **named):
+    number = lambda x: object.__getattribute__(x, 'number')
+    other = lambda i: remotes.setdefault(i, Remote(i))
+    outgoing.write(json.dumps([what, [encode(x, number) for x in args], {k: encode(x, number) for k, x in named.items()}]) + '\\n')
+    outgoing.flush()
+    line = incoming.readline(1 << 24)
+    if line[-1:] != '\\n':
+        raise EOFError
+    kind, value = json.loads(line)
+    if kind == 'error':
+        raise {'StopIteration': StopIteration, 'ValueError': ValueError, 'TypeError': TypeError, 'KeyError': KeyError,
+               'IndexError': IndexError, 'AttributeError': AttributeError, 'ZeroDivisionError': ZeroDivisionError}.get(value, RuntimeError)(value)
+    return decode(value, other)
+
+class Remote:
+    """Something in the program's process that is not plain data. It equals only itself, and is neither true nor false."""
+    def __init__(self, number):
+        object.__setattr__(self, 'number', int(number))
+    def __call__(self, *args, **named):
+        return ask('call', self, *args, **named)
+    def __getattr__(self, name):
+        return ask('getattr', self, name)
+    def __setattr__(self, name, value):
+        ask('setattr', self, name, value)
+    def __getitem__(self, key):
+        return ask('getitem', self, key)
+    def __len__(self):
+        return ask('len', self)
+    def __next__(self):
+        return ask('next', self)
+    def __iter__(self):
+        return iter(ask('list', self))
+    def __bool__(self):
+        raise TypeError('neither true nor false')
+
+def same(a, b):
+    """JSON has no tuples, and its numbers were printed once."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
+    if isinstance(a, float) and isinstance(b, (int, float)) or isinstance(b, float) and isinstance(a, (int, float)):
+        return a == b or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-3)
+    return a == b
+
+space = {'__name__': 'tests', 'same': same}
+try:
+    for name in names:
+        try:
+            space[name] = ask('name', name)
+        except AttributeError:
+            pass
+    exec(compile(setup, 'setup', 'exec'), space)
+    if entry_point:
+        space[entry_point] = ask('name', entry_point)
+    for text in asserts:
+        try:
+            exec(compile(text, 'assert', 'exec'), space)
+            os.write(verdict, b'1')
+        except EOFError:
+            break
+        except BaseException:
+            os.write(verdict, b'0')
+except BaseException:
+    pass
+'''
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# starting and stopping
+
+
+def _bubblewrap(prefix):
+    """The command that a program's command is appended to; `prefix`: where the interpreter lives, if outside /usr."""
+    return [*'''bwrap --unshare-all --unshare-user --disable-userns --die-with-parent --new-session --clearenv --setenv PATH /usr/bin:/bin
+        --setenv HOME /tmp --setenv LANG C.UTF-8 --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64
+        --ro-bind-try /etc/ld.so.cache /etc/ld.so.cache'''.split(),
+        *([] if prefix == '/usr' or prefix.startswith('/usr/') else ['--ro-bind', prefix, prefix]),
+        *'''--proc /proc --dev /dev --remount-ro /dev --size 67108864 --tmpfs /tmp --chdir /tmp --cap-drop ALL --uid 65534 --gid 65534
+        --hostname box --remount-ro /'''.split()]
+
+
+def _start(runner, descriptors, seconds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, how=None):
+    command, python = how or (([], sys.executable) if unsafe else _checked())
+    user = dict(user=65534, group=65534, extra_groups=[]) if command and os.getuid() == 0 else {}
+    return subprocess.Popen([*command, python, '-I', '-S', '-c', runner, str(seconds), *map(str, descriptors)], stdin=stdin, stdout=stdout,
+                            stderr=subprocess.DEVNULL, env={'PATH': '/usr/bin:/bin'}, pass_fds=descriptors, start_new_session=True, **user)
+
+
+def _stop(process):
+    """Kills the program and all its processes: the namespace dies with its first process, which dies with bubblewrap."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _file(text):
+    """An open, unnamed file that holds text."""
+    file = tempfile.TemporaryFile()
+    file.write(text.encode('utf-8', 'replace'))
+    file.seek(0)
+    return file
+
+
+def _readable(descriptor, end):
+    """-> True when there is something to read before `end` on the monotonic clock."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(max(0.0, end - time.monotonic()) * 1000))
+
+
+def _wait(process, end):
+    """-> True when the process ended before `end`. Popen.wait(timeout) would look only every 50 ms."""
+    if not hasattr(os, 'pidfd_open'):
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+            return True
+        except subprocess.TimeoutExpired:
+            return False
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        return _readable(descriptor, end)
+    finally:
+        os.close(descriptor)
+
+
+def run(program, stdin='', seconds=SECONDS, how=None):
+    """Runs a Python program (str) as __main__ -> Result. Whatever the program does, only SandboxError is raised."""
+    with _file(program) as source, _file(stdin) as given, tempfile.TemporaryFile() as printed:
+        process = _start(RUN, [source.fileno()], seconds, given, printed, how)
+        try:
+            ended = _wait(process, time.monotonic() + 2 * seconds)
+        finally:
+            _stop(process)
+        printed.seek(0)
+        return Result(printed.read(OUTPUT).decode('utf-8', 'replace'), process.returncode, not ended)
+
+
+def run_asserts(program, asserts, setup='', entry_point=None, seconds=SECONDS):
+    """Runs asserts (source of statements) against a program -> list of bool, one an assert.
+
+    The asserts and `setup` share one namespace, in which names that they use and do not define are the program's, and so is
+    `entry_point` after `setup` has run. `same(a, b)` there is equality but for tuples against lists and the last digits.
+    """
+    names = _free_names(setup, asserts)
+    asks, answers, verdicts = os.pipe(), os.pipe(), os.pipe()
+    processes, passed = [], b''
+    try:
+        with _file(program) as source, _file(json.dumps([setup, asserts, names, entry_point])) as tests:
+            processes.append(_start(ANSWER, [source.fileno(), asks[0], answers[1]], seconds))
+            processes.append(_start(ASK, [tests.fileno(), answers[0], asks[1], verdicts[1]], seconds))
+        for descriptor in (*asks, *answers, verdicts[1]):
+            os.close(descriptor)
+        asks = answers = ()
+        end = time.monotonic() + 2 * seconds
+        while len(passed) < len(asserts) and _readable(verdicts[0], end):
+            more = os.read(verdicts[0], len(asserts) - len(passed))
+            if not more:
+                break
+            passed += more
+    finally:
+        for process in processes:
+            _stop(process)
+        for descriptor in (*asks, *answers, *((verdicts[1],) if asks else ()), verdicts[0]):
+            os.close(descriptor)
+    return [passed[i:i + 1] == b'1' for i in range(len(asserts))]
+
+
+def _free_names(setup, asserts):
+    """Names that the tests use and nobody there defines. ValueError: the tests are not Python."""
+    used, defined = set(), set(vars(builtins)) | {'same'}
+    for text in (setup, *asserts):
+        try:
+            tree = ast.parse(text)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f'a test is not Python: {text[:80]!r}: {error}') from None
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                defined.add(node.name)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                defined.update((alias.asname or alias.name).split('.')[0] for alias in node.names)
+            elif isinstance(node, ast.arg):
+                defined.add(node.arg)
+    return sorted(used - defined)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# does it hold?
+
+SELF_TEST = '''
+import os, socket
+bad = [path for path in ('/root', '/home', '/etc/passwd', '/var', '/sys') if os.path.exists(path)]
+bad += ['environment'] * (set(os.environ) - {'PATH', 'HOME', 'LANG', 'PWD', 'LC_CTYPE'} != set())
+for path in ('/', '/dev', '/usr', '/proc/sys/kernel'):
+    try:
+        open(path + '/written', 'w').close()
+        bad.append('writing in ' + path)
+    except OSError:
+        pass
+if os.getuid() == 0 or len([p for p in os.listdir('/proc') if p.isdigit()]) > 3:
+    bad.append('root, or processes of others')
+server = socket.socket()
+server.settimeout(1)
+if server.connect_ex(('1.1.1.1', 53)) != 101:
+    bad.append('network')
+children = []
+try:
+    for _ in range(40):
+        children.append(os.fork())
+        if not children[-1]:
+            os.pause() if hasattr(os, 'pause') else __import__('signal').pause()
+    bad.append('forks')
+except OSError:
+    pass
+print('bad: ' + ', '.join(bad) if bad else 'contained')
+'''
+
+
+def _checked():
+    """-> command prefix, interpreter of the sandbox; tested once in a process."""
+    if os.getuid() in _works:
+        return _works[os.getuid()]
+    if not shutil.which('bwrap'):
+        raise SandboxError("bubblewrap is missing: install it (apt install bubblewrap), or pass --unsafe_code=True to run the model's "
+                           'programs with resource limits only')
+    found = []
+    for python, prefix in ((sys.executable, sys.base_prefix), ('/usr/bin/python3', '/usr')):
+        how = _bubblewrap(prefix), os.path.realpath(python)
+        try:
+            result = run(SELF_TEST, how=how)
+        except OSError as error:
+            result = Result(str(error), 1, False)
+        if result.stdout == 'contained\n':
+            return _works.setdefault(os.getuid(), how)
+        found.append(f'with {how[1]}: ' + (result.stdout.strip() or f'exit status {result.code}, timed out: {result.timed_out}'))
+    raise SandboxError(f'bubblewrap does not contain programs on this machine ({"; ".join(found)}): it needs user namespaces and, as '
+                       'root, a Python that other users can read; --unsafe_code=True runs programs with resource limits only')
+
+
+def require(unsafe_code=False):
+    """Before training: raises SandboxError unless programs are contained, or else, if unsafe_code, warns and goes on without."""
+    global unsafe
+    unsafe = False
+    try:
+        _checked()
+    except SandboxError as error:
+        if not unsafe_code:
+            raise
+        unsafe = True
+        warnings.warn(f'programs written by the model run WITHOUT a sandbox, with your rights: {error}', stacklevel=2)
