@@ -232,7 +232,9 @@ def tensors(samples, device):
 def forward(model, part, cfg, device, routes=None):
     """-> logp [n], entropy [n] of the labelled tokens. Right padding needs no mask: nothing looks at what follows it."""
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
-        return model.logprobs(part['input_ids'], part['labels'], temperature=cfg.temperature, entropy=True, routes=routes, replay=part['routes'])[:2]
+        logp, entropy, _ = model.logprobs(part['input_ids'], part['labels'], temperature=cfg.temperature, entropy=True, routes=routes,
+                                          replay=part['routes'])
+    return logp, entropy.detach()
 
 
 def losses(cfg, part, logp, A_N, w_N):

@@ -27,6 +27,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hub
+from kernels.linear_logprob import linear_logprob
 
 # ---------------------------------------------------------------------------------------------------------------------
 # configuration
@@ -502,9 +503,7 @@ class Transformer(nn.Module):
         rope, mask = self.context(input_ids, positions, doc_ids)
         h = self.hidden(input_ids, rope, mask, routes, replay)
         chosen = labels != -100
-        logp_nV = (self.logits(h[chosen]) / temperature).log_softmax(dim=-1)
-        logp = logp_nV.gather(1, labels[chosen].unsqueeze(1)).sum(1)                           # FSDP objects to a view
-        H = -(logp_nV.detach().exp() * logp_nV.detach()).sum(-1) if entropy else None
+        logp, H = linear_logprob(h[chosen], self.head_weight, labels[chosen], temperature, entropy)
         mtp_logp = None
         if mtp:
             labels2 = F.pad(labels[:, 1:], (0, 1), value=-100)
@@ -512,7 +511,7 @@ class Transformer(nn.Module):
                 labels2 = labels2.masked_fill(F.pad(doc_ids[:, 1:], (0, 1), value=-9) != doc_ids, -100)
             chosen2 = labels2 != -100
             h2 = self.mtp_hidden(h, F.pad(input_ids[:, 1:], (0, 1)), rope, mask, routes)
-            mtp_logp = -F.cross_entropy(self.logits(h2[chosen2]), labels2[chosen2], reduction='none')
+            mtp_logp, _ = linear_logprob(h2[chosen2], self.head_weight, labels2[chosen2])
         return logp, H, mtp_logp
 
     def prefill(self, input_ids, last):
