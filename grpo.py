@@ -60,6 +60,9 @@ class Config:
     tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
     data: list = field(default_factory=lambda: ['data/countdown/rl.jsonl'])  # JSONL problem files, taken in turn
     rewards: dict = field(default_factory=lambda: {'accuracy': 1.0, 'format': 0.2})  # weights of the reward functions
+    preference: dict = field(default_factory=dict)  # reward models of the task or reward 'preference', {name: folder}
+    unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
+    reward_workers: int = -1               # processes that grade; -1: one a core where programs are run, else none
     steps: int = 30                        # rollouts
     prompts: int = 32                      # prompts of a rollout, over all ranks
     group: int = 8                         # completions a prompt
@@ -335,6 +338,8 @@ def main(cfg):
     model, tokenizer = load_model(cfg, device)
     files = [read_rows(path, require=('prompt', 'task')) for path in cfg.data]
     eval_rows = [row for path in cfg.eval_data for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
+    tasks = {row['task'] for rows in (*files, eval_rows) for row in rows}
+    rewards.prepare(cfg.rewards, tasks, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
     active, E = model.num_params(active=True), model.cfg.n_routed_experts
     moe = sum(hasattr(layer.mlp, 'gate') for layer in model.model.layers[:model.cfg.num_hidden_layers])
     reference = shard(copy.deepcopy(model).requires_grad_(False), cfg, device) if cfg.kl_coef else None

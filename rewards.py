@@ -11,6 +11,7 @@ The grader of mathematics is math_grader.py, programs run in sandbox.py, the lea
 """
 import difflib
 import math
+import os
 import re
 import time
 import unicodedata
@@ -19,6 +20,7 @@ from collections import Counter
 from fractions import Fraction
 
 import sandbox
+from language import language_counts
 from math_grader import FONTS, math_equal
 from pool import Pool
 
@@ -190,95 +192,19 @@ def countdown_reward(response, row):
 
 # ---------------------------------------------------------------- language
 
-LETTERS = r'A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u1e00-\u1eff'
-WORD = re.compile(  # one script a group; a run of letters is a word, but each Han, kana or hangul character is one
-    rf"(?P<latin>[{LETTERS}]+(?:['\u2019-][{LETTERS}]+)*)"
-    r'|(?P<han>[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])'
-    r'|(?P<kana>[\u3041-\u3096\u30a1-\u30fa])|(?P<hangul>[\u1100-\u11ff\u3131-\u3163\uac00-\ud7a3])'
-    r'|(?P<cyrillic>[\u0400-\u052f]+)|(?P<greek>[\u0370-\u03ff\u1f00-\u1fff]+)|(?P<hebrew>[\u05d0-\u05ea]+)'
-    r'|(?P<arabic>[\u0620-\u06d3\u06fa-\u06ff\u0750-\u077f]+)|(?P<devanagari>[\u0900-\u0963]+)'
-    r'|(?P<thai>[\u0e01-\u0e4e]+)|(?P<other>[^\W\d_])')
-SCRIPT_LANGUAGES = {'kana': 'ja', 'hangul': 'ko', 'cyrillic': 'ru', 'greek': 'el', 'arabic': 'ar', 'hebrew': 'he',
-                    'devanagari': 'hi', 'thai': 'th'}
-FUNCTION_WORDS = {  # frequent in one of these languages, rare in the others and in formulas
-    'en': 'the of and is are was to that this with for we it if then which have has be by from so can now let but not',
-    'de': 'der die das und ist sind ein eine nicht wir mit von zu den dem für auf auch wenn dann oder wird aber es',
-    'fr': 'le les est sont et une des du nous avec pour dans que qui sur donc alors mais pas ou cette ce il elle au',
-    'es': 'el los las es son y una del con para por que como entonces pero lo si cuando este esta al hay se',
-    'it': 'il gli è sono e una della di con per che come quindi allora ma non se questo questa nel abbiamo più lo',
-    'pt': 'o os as é são e uma da do dos com para por que como então mas não se quando isto este esta em temos',
-}
-FUNCTION_WORDS = {language: set(words.split()) for language, words in FUNCTION_WORDS.items()}
-LANGUAGES = sorted({*FUNCTION_WORDS, *SCRIPT_LANGUAGES.values(), 'zh'})
-NEUTRAL = {'```': '```', '`': '`', '$$': '$$', '\\(': '\\)', '\\[': '\\]', '$': '$'}
-
-
-def _without_formulas(text):
-    """text with the Latin and Greek letters of its code and LaTeX blanked; words of other scripts there still count."""
-    kept, pos, absent = [], 0, set()
-    for m in re.finditer(r'```|`|\$\$|\\\(|\\\[|\$', text):
-        opener = m[0]
-        if m.start() < pos or opener in absent:
-            continue
-        end = text.find(NEUTRAL[opener], m.end())
-        if end < 0:
-            absent.add(opener)
-            continue
-        inside = text[m.end():end]
-        if opener == '$' and (inside[:1].isspace() or inside[-1:].isspace() or '\n' in inside):
-            continue  # money: $5 and $10
-        kept += [text[pos:m.start()], re.sub(rf'[{LETTERS}\u0370-\u03ff]+', ' ', inside)]
-        pos = end + len(opener)
-    return re.sub(r'\\[A-Za-z]+', ' ', ''.join(kept) + text[pos:])
-
-
-def _vote(words, default):
-    """The Latin-script language whose function words are most frequent; `default` when fewer than two tell."""
-    votes = {language: sum(w in known for w in words) for language, known in FUNCTION_WORDS.items()}
-    best = max(votes, key=votes.get)
-    return best if votes[best] >= 2 and votes[best] > votes.get(default, 0) else default
-
-
-def _language_counts(reasoning, target):
-    """Counter {language: words}. Single Latin and Greek letters are variables and neutral. Han characters are Japanese
-    in a sentence with kana; Latin words take the language their sentence shows, or else the whole text."""
-    if target not in LANGUAGES:
-        raise ValueError(f"unknown language {target!r} in the row: use one of {', '.join(LANGUAGES)}")
-    sentences = []
-    for sentence in re.split(r'[\n.!?;。！？；]', _without_formulas(unicodedata.normalize('NFKC', reasoning))):
-        words = {}
-        for m in WORD.finditer(sentence):
-            if len(m[0]) > 1 or m.lastgroup not in ('latin', 'greek'):
-                words.setdefault(m.lastgroup, []).append(m[0].lower())
-        sentences.append(words)
-    latin = [w for words in sentences for w in words.get('latin', ())]
-    whole = _vote(latin, target if target in FUNCTION_WORDS else 'en')
-    counts = Counter()
-    for words in sentences:
-        for script, found in words.items():
-            if script == 'latin':
-                language = _vote(found, whole)
-            elif script == 'han':
-                language = 'ja' if 10 * len(words.get('kana', ())) > len(found) else 'zh'
-            else:
-                language = SCRIPT_LANGUAGES.get(script, script)
-            counts[language] += len(found)
-    return counts
-
-
 def language_reward(response, row):
     """Share of the reasoning's words that are in row['language'] (default 'en'); 0.0 without any words.
 
     A run of letters is a word, as is each Han, kana or hangul character; numbers, symbols, code and LaTeX are neutral.
     """
     target = row.get('language', 'en')
-    counts = _language_counts(split_response(response, row)[0], target)
+    counts = language_counts(split_response(response, row)[0], target)
     return counts[target] / counts.total() if counts else 0.0
 
 
 def language_mixed(response, row):
     """True when the reasoning holds words of more than one language or script (for reports)."""
-    return len(_language_counts(split_response(response, row)[0], row.get('language', 'en'))) > 1
+    return len(language_counts(split_response(response, row)[0], row.get('language', 'en'))) > 1
 
 
 # ---------------------------------------------------------------- math
@@ -375,6 +301,21 @@ def code_reward(response, row):
     return share if row.get('partial') else float(share == 1.0)
 
 
+# ---------------------------------------------------------------- preference
+
+JUDGES = {}  # name -> preference.Judge, set by prepare()
+
+
+def preference_reward(response, row):
+    """0..1: how likely the answer is preferred to a typical one, by the reward model JUDGES[row['judge']] (default: the first). It reads
+    row['prompt'] and the final summary, or the whole response (helpfulness, safety: its training said which). 0.0 without an answer."""
+    if not JUDGES:
+        raise ValueError("no reward model: name its folder in the config, preference={'helpfulness': 'out/reward'}")
+    if not split_response(response, row)[1].strip():
+        return 0.0
+    return JUDGES[row.get('judge', next(iter(JUDGES)))](row['prompt'], row.get('prefill', '') + response)
+
+
 # ---------------------------------------------------------------- length and repetition
 
 def _length(response, row):
@@ -384,10 +325,10 @@ def _length(response, row):
 def length_reward(response, row):
     """Shorter right answers score more: l = 0.5 - (length - min) / (max - min), for a wrong answer min(0, l).
 
-    length: row['completion_tokens'], or else characters. row['min_length'], row['max_length']: the bounds in the same
-    unit, usually the shortest and longest of the group. 0.0 when they are equal; between -0.5 and 0.5.
+    length: row['completion_tokens'], or else characters. row['shortest'], row['longest']: of the group, in the same unit.
+    0.0 when they are equal; between -0.5 and 0.5.
     """
-    low, high = row['min_length'], row['max_length']
+    low, high = row['shortest'], row['longest']
     if high <= low:
         return 0.0
     score = 0.5 - min(1.0, max(0.0, (_length(response, row) - low) / (high - low)))
@@ -418,7 +359,8 @@ def repetition_reward(response, row):
 
 # ---------------------------------------------------------------- choosing and combining
 
-ACCURACY = {'countdown': countdown_reward, 'match': match_reward, 'math': math_reward, 'choice': choice_reward, 'code': code_reward}
+ACCURACY = {'countdown': countdown_reward, 'match': match_reward, 'math': math_reward, 'choice': choice_reward, 'code': code_reward,
+            'preference': preference_reward}
 
 
 def accuracy_reward(response, row):
@@ -466,26 +408,26 @@ def combined(response, row, weights):
 # ---------------------------------------------------------------- batches
 
 SECONDS = 120  # that a worker may take over one sample before it is killed
-_pools = {}    # workers -> Pool, kept for the process
+_pool = None   # made by prepare()
 
 
-def grade(samples, weights, workers=0):
-    """[(response, row)] -> [(total, components)] as `combined` gives them, in `workers` processes (0: in this one).
+def grade(samples, weights):
+    """[(response, row)] -> [(total, components)] as `combined` gives them, in the processes that `prepare` started, if any.
 
-    A sample whose worker takes more than SECONDS, or is killed twice, scores 0.0 in every component and is counted.
+    A sample whose worker takes more than SECONDS, or is killed twice, scores 0.0 in every component and is counted. What a
+    reward model judges is graded here, where the model is.
     """
     check_names(weights)
-    if not workers or len(samples) < 2:
-        return [combined(response, row, weights) for response, row in samples]
-    if workers not in _pools:
-        _pools[workers] = Pool(workers, SECONDS)
-    graded = []
-    for value in _pools[workers].map('rewards', '_combined_elsewhere', [(*sample, weights, sandbox.unsafe) for sample in samples]):
+    local = [_pool is None or 'preference' in weights or row.get('task') == 'preference' for _, row in samples]
+    graded = [combined(*sample, weights) if here else None for sample, here in zip(samples, local)]
+    away = [i for i, here in enumerate(local) if not here]
+    values = _pool.map('rewards', '_combined_elsewhere', [(*samples[i], weights, sandbox.unsafe) for i in away]) if away else []
+    for i, value in zip(away, values):
         if isinstance(value, Exception):
             FAILURES['worker', type(value).__name__] += 1
             value = 0.0, dict.fromkeys(weights, 0.0), {}
         FAILURES.update(value[2])
-        graded.append(value[:2])
+        graded[i] = value[:2]
     return graded
 
 
@@ -496,11 +438,28 @@ def _combined_elsewhere(response, row, weights, unsafe):
     return *combined(response, row, weights), dict(FAILURES)
 
 
-def prepare(weights, tasks, unsafe_code=False):
+def prepare(weights, tasks, unsafe_code=False, workers=-1, preference=None, device='cpu'):
     """Before a run: raises unless every reward in `weights` is known and those of `tasks`, the kinds of tasks of its rows, can work
-    on this machine: sandbox.SandboxError where programs cannot be contained (unsafe_code: only warns)."""
+    on this machine: sandbox.SandboxError where programs cannot be contained (unsafe_code: only warns).
+
+    workers: processes that grade; -1: one a core (shared by the machine's ranks) where programs are run, else none.
+    preference: {name: folder of a reward model}, on `device`.
+    """
+    global _pool
     check_names(weights)
     for task in set(tasks) - set(ACCURACY):
         raise KeyError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}")
-    if 'code' in weights or 'code' in tasks:
+    programs = 'code' in weights or 'code' in tasks
+    if programs:
         sandbox.require(unsafe_code)
+    JUDGES.clear()
+    if preference:
+        from preference import Judge
+        JUDGES.update((name, Judge(folder, device)) for name, folder in preference.items())
+    if ('preference' in weights or 'preference' in tasks) and not JUDGES:
+        raise ValueError("a preference reward needs a reward model: preference={'helpfulness': folder} in the config")
+    if workers < 0:
+        workers = max(1, (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))) if programs else 0
+    if _pool:
+        _pool.close()
+    _pool = Pool(workers, SECONDS) if workers else None

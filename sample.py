@@ -49,6 +49,9 @@ class Config:
     device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
     dtype: str = 'float32'                 # of the weights: 'float32' or 'bfloat16'
     rewards: dict = field(default_factory=lambda: {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})  # what to score samples by
+    preference: dict = field(default_factory=dict)  # reward models of the reward 'preference', {name: folder}
+    unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
+    reward_workers: int = -1               # processes that grade; -1: one a core where programs are run, else none
     out: str | None = None                 # write every sample with its rewards to this JSONL file
     summary: str | None = None             # write the numbers to this JSON file
     keep: dict = field(default_factory=dict)  # write only samples with rewards at least these, e.g. {'accuracy': 1, 'format': 1}
@@ -229,12 +232,16 @@ def encode_prompts(tokenizer, rows, prefill=''):
 
 def score(tokenizer, rows, completions, weights):
     """Completions of each row -> list of dicts {"response", "total", "rewards", "answer", "mixed", "length", "finished"}"""
-    scored = []
+    scored, responses = [], []
+    for row, samples in zip(rows, completions):
+        lengths = [len(sample.tokens) for sample in samples]
+        for sample, length in zip(samples, lengths):
+            response = tokenizer.decode([t for t in sample.tokens if t not in tokenizer.stop_ids])
+            responses.append((response, {**row, 'completion_tokens': length, 'shortest': min(lengths), 'longest': max(lengths)}))
+    graded = iter(zip(responses, rewards.grade(responses, weights)))
     for row, samples in zip(rows, completions):
         scored.append([])
-        for sample in samples:
-            response = tokenizer.decode([t for t in sample.tokens if t not in tokenizer.stop_ids])
-            total, parts = rewards.combined(response, {**row, 'completion_tokens': len(sample.tokens)}, weights)
+        for sample, ((response, _), (total, parts)) in zip(samples, graded):
             scored[-1].append({'response': response, 'total': total, 'rewards': parts, 'length': len(sample.tokens),
                                'finished': sample.finished, 'answer': rewards.answer_of(response, row),
                                'mixed': rewards.language_mixed(response, row)})
@@ -368,8 +375,9 @@ def main(cfg):
         return chat(cfg, model, tokenizer)
     numbers = {}
     written = []
-    for path in cfg.data:
-        rows = read_rows(path, require=('prompt', 'task'))[:cfg.limit or None]
+    files = {path: read_rows(path, require=('prompt', 'task'))[:cfg.limit or None] for path in cfg.data}
+    rewards.prepare(cfg.rewards, {row['task'] for rows in files.values() for row in rows}, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
+    for path, rows in files.items():
         numbers[path], scored = evaluate(model, tokenizer, rows, cfg.n, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed,
                                          cfg.greedy, cfg.prefill, cfg.slots, cfg.rewards, progress=True)
         if cfg.keep:

@@ -52,6 +52,8 @@ class Config:
                                            # change, as {'max_position_embeddings': 131072, 'rope_scaling': {...}} for longer context
     tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
     data: list = field(default_factory=lambda: ['data/countdown/corpus.jsonl'])  # JSONL files of rows with "messages"
+    objective: str = 'tokens'              # 'tokens', or 'preference': a reward model from pairs of answers, see preference.py
+    judged: str = 'summary'                # by a reward model: 'summary' (what follows the reasoning) or the whole 'response'
     loss_on: str = 'assistant'             # 'assistant': its turns only, 'all': every token (a base model)
     row_len: int = 128                     # tokens a packed row
     batch_rows: int = 32                   # rows of an optimizer step over all ranks
@@ -406,6 +408,11 @@ def tokenise(cfg, tokenizer):
 
 
 def main(cfg):
+    if cfg.objective == 'preference':
+        import preference  # which is built from the pieces above
+        return preference.train(cfg)
+    if cfg.objective != 'tokens':
+        raise ValueError(f"objective must be 'tokens' or 'preference', not {cfg.objective!r}")
     device, rank, world = start_processes(cfg)
     if (Path(cfg.out_dir) / 'config.json').exists():
         return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')

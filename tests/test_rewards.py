@@ -289,15 +289,15 @@ def test_choice_with_the_text_of_the_options():
     (100, True, 0.5), (200, True, 0.0), (300, True, -0.5), (150, True, 0.25), (50, True, 0.5), (900, True, -0.5),
     (100, False, 0.0), (200, False, 0.0), (300, False, -0.5), (250, False, -0.25)])
 def test_length(length, right, score):
-    row = {"task": "match", "answer": "5", "min_length": 100, "max_length": 300, "completion_tokens": length}
+    row = {"task": "match", "answer": "5", "shortest": 100, "longest": 300, "completion_tokens": length}
     assert length_reward("<answer>5</answer>" if right else "<answer>6</answer>", row) == pytest.approx(score)
 
 
 def test_length_in_characters_and_of_a_group_of_equals():
-    row = {"task": "match", "answer": "5", "min_length": 18, "max_length": 38}
+    row = {"task": "match", "answer": "5", "shortest": 18, "longest": 38}
     assert length_reward("<answer>5</answer>", row) == pytest.approx(0.5)
     assert length_reward(" " * 20 + "<answer>5</answer>", row) == pytest.approx(-0.5)
-    assert length_reward("<answer>5</answer>", {**row, "max_length": 18}) == 0
+    assert length_reward("<answer>5</answer>", {**row, "longest": 18}) == 0
     with pytest.raises(KeyError):
         length_reward("<answer>5</answer>", {"task": "match", "answer": "5"})
 

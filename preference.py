@@ -1,0 +1,191 @@
+"""
+The learned reward: which of two answers would be preferred? Trained by `python sft.py --objective=preference`.
+
+    p(chosen is preferred to rejected) = sigmoid(s(chosen) - s(rejected)),   loss = -log p       (Bradley and Terry, 1952)
+
+s is a linear head on the last token's hidden state of a language model that has read the conversation. Rows of `data` are
+{"chosen": [messages], "rejected": [messages]}, the same but for the assistant's last turn. As in DeepSeek-R1 (arXiv:2501.12948,
+2.3.4) helpfulness is judged by the final summary alone and safety by the whole response: `judged` says which, in training and,
+by the checkpoint, in `rewards.preference_reward`, which is sigmoid(s): how likely the answer is preferred to a typical one.
+
+Left out: margins and ties in the data, other losses of pairs (DPO trains a policy, not a reward).
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+import checkpoint
+from data.loader import read_rows
+from data.tokenizer import Tokenizer
+from model import Transformer
+from rewards import split_response
+
+JUDGED = ('summary', 'response')
+
+
+class RewardModel(Transformer):
+    """A Transformer whose output is one number a conversation. lm_head stays in the checkpoint, frozen."""
+
+    def __init__(self, cfg):
+        super().__init__(dataclasses.replace(cfg, num_nextn_predict_layers=0))
+        self.score = nn.Linear(cfg.hidden_size, 1)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+        if not cfg.tie_word_embeddings:
+            self.lm_head.weight.requires_grad_(False)
+
+    @classmethod
+    def from_language_model(cls, model):
+        made = cls(model.cfg).to(model.head_weight.device)
+        wanted = made.state_dict()
+        made.load_state_dict({name: t for name, t in model.state_dict().items() if name in wanted}, strict=False)
+        return made
+
+    def scores(self, input_ids, last):
+        """Conversations [B, T] padded on the right, last [B]: the index of each one's last token -> s [B] float32"""
+        rope, mask = self.context(input_ids)
+        h = self.hidden(input_ids, rope, mask)
+        h = h[torch.arange(len(h), device=h.device), last]
+        with torch.autocast(h.device.type, enabled=False):
+            return F.linear(h.float(), self.score.weight.float(), self.score.bias.float())[:, 0]
+
+
+def padded(docs, device):
+    """[ids] -> input_ids [B, T], last [B]"""
+    T = max(map(len, docs))
+    ids = torch.tensor([doc + [0] * (T - len(doc)) for doc in docs], device=device)
+    return ids, torch.tensor([len(doc) - 1 for doc in docs], device=device)
+
+
+def conversation(tokenizer, messages, judged):
+    """-> ids of the messages, of whose last only the summary (what follows the reasoning) is left where that is what is judged"""
+    *before, last = messages
+    if judged == 'summary':
+        last = {**last, 'content': split_response(last['content'], {})[1].strip()}
+    return tokenizer.apply_chat_template([*before, last])[0]
+
+
+def read_pairs(path, tokenizer, judged, row_len):
+    """-> [(ids of chosen, ids of rejected)]. ValueError names a row that is no pair."""
+    pairs = []
+    for number, row in enumerate(read_rows(path, require=('chosen', 'rejected')), 1):
+        where = f'{path}, row {number}'
+        for side in ('chosen', 'rejected'):
+            if not isinstance(row[side], list) or not row[side] or row[side][-1].get('role') != 'assistant':
+                raise ValueError(f'{where}: "{side}" must be a list of messages that ends with the assistant\'s')
+        if row['chosen'][:-1] != row['rejected'][:-1]:
+            raise ValueError(f'{where}: chosen and rejected must answer the same conversation')
+        pairs.append(tuple(conversation(tokenizer, row[side], judged) for side in ('chosen', 'rejected')))
+        if max(map(len, pairs[-1])) > row_len:
+            raise ValueError(f'{where}: {max(map(len, pairs[-1]))} tokens do not fit row_len={row_len}')
+    return pairs
+
+
+@torch.no_grad()
+def judge_pairs(model, pairs, device, rows):
+    """-> s(chosen) [n], s(rejected) [n], in parts of `rows` pairs"""
+    parts = [model.scores(*padded([side[k] for k in (0, 1) for side in pairs[i:i + rows]], device)).view(2, -1) for i in range(0, len(pairs), rows)]
+    return torch.cat(parts, 1)
+
+
+def accuracy(chosen, rejected):
+    """-> share of pairs in which the chosen one scores more (ties count half), its 95% interval, the loss"""
+    right = (chosen > rejected).double() + 0.5 * (chosen == rejected)
+    mean, half = right.mean().item(), 1.96 * right.std().item() / len(right) ** 0.5 if len(right) > 1 else float('nan')
+    return mean, [max(0.0, mean - half), min(1.0, mean + half)], -F.logsigmoid(chosen - rejected).mean().item()
+
+
+def pair_order(n, batch, seed):
+    """Endless batches of pair numbers; every epoch in an order drawn anew."""
+    left, epoch = [], 0
+    while True:
+        while len(left) < batch:
+            left += torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+            epoch += 1
+        yield left[:batch]
+        left = left[batch:]
+
+
+def train(cfg):
+    """sft.py's settings; a row of a batch is a pair. The finished model says in preference.json what it judges."""
+    from sft import Log, Stop, finish, load_model, make_optimizers, optimizer_step, schedule, shard, start_processes, total
+    device, rank, world = start_processes(cfg)
+    if (Path(cfg.out_dir) / 'config.json').exists():
+        return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
+    if cfg.judged not in JUDGED or cfg.batch_rows % world:
+        raise ValueError(f'judged={cfg.judged!r} must be one of {JUDGED}, and batch_rows={cfg.batch_rows} divide into {world} ranks')
+    language_model, tokenizer = load_model(cfg, device)
+    model = RewardModel.from_language_model(language_model)
+    del language_model
+    pairs, held_out = ([pair for path in paths for pair in read_pairs(path, tokenizer, cfg.judged, cfg.row_len)] for paths in (cfg.data, cfg.eval_data))
+    model = shard(model, cfg, device)
+    if dist.is_initialized():
+        torch.distributed.fsdp.register_fsdp_forward_method(model, 'scores')
+    optimizers, order, step, seconds = make_optimizers(model, cfg, device), pair_order(len(pairs), cfg.batch_rows, cfg.seed), 0, 0.0
+    found = checkpoint.latest(cfg.out_dir) if cfg.resume else None
+    if found:
+        state = checkpoint.load(found, model, optimizers)
+        step, seconds = state['step'], state['seconds']
+        for _ in range(step):
+            next(order)
+    log, stop, began = Log(cfg, rank, step, cfg.steps), Stop(), time.time()
+    while step < cfg.steps:
+        mine, sums = [pairs[i] for i in next(order)[rank::world]], torch.zeros(2, device=device)
+        for i in range(0, len(mine), cfg.micro_rows):
+            part = mine[i:i + cfg.micro_rows]
+            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
+                chosen, rejected = model.scores(*padded([pair[k] for k in (0, 1) for pair in part], device)).view(2, -1)
+            loss = -F.logsigmoid(chosen - rejected).sum() / cfg.batch_rows
+            (loss * world).backward()  # FSDP averages over ranks
+            sums += torch.stack([loss.detach(), (chosen > rejected).sum() / cfg.batch_rows])
+        sums = total(sums, device).tolist()
+        norm = optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip, sums[0])
+        if norm is None:
+            raise FloatingPointError(f'step {step + 1}: loss or gradient is not finite; try a lower learning_rate')
+        step += 1
+        log.tick()
+        if step % cfg.log_every == 0 or step == cfg.steps:
+            log.write({'step': step, 'loss': sums[0], 'accuracy': sums[1], 'grad_norm': norm, 'lr': schedule(step - 1, cfg),
+                       'seconds': seconds + time.time() - began}, ('loss', 'accuracy'))
+        if held_out and (step == cfg.steps or cfg.eval_every and step % cfg.eval_every == 0):
+            right, interval, loss = accuracy(*judge_pairs(model, held_out, device, cfg.micro_rows))
+            log.write({'step': step, 'eval_accuracy': right, 'eval_accuracy_ci': interval, 'eval_loss': loss}, ('eval_accuracy',))
+            if rank == 0 and step == cfg.steps:
+                print(f'{len(held_out)} held-out pairs: {right:.3f} right, 95% interval {interval[0]:.3f} to {interval[1]:.3f}', file=sys.stderr)
+        if (cfg.save_every and step % cfg.save_every == 0) or stop.wanted(device):
+            seconds, began = seconds + time.time() - began, time.time()
+            checkpoint.save(cfg.out_dir, step, model, optimizers, {'seconds': seconds}, cfg.keep)
+            if stop.wanted(device):
+                stop.leave(log, step, cfg.out_dir)
+    with torch.no_grad():  # the loss does not know where zero is: let a typical answer score 0
+        model.score.bias -= judge_pairs(model, pairs[:256], device, cfg.micro_rows).mean().item()
+    if rank == 0:
+        (Path(cfg.out_dir) / 'preference.json').write_text(json.dumps({'judged': cfg.judged}))
+    finish(cfg, model, tokenizer, rank)
+    log.close()
+
+
+class Judge:
+    """A trained reward model, to ask."""
+
+    def __init__(self, folder, device='cpu'):
+        about = Path(folder) / 'preference.json'
+        if not about.exists():
+            raise ValueError(f'{folder} holds no reward model: train one with python sft.py --objective=preference --out_dir={folder}')
+        self.judged = json.loads(about.read_text())['judged']
+        self.model, self.tokenizer, self.device = RewardModel.from_pretrained(folder, device=device).eval(), Tokenizer.from_pretrained(folder), device
+
+    @torch.no_grad()
+    def __call__(self, prompt, text):
+        """prompt: messages or text; text: the assistant's whole turn -> sigmoid(s)"""
+        messages = prompt if isinstance(prompt, list) else [{'role': 'user', 'content': prompt}]
+        ids = conversation(self.tokenizer, [*messages, {'role': 'assistant', 'content': text}], self.judged)
+        return self.model.scores(*padded([ids[-self.model.cfg.max_position_embeddings:]], self.device)).sigmoid().item()

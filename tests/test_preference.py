@@ -1,0 +1,144 @@
+"""preference.py: the loss in closed form, scores against a batch of one, training, resumption and the reward on a tiny model."""
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import rewards
+import sft
+from data.countdown import prepare
+from model import Transformer
+from preference import Judge, RewardModel, accuracy, conversation, padded, read_pairs
+
+TINY = dict(model_type='qwen2', num_hidden_layers=2, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64,
+            max_position_embeddings=128)
+
+
+def pair(rng):
+    """The answer that names an 8 is preferred; the reasoning says nothing about it."""
+    digits = [rng.choice('1234567') for _ in range(5)]
+    good = digits.copy()
+    good[rng.randrange(5)] = '8'
+    thought = ' '.join(rng.choice('123456789') for _ in range(6))
+    prompt = [{'role': 'user', 'content': f'{rng.randrange(1, 9)} {rng.randrange(1, 9)}'}]
+    said = lambda answer: [*prompt, {'role': 'assistant', 'content': f'<think>{thought}</think> ' + ' '.join(answer)}]  # noqa: E731
+    return {'chosen': said(good), 'rejected': said(digits)}
+
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pairs')
+    prepare.main(prepare.Config(out_dir=str(folder), corpus_rows=50, rl_rows=8, test_rows=8, max_number=8))
+    rng = random.Random(1)
+    for name, n in (('pairs', 400), ('held_out', 100)):
+        (folder / f'{name}.jsonl').write_text(''.join(json.dumps(pair(rng)) + '\n' for _ in range(n)))
+    return folder
+
+
+def config(toy, out, **changes):
+    return sft.Config(**{**dict(objective='preference', out_dir=str(out), tokenizer=str(toy / 'tokenizer'), data=[str(toy / 'pairs.jsonl')],
+                                eval_data=[str(toy / 'held_out.jsonl')], model=TINY, row_len=96, batch_rows=16, micro_rows=8, steps=120,
+                                learning_rate=5e-3, warmup_steps=5, save_every=0, log_every=10, threads=1), **changes})
+
+
+@pytest.fixture(scope='module')
+def trained(toy):
+    sft.main(config(toy, toy / 'reward'))
+    return toy / 'reward'
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (Path(folder) / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_accuracy_and_loss_in_closed_form():
+    chosen, rejected = torch.tensor([1.0, 0.0, 2.0, -3.0]), torch.tensor([0.0, 0.0, 3.0, -5.0])
+    right, interval, loss = accuracy(chosen, rejected)
+    assert right == pytest.approx(2.5 / 4)
+    assert loss == pytest.approx(sum(math.log(1 + math.exp(b - a)) for a, b in [(1, 0), (0, 0), (2, 3), (-3, -5)]) / 4, rel=1e-6)
+    assert 0 <= interval[0] < right < interval[1] <= 1
+
+
+def test_scores_do_not_depend_on_padding_and_start_as_the_language_model():
+    torch.manual_seed(0)
+    language_model = Transformer(sft.ModelConfig.from_hub({'vocab_size': 40, **TINY}, 'test'))
+    model = RewardModel.from_language_model(language_model)
+    torch.nn.init.normal_(model.score.weight)
+    docs = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [3]]
+    together = model.scores(*padded(docs, 'cpu'))
+    for doc, s in zip(docs, together):
+        ids = torch.tensor([doc])
+        h = language_model.hidden(ids, *language_model.context(ids))[0, -1]
+        assert s.item() == pytest.approx((h @ model.score.weight[0]).item(), abs=1e-5)
+
+
+def test_training_orders_pairs_it_has_not_seen(trained):
+    lines = metrics(trained)
+    held = [line for line in lines if 'eval_accuracy' in line]
+    assert lines[0]['loss'] < 0.75 and held[-1]['step'] == 120            # log 2 = 0.693 at the start
+    assert held[-1]['eval_accuracy'] > 0.95 and held[-1]['eval_accuracy_ci'][0] > 0.9
+    assert json.loads((trained / 'preference.json').read_text()) == {'judged': 'summary'}
+
+
+def test_a_run_in_two_parts_is_the_run_in_one(toy, tmp_path):
+    sft.main(config(toy, tmp_path / 'whole', steps=4, schedule='constant', eval_data=[]))
+    sft.main(config(toy, tmp_path / 'parts', steps=2, schedule='constant', eval_data=[], save_every=2))
+    (tmp_path / 'parts' / 'config.json').unlink()
+    sft.main(config(toy, tmp_path / 'parts', steps=4, schedule='constant', eval_data=[]))
+    whole, parts = (RewardModel.from_pretrained(tmp_path / name).state_dict() for name in ('whole', 'parts'))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_reward(toy, trained):
+    rewards.prepare({'accuracy': 1.0}, {'preference'}, preference={'helpfulness': str(trained)})
+    held = [json.loads(line) for line in (toy / 'held_out.jsonl').read_text().splitlines()]
+    values = {}
+    for side in ('chosen', 'rejected'):
+        rows = [{'task': 'preference', 'prompt': r[side][:-1], 'prefill': '<think>'} for r in held]
+        responses = [r[side][-1]['content'].removeprefix('<think>') for r in held]
+        values[side] = [parts['accuracy'] for _, parts in rewards.grade(list(zip(responses, rows)), {'accuracy': 1.0})]
+    assert all(0 < v < 1 for side in values.values() for v in side)
+    assert sum(a > b for a, b in zip(values['chosen'], values['rejected'])) > 95
+    judge = Judge(trained)
+    ids = conversation(judge.tokenizer, held[0]['chosen'], 'summary')
+    expected = judge.model.scores(torch.tensor([ids]), torch.tensor([len(ids) - 1])).sigmoid().item()
+    assert values['chosen'][0] == pytest.approx(expected, abs=1e-6)
+    assert 0.2 < sum(values['chosen'] + values['rejected']) / 200 < 0.8      # a typical answer is at one half
+
+
+def test_hacks_of_the_reward_model(toy, trained):
+    """What is judged is the summary: promises in the reasoning are not read, and no summary is no reward."""
+    rewards.prepare({'preference': 1.0}, (), preference={'helpfulness': str(trained)})
+    row = {'prompt': '1 2', 'prefill': '<think>'}
+    bad = rewards.preference_reward('1 2</think> 1 2 3 4 5', row)
+    assert rewards.preference_reward('8 8 8 8 8</think> 1 2 3 4 5', row) == bad < 0.5
+    assert rewards.preference_reward('8 8 8 8 8', row) == 0.0
+    assert rewards.preference_reward('1</think> 1<think> 8</think> 8', row) == 0.0
+
+
+def test_safety_judges_the_whole_response(toy):
+    tokenizer = sft.Tokenizer.from_pretrained(toy / 'tokenizer')
+    a, b = ([{'role': 'user', 'content': '1'}, {'role': 'assistant', 'content': f'<think>{x}</think> 5'}] for x in '78')
+    assert conversation(tokenizer, a, 'summary') == conversation(tokenizer, b, 'summary')
+    assert conversation(tokenizer, a, 'response') != conversation(tokenizer, b, 'response')
+
+
+@pytest.mark.parametrize('row, message', [
+    ({'chosen': [], 'rejected': []}, 'row 1.*chosen.*assistant'),
+    ({'chosen': [{'role': 'user', 'content': '1'}], 'rejected': [{'role': 'user', 'content': '1'}]}, 'chosen.*assistant'),
+    ({'chosen': [{'role': 'user', 'content': '1'}, {'role': 'assistant', 'content': '2'}],
+      'rejected': [{'role': 'user', 'content': '2'}, {'role': 'assistant', 'content': '2'}]}, 'same conversation')])
+def test_rows_that_are_no_pairs(toy, tmp_path, row, message):
+    (tmp_path / 'pairs.jsonl').write_text(json.dumps(row) + '\n')
+    with pytest.raises(ValueError, match=message):
+        read_pairs(tmp_path / 'pairs.jsonl', sft.Tokenizer.from_pretrained(toy / 'tokenizer'), 'summary', 96)
+
+
+def test_a_run_without_its_reward_model_does_not_start(tmp_path):
+    with pytest.raises(ValueError, match='reward model.*preference='):
+        rewards.prepare({'accuracy': 1.0}, {'preference'})
+    with pytest.raises(ValueError, match='objective=preference'):
+        rewards.prepare({'preference': 1.0}, (), preference={'helpfulness': str(tmp_path)})
