@@ -13,6 +13,8 @@ import inspect
 import json
 import os
 import platform
+import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -102,9 +104,191 @@ def train(rows=16, tokens=256, rounds=5, threads=2, dtypes='float32,bfloat16', m
                 yield {'train': kind, 'dtype': dtype, 'ratio': round(b / a, 3)}
 
 
+# ---- RL and SFT steps beside TRL's trainers (the [bench] extra)
+
+
+def words_tokenizer(folder, size=2048):
+    """A tokenizer of `size` words "t0 t1 ..." in both libraries: ours in `folder`, transformers' returned; the last word ends a text."""
+    from tokenizers import Tokenizer as HubTokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+    from data.tokenizer import Tokenizer
+    ours = Tokenizer.from_words([f' t{i}' for i in range(size - 256 - 3)], special_tokens=['<|user|>', '<|assistant|>', '<|end|>'])
+    ours.save_pretrained(folder)
+    theirs = HubTokenizer(WordLevel({f't{i}': i for i in range(size)}, unk_token='t0'))
+    theirs.pre_tokenizer = WhitespaceSplit()
+    return ours, PreTrainedTokenizerFast(tokenizer_object=theirs, eos_token=f't{ours.eos_id}', pad_token='t0')
+
+
+def peak_of(comparison, side, **given):
+    """Peak resident memory in GiB of one side alone, in a process of its own."""
+    import subprocess
+    flags = [f'--{key}={value}' for key, value in given.items()]
+    said = subprocess.run([sys.executable, __file__, comparison, f'--only={side}', '--rounds=1', *flags], capture_output=True, text=True, check=True).stdout
+    return json.loads(said.splitlines()[-1])['peak_gib']
+
+
+def peak_gib():
+    import resource
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+
+
+def trl_config(kind, folder, dtype, steps, rows, **given):
+    return kind(output_dir=folder, max_steps=steps, per_device_train_batch_size=rows, gradient_accumulation_steps=1, learning_rate=1e-4, max_grad_norm=1.0,
+                lr_scheduler_type='constant', optim='adamw_torch_fused', bf16=dtype == 'bfloat16', gradient_checkpointing=False, logging_strategy='no',
+                save_strategy='no', report_to='none', use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True, **given)
+
+
+def step_seconds():
+    """A callback for transformers' trainers that notes the seconds of each step, what prepares it included; the first is a warm-up."""
+    from transformers import TrainerCallback
+    class Clock(TrainerCallback):
+        seconds, last = [], None
+        def on_step_end(self, *args, **kwargs):
+            now = time.perf_counter()
+            self.seconds += [now - self.last] if self.last else []
+            self.last = now
+    clock = Clock()
+    clock.seconds = []
+    return clock
+
+
+def grpo(prompts=8, group=8, prompt=32, new=64, steps=3, rounds=3, threads=2, dtypes='float32,bfloat16', only='', memory=True):
+    """A GRPO step of 8 prompts x 8 completions, prompt 32, 64 new tokens, against TRL's GRPOTrainer at equal settings: no KL, one update, group
+    advantages, token-level loss, a constant rate, AdamW. Both run as they are, `steps` steps a round in turn after one that warms up."""
+    import grpo as script
+    import rewards
+    torch.set_num_threads(threads)
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer, their_tokenizer = words_tokenizer(folder)
+        torch.manual_seed(0)
+        Transformer(ModelConfig(**DENSE, eos_token_id=tokenizer.eos_id)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        text = lambda: ''.join(f' t{rng.randrange(1000)}' for _ in range(prompt))  # noqa: E731
+        overhead = len(tokenizer.apply_chat_template([{'role': 'user', 'content': text()}], add_generation_prompt=True)[0]) - prompt
+        problems = [text() for _ in range(prompts * 8)]
+        with open(f'{folder}/rl.jsonl', 'w') as f:  # the template's own tokens are part of the 32
+            f.writelines(json.dumps({'prompt': ''.join(f' {word}' for word in p.split()[overhead:]), 'task': 'coin'}) + '\n' for p in problems)
+        rewards.REWARDS['coin'] = rewards.ACCURACY['coin'] = lambda response, row: float(len(response) % 7)
+
+        def ours(dtype):
+            shutil.rmtree(f'{folder}/ours', ignore_errors=True)
+            script.main(script.Config(out_dir=f'{folder}/ours', init_from=folder, data=[f'{folder}/rl.jsonl'], rewards={'coin': 1.0}, steps=steps + 1,
+                                      prompts=prompts, group=group, max_new_tokens=new, learning_rate=1e-4, micro_tokens=10**6, slots=prompts * group,
+                                      eval_every=0, save_every=0, dtype=dtype, threads=threads, device='cpu'))
+            lines = [json.loads(line) for line in open(f'{folder}/ours/metrics.jsonl')]
+            return [b['seconds'] - a['seconds'] for a, b in zip(lines, lines[1:])]
+
+        def theirs(dtype):
+            from datasets import Dataset
+            from transformers import AutoModelForCausalLM
+            from trl import GRPOConfig, GRPOTrainer
+            model, clock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation='sdpa'), step_seconds()
+            config = trl_config(GRPOConfig, f'{folder}/trl', dtype, steps + 1, prompts * group, num_generations=group, max_completion_length=new,
+                                beta=0.0, loss_type='dapo', temperature=1.0)
+            data = Dataset.from_dict({'prompt': problems})
+            GRPOTrainer(model, lambda completions, **_: [float(len(c) % 7) for c in completions], args=config, train_dataset=data,
+                        processing_class=their_tokenizer, callbacks=[clock]).train()
+            return clock.seconds
+        yield from beside('grpo', {'nanoR1': ours, 'TRL': theirs}, dtypes, rounds, only, memory, lambda side, seconds: {})
+
+
+def sft(rows=16, row_len=256, steps=4, rounds=3, threads=2, dtypes='float32,bfloat16', only='', memory=True):
+    """SFT of packed documents of 20 to 140 tokens, 16 x 256 tokens a step, loss on all tokens, against TRL's SFTTrainer with its default packing
+    ('bfd', documents isolated) and with the one that cuts the stream of documents into rows ('wrapped', documents see each other). Tokens: real ones."""
+    import sft as script
+    torch.set_num_threads(threads)
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer, their_tokenizer = words_tokenizer(folder)
+        torch.manual_seed(0)
+        Transformer(ModelConfig(**DENSE, eos_token_id=tokenizer.eos_id)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        texts = [[''.join(f' t{rng.randrange(1000)}' for _ in range(rng.randint(5, 40))), ''.join(f' t{rng.randrange(1000)}' for _ in range(rng.randint(15, 100)))]
+                 for _ in range(2000)]
+        messages = [[{'role': 'user', 'content': a}, {'role': 'assistant', 'content': b}] for a, b in texts]
+        with open(f'{folder}/sft.jsonl', 'w') as f:
+            f.writelines(json.dumps({'messages': m}) + '\n' for m in messages)
+        documents = [tokenizer.apply_chat_template(m)[0] for m in messages]
+
+        def ours(dtype):
+            shutil.rmtree(f'{folder}/ours', ignore_errors=True)
+            script.main(script.Config(out_dir=f'{folder}/ours', init_from=folder, data=[f'{folder}/sft.jsonl'], loss_on='all', row_len=row_len, batch_rows=rows,
+                                      micro_rows=rows, steps=steps + 1, learning_rate=1e-4, schedule='constant', warmup_steps=1, log_every=1,
+                                      save_every=0, dtype=dtype, threads=threads, device='cpu'))
+            lines = [json.loads(line) for line in open(f'{folder}/ours/metrics.jsonl')]
+            return [(b['seconds'] - a['seconds']) / (b['tokens'] - a['tokens']) for a, b in zip(lines, lines[1:])]
+
+        def theirs(strategy):
+            def run(dtype):
+                from datasets import Dataset
+                from transformers import AutoModelForCausalLM
+                from trl import SFTConfig, SFTTrainer
+                model, clock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation='sdpa'), step_seconds()
+                config = trl_config(SFTConfig, f'{folder}/trl', dtype, steps + 1, rows, packing=True, packing_strategy=strategy, max_length=row_len)
+                trainer = SFTTrainer(model, args=config, train_dataset=Dataset.from_dict({'input_ids': documents}), processing_class=their_tokenizer,
+                                     callbacks=[clock])
+                fill = sum(map(len, trainer.train_dataset['input_ids'])) / len(trainer.train_dataset) / row_len
+                trainer.train()
+                return [s / (rows * row_len * fill) for s in clock.seconds]
+            return run
+        yield from beside('sft', {'nanoR1': ours, 'TRL bfd': theirs('bfd'), 'TRL wrapped': theirs('wrapped')}, dtypes, rounds, only, memory,
+                          lambda side, seconds: {'tokens_per_second': round(1 / seconds)})
+
+
+def beside(name, sides, dtypes, rounds, only, memory, more):
+    """sides: {name: function of the dtype -> seconds of its steps}; each runs `rounds` times in turn. Yields rows, ratios and, of processes that run
+    one side alone, peak memory."""
+    sides = {side: run for side, run in sides.items() if only in ('', side)}
+    for dtype in dtypes.split(','):
+        seconds = {side: [] for side in sides}
+        for _ in range(rounds):
+            for side, run in sides.items():
+                seconds[side] += run(dtype)
+        for side, s in seconds.items():
+            peak = peak_gib() if only else peak_of(name, side, dtypes=dtype) if memory else None
+            yield {name: dtype, 'side': side, **summary(s), **more(side, statistics.median(s)), 'peak_gib': peak}
+        for side in list(sides)[1:]:
+            yield {name: dtype, 'against': side, 'ratio': round(statistics.median(seconds[side]) / statistics.median(seconds['nanoR1']), 3)}
+
+
+def log_prob_memory(N, V, C, chunk):
+    """-> GiB that log-probs, entropy and their gradient take for N tokens, in a process of its own, less what it needs without them; chunk 0: the
+    naive form, which holds all logits"""
+    import subprocess
+    code = '''
+import resource, sys, torch
+from kernels.linear_logprob import linear_logprob
+N, V, C, chunk = map(int, sys.argv[1:])
+torch.set_num_threads(1)
+h, w = torch.randn(N, C, requires_grad=True), torch.randn(V, C, requires_grad=True)
+y = torch.randint(0, V, (N,))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if chunk:
+    logp, H = linear_logprob(h, w, y, 1.0, True, chunk)
+else:
+    table = (h @ w.T).log_softmax(-1)
+    logp, H = table.gather(1, y[:, None])[:, 0], -(table.detach().exp() * table.detach()).sum(-1)
+(-logp).sum().backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+'''
+    folder = os.path.dirname(os.path.abspath(__file__))
+    return float(subprocess.run([sys.executable, '-c', code, *map(str, (N, V, C, chunk))], capture_output=True, text=True, check=True, cwd=folder).stdout)
+
+
+def logits_memory(tokens=2048, vocabulary=131072, width=64):
+    """Peak memory of a GRPO update's log-probs, entropy and gradient, 8 x 256 tokens and a vocabulary of 128k, by the size of the chunk."""
+    for N in (tokens // 2, tokens):
+        for chunk in (32, 128, 512, 0):
+            yield {'logits_memory': f'chunk {chunk}' if chunk else 'naive', 'tokens': N, 'vocabulary': vocabulary,
+                   'gib': round(log_prob_memory(N, vocabulary, width, chunk), 3)}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 
-COMPARISONS = [train]
+COMPARISONS = [train, grpo, sft, logits_memory]
 
 
 def main(argv):
