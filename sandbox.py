@@ -28,6 +28,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 SECONDS = 5              # CPU time of a program; it may take twice as much by the clock
 OUTPUT = 1 << 20         # longest output that is read, bytes
@@ -50,8 +51,13 @@ class Result:
 # the programs around the program: each starts with LIMITS, argv is file descriptors
 
 LIMITS = '''
-import os, sys, resource
+import os, sys, resource, signal
 seconds = int(sys.argv[1])
+program = os.fork()
+if program:  # ends the sandbox in time even where nobody outside is left to do so; who kills this process kills the sandbox
+    os.closerange(0, 64)
+    signal.alarm(2 * seconds + 2)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]) % 256)
 for name, most in (('AS', 512 << 20), ('FSIZE', 16 << 20), ('NOFILE', 32), ('CORE', 0), ('NPROC', 16), ('CPU', seconds)):
     resource.setrlimit(getattr(resource, 'RLIMIT_' + name), (most, most + (name == 'CPU')))
 try:
@@ -66,7 +72,7 @@ with open(int(sys.argv[2]), encoding='utf-8') as file:
     source = file.read()
 sys.argv = ['program']
 code = compile(source, 'program', 'exec')
-del seconds, name, most, file, resource, os, sys, source
+del seconds, name, most, file, program, resource, signal, os, sys, source
 exec(code)
 '''
 
@@ -235,7 +241,15 @@ def _start(runner, descriptors, seconds, stdin=subprocess.DEVNULL, stdout=subpro
 
 
 def _stop(process):
-    """Kills the program and all its processes: the namespace dies with its first process, which dies with bubblewrap."""
+    """Kills the program and all its processes. The namespace dies with its first process, bubblewrap's child; killed through it
+    rather than bubblewrap itself, it leaves no zombie for the machine's first process to reap, which in a container may be us."""
+    try:
+        if process.poll() is None:
+            for child in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+            _wait(process, time.monotonic() + 1)
+    except OSError:
+        pass
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -1,0 +1,520 @@
+"""sandbox.py and the code reward: attacks, each contained and with nothing left running; honest programs; HumanEval and MBPP."""
+import gzip
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import rewards
+import sandbox
+from rewards import code_reward, program_of
+
+SHARED = Path(__file__).resolve().parents[1].parent / 'shared' / 'data'
+
+
+def cannot_run():
+    try:
+        sandbox.require()
+    except sandbox.SandboxError as error:
+        return str(error)
+
+
+REASON = cannot_run()
+needs_sandbox = pytest.mark.skipif(REASON is not None, reason=REASON or '')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# attacks: each prints BREACH where it got somewhere
+
+ATTACKS = {
+    'internet': 'import socket\nsocket.create_connection(("1.1.1.1", 53), 1)\nprint("BREACH")',
+    'loopback': 'import socket\nsocket.create_connection(("127.0.0.1", PORT), 1)\nprint("BREACH")',
+    'abstract socket': 'import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect("\\0nanor1-test-PORT")\nprint("BREACH")',
+    'raw packets': 'import socket\nsocket.socket(socket.AF_PACKET, socket.SOCK_RAW)\nprint("BREACH")',
+    'files of the host': '''
+import os
+for path in ("/etc/passwd", "/etc/shadow", "/root", "/home", "/var/log", "/sys", "HERE", "/proc/1/root/etc", "/proc/self/root/root"):
+    if os.path.exists(path):
+        print("BREACH", path)''',
+    'environment': '''
+import os, glob
+seen = str(dict(os.environ))
+for path in glob.glob("/proc/*/environ"):
+    try:
+        seen += open(path).read()
+    except OSError:
+        pass
+if "hush-hush" in seen:
+    print("BREACH")''',
+    'processes of the host': '''
+import os
+if os.getppid() > 2 or len([p for p in os.listdir("/proc") if p.isdigit()]) > 3:
+    print("BREACH")''',
+    'memory of the first process': '''
+print(open("/proc/1/cmdline").read()[:0])
+open("/proc/1/mem", "r+b").write(b"x")
+print("BREACH")''',
+    'overwriting a library': '''
+import json, os
+open(json.__file__, "a").write("raise SystemExit(0)")
+print("BREACH")''',
+    'writing outside of /tmp': '''
+import os
+for folder in ("/", "/dev", "/dev/shm", "/usr", "/usr/bin", "/proc/sys/kernel", "/bin", "/etc", "/lib"):
+    try:
+        open(folder + "/mark", "w").write("x")
+        print("BREACH", folder)
+    except OSError:
+        pass''',
+    'kernel settings': 'open("/proc/sys/vm/overcommit_memory", "w").write("1")\nprint("BREACH")',
+    'fork bomb': '''
+import os, time
+made = 0
+try:
+    while made < 3000:
+        if os.fork() == 0:
+            time.sleep(100)
+        made += 1
+    print("BREACH")
+except OSError:
+    print("stopped after", made)
+''',
+    'exponential fork bomb': 'import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass',
+    'thread bomb': '''
+import threading, time
+try:
+    for _ in range(3000):
+        threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+    print("BREACH")
+except RuntimeError:
+    pass''',
+    'memory': 'x = bytearray(4 << 30)\nx[::4096] = b"x" * len(x[::4096])\nprint("BREACH")',
+    'memory by little': 'x = []\nwhile len(x) < 4000:\n    x.append(bytearray(b"x" * (1 << 20)))\nprint("BREACH")',
+    'mapped memory': 'import mmap\nx = [mmap.mmap(-1, 64 << 20) for _ in range(64)]\nprint("BREACH")',
+    'CPU': 'while True:\n    pass',
+    'CPU in one operation': 'print(len(str(9 ** 9 ** 9)))',
+    'regular expression': 'import re\nre.match("(a+)+$", "a" * 60 + "b")',
+    'sleeping': 'import time\ntime.sleep(1000)',
+    'waiting for input': 'import sys\nwhile True:\n    sys.stdin.read()',
+    'filling the disk': '''
+total = 0
+try:
+    for i in range(1000):
+        with open(f"/tmp/{i}", "wb") as f:
+            for _ in range(15):
+                total += f.write(b"x" * (1 << 20))
+except OSError:
+    pass
+if total > 80 << 20:
+    print("BREACH", total)''',
+    'one huge file': 'f = open("/tmp/x", "wb")\nf.truncate(1 << 30)\nprint("BREACH")',
+    'endless output': 'while True:\n    print("x" * 10000)',
+    'endless errors': 'import sys\nwhile True:\n    sys.stderr.write("x" * 10000)',
+    'output by a hole': 'import os\nos.ftruncate(1, 1 << 40)\nprint("BREACH")',
+    'detached children': '''
+import os, signal, time
+for _ in range(5):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGXCPU):
+                signal.signal(number, signal.SIG_IGN)
+            os.closerange(0, 30)
+            time.sleep(1000)
+        os._exit(0)
+print("gone")''',
+    'signals to everyone': 'import os, signal\nos.kill(-1, signal.SIGKILL)',
+    'signals to the parent': '''
+import os, signal
+for pid in [os.getppid(), 1, *range(2, 4000)]:
+    if pid != os.getpid():
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except OSError:
+            pass''',
+    'deaf to signals': '''
+import signal
+for number in range(1, 32):
+    if number not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(number, signal.SIG_IGN)
+while True:
+    pass''',
+    'user namespace': '''
+import ctypes
+if ctypes.CDLL(None).unshare(0x10000000) == 0:
+    print("BREACH")''',
+    'mounting': '''
+import ctypes
+if ctypes.CDLL(None).mount(b"none", b"/tmp", b"tmpfs", 0, None) == 0 or ctypes.CDLL(None).chroot(b"/tmp") == 0:
+    print("BREACH")''',
+    'becoming root': 'import os\nos.setuid(0)\nprint("BREACH")',
+    'raising limits': 'import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nprint("BREACH")',
+    'tracing': '''
+import ctypes
+if ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0:
+    print("BREACH")''',
+    'devices': 'import os\nos.mknod("/tmp/disk", 0o60666, os.makedev(8, 0))\nprint("BREACH")',
+    'terminal': 'import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSTI, b"x")\nprint("BREACH")',
+    'message queues of the host': '''
+import ctypes
+libc = ctypes.CDLL(None)
+if libc.shmget(KEY, 4096, 0o600) != -1:
+    print("BREACH")''',
+    'hundreds of files': '''
+import os
+kept = [os.open("/tmp/x", os.O_CREAT | os.O_RDWR) for _ in range(500)]
+print("BREACH")''',
+    'crash': 'import ctypes\nctypes.string_at(0)\nprint("BREACH")',
+    'deep recursion': 'import sys\nsys.setrecursionlimit(10 ** 9)\nf = lambda: f()\nf()\nprint("BREACH")',
+    'reading all descriptors': '''
+import os
+for fd in range(3, 256):
+    try:
+        if b"expected-42" in os.read(fd, 10 ** 6):
+            print("BREACH")
+    except OSError:
+        pass''',
+}
+
+
+def namespace_of(process):
+    """Inode of the process namespace that a sandbox's program has made, or None where it is already gone."""
+    def children(pid):
+        try:
+            return [int(c) for task in os.listdir(f'/proc/{pid}/task') for c in Path(f'/proc/{pid}/task/{task}/children').read_text().split()]
+        except OSError:
+            return []
+    own, end = os.stat('/proc/self/ns/pid').st_ino, time.monotonic() + 5
+    while time.monotonic() < end and process.poll() is None:
+        for pid in children(process.pid):
+            try:
+                if (found := os.stat(f'/proc/{pid}/ns/pid').st_ino) != own:
+                    return found
+            except OSError:
+                pass
+    return None
+
+
+def inhabitants(namespaces):
+    """Processes that run there; zombies do not."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            if os.stat(f'/proc/{pid}/ns/pid').st_ino in namespaces and Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z':
+                found.append(pid)
+        except OSError:
+            pass
+    return found
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Remembers the namespaces of all sandboxes of a test, and looks for survivors after it."""
+    start, namespaces = sandbox._start, set()
+    def watching(*args, **named):
+        process = start(*args, **named)
+        namespaces.add(namespace_of(process))
+        return process
+    monkeypatch.setattr(sandbox, '_start', watching)
+    yield namespaces
+    namespaces.discard(None)
+    end = time.monotonic() + 2
+    while inhabitants(namespaces) and time.monotonic() < end:  # the kernel takes a moment to clear a namespace away
+        time.sleep(0.01)
+    assert inhabitants(namespaces) == []
+
+
+@needs_sandbox
+@pytest.mark.parametrize('name', ATTACKS)
+def test_attack(name, watched, monkeypatch, tmp_path):
+    monkeypatch.setenv('SECRET', 'hush-hush')
+    with socket.socket() as server, socket.socket(socket.AF_UNIX) as local:
+        server.bind(('127.0.0.1', 0))
+        server.listen()
+        port = server.getsockname()[1]
+        local.bind(f'\0nanor1-test-{port}')
+        local.listen()
+        program = ATTACKS[name].replace('PORT', str(port)).replace('HERE', str(tmp_path)).replace('KEY', str(port))
+        before = time.monotonic()
+        result = sandbox.run(program, 'some input', seconds=1)
+    assert time.monotonic() - before < 8
+    assert 'BREACH' not in result.stdout and len(result.stdout) <= sandbox.OUTPUT
+    assert os.getppid() > 0 and not list(tmp_path.iterdir())
+    if name in ('CPU', 'CPU in one operation', 'sleeping', 'deaf to signals', 'regular expression', 'endless errors', 'crash', 'memory'):
+        assert result.timed_out or result.code != 0
+    if name == 'fork bomb':
+        assert int(result.stdout.split()[-1]) < 30
+
+
+CHEATS = {  # programs against `assert f(1) == 2` and a second that is never true
+    'early exit': 'import os\nos._exit(0)',
+    'exit': 'import sys\nsys.exit(0)',
+    'exit in the call': 'def f(x):\n    raise SystemExit(0)',
+    'exit in the call, at once': 'import os\ndef f(x):\n    os._exit(0)',
+    'equal to everything': 'class E:\n    def __eq__(self, other): return True\ndef f(x): return E()',
+    'an integer equal to everything': 'class E(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(x): return E(7)',
+    'a list equal to everything': 'class E(list):\n    def __eq__(self, other): return True\ndef f(x): return E()',
+    'all of its own': 'import builtins\nbuiltins.all = builtins.any = builtins.isinstance = lambda *a: True\ndef f(x): return 7',
+    'equality of its own': 'import operator, json\njson.loads = lambda *a: ["call", [], {}]\noperator.eq = lambda *a: True\ndef f(x): return 7',
+    'reading the tests': '''
+import gc, os, sys
+found = []
+def look(x):
+    for y in gc.get_objects():
+        if isinstance(y, (str, bytes, list)) and 'expected' in repr(y)[:1000]:
+            found.append(y)
+for fd in range(0, 40):
+    try:
+        os.lseek(fd, 0, 0)
+        text = os.read(fd, 10 ** 6).decode()
+        if 'assert' in text and 'f(1)' in text and 'lseek' not in text:
+            found.append(text)
+    except (OSError, ValueError):
+        pass
+def f(x):
+    return 2 if found else 0''',
+    'forged verdicts': '''
+import os
+for fd in range(0, 256):
+    try:
+        os.write(fd, b"1" * 1000)
+    except OSError:
+        pass
+def f(x): return 0''',
+    'forged answers': '''
+import os
+for fd in range(3, 40):
+    try:
+        os.write(fd, b'["value", true]\\n' * 50)
+    except OSError:
+        pass
+def f(x): return 0''',
+    'forged things': '''
+import os
+for fd in range(3, 40):
+    try:
+        os.write(fd, b'["value", ["o", 0]]\\n' * 50)
+    except OSError:
+        pass
+def f(x): return 0''',
+    'hanging': 'def f(x):\n    while True: pass',
+    'flooding': 'import os\nfor fd in range(3, 40):\n    try:\n        while True: os.write(fd, b"x" * 65536)\n    except OSError: pass',
+    'a value too deep': 'def f(x):\n    y = []\n    for _ in range(100000): y = [y]\n    return y',
+    'a value too long': 'def f(x): return "x" * (1 << 28)',
+    'not a number': 'def f(x): return float("nan")',
+    'no function': 'x = 2',
+    'syntax': 'def f(x: return 2',
+    'nothing': '',
+}
+
+
+@needs_sandbox
+@pytest.mark.parametrize('name', CHEATS)
+def test_cheat(name, watched):
+    asserts = ['assert f(1) == 2', 'assert 2 == f(1)', 'expected = 2\nassert f(1) == expected', 'assert f(1) == 2 and f(1) == 3', 'assert not f(1) != 2']
+    assert sandbox.run_asserts(CHEATS[name], asserts, seconds=1) == [False] * 5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# honest programs
+
+
+def graded(program, **row):
+    return code_reward(f'<think>\n```python\nprint(0)\n```\n</think>Here:\n```python\n{program}\n```\nDone.', {'prefill': '', **row})
+
+
+TESTS = [{'input': '1 2\n', 'output': '3\n'}, {'input': '10 20', 'output': '30'}]
+
+
+@needs_sandbox
+@pytest.mark.parametrize('program, score', [
+    ('print(sum(map(int, input().split())))', 1), ('print(sum(map(int, input().split())), end="  \\n\\n")', 1), ('print(3)', 0),
+    ('print(3)\nprint(30)', 0), ('print(sum(map(int, input().split())))\nprint()\nprint(1)', 0), ('', 0), ('print(', 0),
+    ('print(sum(map(int, input().split())))\nraise SystemExit(1)', 0), ('print(sum(map(int, input().split())))\nraise SystemExit(0)', 1),
+    ('import sys\ndef main():\n    a, b = map(int, sys.stdin.readline().split())\n    print(a + b)\nif __name__ == "__main__":\n    main()', 1),
+    ('from dataclasses import dataclass\n@dataclass\nclass P:\n    x: "int"\nprint(sum(P(int(s)).x for s in open(0).read().split()))', 1),
+])
+def test_programs(program, score):
+    assert graded(program, tests=TESTS) == score
+
+
+@needs_sandbox
+def test_a_right_beginning_is_not_enough():
+    """Comparing line by line with zip would let both pass."""
+    test = [{'input': '', 'output': 'a\nb\n'}]
+    assert graded('print("a")', tests=test) == 0
+    assert graded('print("a\\nb\\nc")', tests=test) == 0
+    assert graded('print("a\\nb")', tests=test) == 1
+
+
+@needs_sandbox
+def test_share_of_tests():
+    tests = [{'input': str(i), 'output': str(i % 2)} for i in range(4)]
+    assert graded('input()\nprint(1)', tests=tests) == 0
+    assert graded('input()\nprint(1)', tests=tests, partial=True) == 0.5
+    assert graded('def f(x): return 1', asserts=[f'assert f({i}) == {i % 2}' for i in range(4)], partial=True) == 0.5
+    with pytest.raises(ValueError, match='no tests'):
+        graded('print(1)', tests=[])
+    with pytest.raises(ValueError, match='not Python'):
+        graded('print(1)', asserts=['assert ('])
+
+
+@needs_sandbox
+@pytest.mark.parametrize('asserts, program', [
+    (['assert f(2) == 4', 'assert f(x=3) == 9'], 'def f(x): return x * x'),
+    (['assert f() == (1, [2.5, None, True], {"a": {1, 2}}, b"x", 1j)'], 'def f(): return (1, [2.5, None, True], {"a": {1, 2}}, b"x", 1j)'),
+    (['assert not f()'], 'def f(): return []'),
+    (['assert f(10 ** 5000) == 10 ** 5000 + 1', 'assert f(-1) == 0'], 'def f(x): return x + 1'),
+    (['assert list(f(3)) == [0, 1, 2]', 'assert next(f(1)) == 0'], 'def f(n): yield from range(n)'),
+    (['assert Node(3).value == 3', 'n = Node(4)\nn.value = 5\nassert total([Node(1), n]) == 6'],
+     'class Node:\n    def __init__(self, value): self.value = value\ndef total(nodes): return sum(n.value for n in nodes)'),
+    (['assert Solution().twice(4) == 8'], 'class Solution:\n    def twice(self, x): return 2 * x'),
+    (['assert same(f(3), [[1, 2], 0.3])'], 'def f(x): return ((1, 2), 0.1 + 0.2)'),
+    (['try:\n    f(0)\n    assert False\nexcept ZeroDivisionError:\n    pass'], 'def f(x): return 1 // x'),
+    (['assert f("\\u00e9\\n\\udc80") == 3'], 'def f(s): return len(s)'),
+    (['assert f([3, 1])(1) == 2'], 'def f(y): return lambda x: x + 1'),
+])
+def test_functions(asserts, program, watched):
+    assert sandbox.run_asserts(program, asserts) == [True] * len(asserts)
+
+
+@needs_sandbox
+def test_the_function_named_is_the_programs():
+    setup = 'def f(x):\n    return 0\ndef helper(x):\n    return x + 1\ndef check(candidate):\n    assert candidate(1) == helper(1)'
+    assert sandbox.run_asserts('def f(x): return x + 1', ['check(f)'], setup, 'f') == [True]
+    assert sandbox.run_asserts('def f(x): return x', ['check(f)'], setup, 'f') == [False]
+    assert sandbox.run_asserts('def helper(x): return x', ['check(f)'], setup, 'f') == [False]
+
+
+@pytest.mark.parametrize('answer, program', [
+    ('```python\na\n```', 'a'), ('```\na\nb\n```', 'a\nb'), ('```py\na\n```\ntext\n```python\nb\n```', 'b'), ('```python\na\n```\n```text\nb\n```', 'a'),
+    ('<answer>\n```python\na\n```\n</answer>', 'a'), ('```python\nx\n```\n<answer>a</answer>', 'a'), ('a', None), ('```python\na', None),
+    ('```python\na\n```\n```python\nb', None), ('<answer>a</answer><answer>b</answer>', None), ('', None), ('   ```python\na\n   ```', 'a')])
+def test_program_of(answer, program):
+    assert program_of('<think>\n```python\nno\n```</think>' + answer, {}) == program
+    assert program_of(answer + '</think>', {'prefill': '<think>'}) is None
+
+
+@pytest.mark.parametrize('text', ['```\n' * 10 ** 5, '```python\n' * 10 ** 5, '<answer>' * 10 ** 5, '`' * 10 ** 6])
+def test_program_of_is_linear(text):
+    start = time.perf_counter()
+    program_of(text, {})
+    assert time.perf_counter() - start < 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# real problems
+
+
+def real_rows(step):
+    if not SHARED.exists():
+        pytest.skip('needs the shared data')
+    out = []
+    with gzip.open(SHARED / 'humaneval/HumanEval.jsonl.gz', 'rt') as f:
+        for row in map(json.loads, f):
+            out.append((row['canonical_solution'], row['entry_point'], {'asserts': [f'check({row["entry_point"]})'], 'setup': row['prompt'] + row['test'],
+                                                                       'entry_point': row['entry_point'], 'starter': row['prompt']}))
+    for row in map(json.loads, (SHARED / 'mbpp/mbpp.jsonl').read_text().splitlines()):
+        called = re.findall(r'\w+', row['test_list'][0].split('assert', 1)[1].replace('set(', '').replace('not ', ''))
+        name = next(word for word in called if re.search(rf'def {word}\b', row['code']))
+        out.append((row['code'], name, {'asserts': row['test_list'] + row['challenge_test_list'], 'setup': row['test_setup_code']}))
+    return out[::step]
+
+
+def right_and_broken(step):
+    wrong = []
+    for program, name, row in real_rows(step):
+        if code_reward(f'```python\n{program}\n```', row) != 1:
+            wrong.append(('right', name, row['asserts'][0]))
+        if code_reward(f'```python\n{program}\n\ndef {name}(*args, **named):\n    return None\n```', row) != 0:
+            wrong.append(('broken', name, row['asserts'][0]))
+    return wrong
+
+
+@needs_sandbox
+def test_some_of_humaneval_and_mbpp():
+    assert right_and_broken(37) == []
+
+
+@needs_sandbox
+@pytest.mark.slow
+def test_all_of_humaneval_and_mbpp():
+    assert right_and_broken(1) == []
+
+
+@needs_sandbox
+@pytest.mark.slow
+def test_twenty_programs_a_second():
+    times = []
+    for _ in range(60):
+        start = time.perf_counter()
+        assert sandbox.run('print(int(input()) * 2)', '21').stdout == '42\n'
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[30] < 1 / 20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# without a sandbox
+
+
+def test_training_refuses_to_start_without_bubblewrap(monkeypatch):
+    monkeypatch.setattr(sandbox, '_works', {})
+    monkeypatch.setattr(sandbox.shutil, 'which', lambda name: None)
+    with pytest.raises(sandbox.SandboxError, match='apt install bubblewrap.*--unsafe_code=True'):
+        rewards.prepare({'accuracy': 1.0}, {'code'})
+    rewards.prepare({'accuracy': 1.0}, {'math'})  # runs no programs
+    before = rewards.FAILURES.total()
+    assert rewards.combined('```\nprint(1)\n```', {'task': 'code', 'tests': TESTS}, {'accuracy': 1.0})[0] == 0
+    assert rewards.FAILURES.total() == before + 1
+
+
+@needs_sandbox
+def test_a_sandbox_that_leaks_is_refused(monkeypatch):
+    monkeypatch.setattr(sandbox, '_works', {})
+    whole = sandbox._bubblewrap
+    monkeypatch.setattr(sandbox, '_bubblewrap', lambda prefix: [*whole(prefix), '--ro-bind', '/etc', '/etc'])
+    with pytest.raises(sandbox.SandboxError, match='bad: /etc/passwd'):
+        sandbox.require()
+
+
+def test_the_unsafe_way_warns_and_still_limits(monkeypatch):
+    monkeypatch.setattr(sandbox, '_works', {})
+    monkeypatch.setattr(sandbox, 'unsafe', False)
+    monkeypatch.setattr(sandbox.shutil, 'which', lambda name: None)
+    with pytest.warns(UserWarning, match='WITHOUT a sandbox'):
+        rewards.prepare({'accuracy': 1.0}, {'code'}, unsafe_code=True, workers=0)
+    assert graded('print(sum(map(int, input().split())))', tests=TESTS) == 1
+    assert graded('def f(x): return x', asserts=['assert f(1) == 1']) == 1
+    result = sandbox.run('while True: pass', seconds=1)
+    assert result.code != 0 or result.timed_out
+    assert sandbox.run('x = bytearray(4 << 30)').code != 0
+
+
+@needs_sandbox
+@pytest.mark.parametrize('at_once', [True, False])
+def test_a_killed_parent_takes_its_programs_along(at_once):
+    """A grader that is killed leaves nothing behind: not while a program runs, nor (after a while) while a sandbox starts."""
+    code = 'import sys, sandbox\nsandbox.require()\nprint("on", flush=True)\nsandbox.run("import time; time.sleep(1000)", seconds=1)'
+    process = subprocess.Popen([sys.executable, '-c', code], cwd=Path(sandbox.__file__).parent, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'on\n'
+    end, found = time.monotonic() + 5, None
+    while found is None and time.monotonic() < end:
+        for child in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split():
+            inner = Path(f'/proc/{child}/task/{child}/children').read_text().split()
+            found = os.stat(f'/proc/{inner[0]}/ns/pid').st_ino if inner else None
+    if not at_once:
+        time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    end = time.monotonic() + (8 if at_once else 0.5)
+    while inhabitants({found}) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert found and inhabitants({found}) == []
