@@ -13,11 +13,14 @@ in the forward pass (6 N V C): the policy's loss, or -logp for cross-entropy.
 
 Precision: float32 products and sums. On a GPU, operands that are both bf16 (or both fp16) are multiplied as they are with float32
 accumulation and float32 logits, which is the same arithmetic: a product of two bf16 numbers is exact in float32. dz is then
-rounded to that type for its two GEMMs.
+rounded to that type for its two GEMMs. The GEMMs are cuBLAS's; Triton's part is the two passes over a chunk's logits: one that
+reads them once for logp, lse and H, one that reads them again and writes dz.
 """
+from __future__ import annotations
 
 import torch
 
+from kernels import cdiv, fused, jit, tl
 
 def linear_logprob(h_NC, weight_VC, labels_N, temperature=1.0, entropy=False, chunk=None):
     """h [N, C] and weight [V, C] float, labels [N] int64 in 0..V-1 -> logp [N], entropy [N] or None, float32 (float64 for float64).
@@ -45,6 +48,8 @@ def check(h, weight, labels):
 
 def rows_forward(z, labels, temperature, entropy):
     """z [n, V] unscaled -> logp [n], lse [n], H [n] or None"""
+    if fused(z) and z.dtype == torch.float32:
+        return rows_forward_triton(z, labels, temperature)
     z = z / temperature if temperature != 1 else z
     lse = z.logsumexp(-1)
     H = lse - ((z - lse[:, None]).exp() * z).sum(-1) if entropy else None
@@ -53,11 +58,83 @@ def rows_forward(z, labels, temperature, entropy):
 
 def rows_backward(z, labels, temperature, lse, H, g_logp, g_H, dtype):
     """-> dz [n, V] in dtype; g_H [n] or None"""
+    if fused(z) and z.dtype == torch.float32:
+        return rows_backward_triton(z, labels, temperature, lse, H, g_logp, g_H, dtype)
     logp = (z / temperature if temperature != 1 else z) - lse[:, None]
     slope = -g_logp[:, None] if g_H is None else -g_logp[:, None] - g_H[:, None] * (logp + H[:, None])
     dz = (logp.exp_() if g_H is None else logp.exp()).mul_(slope)
     dz.scatter_add_(1, labels[:, None], g_logp[:, None])
     return (dz.div_(temperature) if temperature != 1 else dz).to(dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Triton
+
+
+@jit
+def _forward(z, labels, logp, lse, H, V, inv_tau, BLOCK: tl.constexpr):
+    """One row a program. Each of BLOCK lanes keeps m = max, s = sum exp(z - m), t = sum exp(z - m) (z - m) of its columns; they are
+    merged at the end: lse = m + log s, H = log s - t / s."""
+    row = tl.program_id(0).to(tl.int64)
+    z += row * V
+    m = tl.full([BLOCK], -1e30, tl.float32)            # finite, or the first m - new would be inf - inf
+    s = tl.zeros([BLOCK], tl.float32)
+    t = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, V, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        x = tl.where(cols < V, tl.load(z + cols, cols < V, other=0.0) * inv_tau, -1e30)
+        new = tl.maximum(m, x)
+        old, one = tl.exp(m - new), tl.exp(x - new)
+        t = old * (t + s * (m - new)) + one * (x - new)
+        s = old * s + one
+        m = new
+    top = tl.max(m, 0)
+    old = tl.exp(m - top)
+    total = tl.sum(old * s, 0)
+    log_s = tl.log(total)
+    tl.store(H + row, log_s - tl.sum(old * (t + s * (m - top)), 0) / total)
+    tl.store(lse + row, top + log_s)
+    tl.store(logp + row, tl.load(z + tl.load(labels + row)) * inv_tau - (top + log_s))
+
+
+@jit
+def _backward(z, labels, lse, H, g_logp, g_H, dz, V, inv_tau, BLOCK: tl.constexpr, ENTROPY: tl.constexpr):
+    """One block of one row a program: dz = (g_l (1_y - p) - g_H p (log p + H)) / tau"""
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    logp = tl.load(z + row * V + cols, cols < V, other=0.0) * inv_tau - tl.load(lse + row)
+    g = tl.load(g_logp + row)
+    slope = -g
+    if ENTROPY:
+        slope = slope - tl.load(g_H + row) * (logp + tl.load(H + row))
+    d = tl.exp(logp) * slope + tl.where(cols == tl.load(labels + row), g, 0.0)
+    tl.store(dz + row * V + cols, (d * inv_tau).to(dz.dtype.element_ty), cols < V)
+
+
+BLOCK, WARPS = 4096, 8
+
+
+def rows_forward_triton(z, labels, temperature):
+    logp, lse, H = (torch.empty(len(z), dtype=torch.float32, device=z.device) for _ in range(3))
+    _forward[(len(z),)](z, labels, logp, lse, H, z.shape[1], 1 / temperature, BLOCK=BLOCK, num_warps=WARPS)
+    return logp, lse, H
+
+
+def rows_backward_triton(z, labels, temperature, lse, H, g_logp, g_H, dtype):
+    dz = torch.empty_like(z, dtype=dtype)
+    g_logp, g_H = g_logp.contiguous(), None if g_H is None else g_H.contiguous()   # the gradient of a sum has stride 0
+    _backward[(len(z), cdiv(z.shape[1], BLOCK))](z, labels, lse, H, g_logp, g_logp if g_H is None else g_H, dz, z.shape[1],
+                                                 1 / temperature, BLOCK=BLOCK, ENTROPY=g_H is not None, num_warps=WARPS)
+    return dz
+
+
+def compile_cases():
+    """(name, kernel, signature, constexprs, num_warps, num_stages, spills tolerated): any vocabulary, its size is a number at run time"""
+    rows = dict(labels='*i64', lse='*fp32', H='*fp32', V='i32', inv_tau='fp32')
+    yield 'rows forward', _forward, dict(z='*fp32', logp='*fp32', **rows), dict(BLOCK=BLOCK), WARPS, 3, 0
+    for dtype in ('bf16', 'fp32'):
+        yield (f'rows backward, dz {dtype}', _backward, dict(z='*fp32', g_logp='*fp32', g_H='*fp32', dz='*' + dtype, **rows),
+               dict(BLOCK=BLOCK, ENTROPY=True), WARPS, 3, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -95,21 +172,23 @@ class LinearLogprob(torch.autograd.Function):
             logp[s], lse[s], H_s = rows_forward(z, labels[s], temperature, entropy)
             if entropy:
                 H[s] = H_s
-        ctx.temperature, ctx.entropy, ctx.chunk = temperature, entropy, chunk
+        ctx.temperature, ctx.chunk = temperature, chunk
         ctx.save_for_backward(h, weight, labels, lse, H, z)
+        ctx.set_materialize_grads(False)   # an entropy that is only logged costs the backward pass nothing
         return logp, (H if entropy else None)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g_logp, g_H):
         h, weight, labels, lse, H, last = ctx.saved_tensors
+        g_logp = torch.zeros_like(lse) if g_logp is None else g_logp
         need_h, need_w = ctx.needs_input_grad[:2]
         a, w = operands(h, weight)
         dh = torch.empty_like(h) if need_h else None
         dw = torch.zeros(weight.shape, dtype=lse.dtype, device=h.device) if need_w else None
         for s in slices(h, weight, ctx.chunk):
             z = last if s.stop == len(h) else mm(a[s], w.T)
-            dz = rows_backward(z, labels[s], ctx.temperature, lse[s], H[s], g_logp[s], g_H[s] if ctx.entropy else None, a.dtype)
+            dz = rows_backward(z, labels[s], ctx.temperature, lse[s], H[s], g_logp[s], None if g_H is None else g_H[s], a.dtype)
             accumulate(dz, a[s], w, dh[s] if need_h else None, dw)
         return dh, dw.to(weight.dtype) if need_w else None, None, None, None, None
 

@@ -1,0 +1,131 @@
+"""kernels/mla_attention.py and kernels/mla_decode.py: the PyTorch paths here; the Triton paths (check_*) under Triton's interpreter in a
+process of its own. The truth is attention written out in float64."""
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import kernels
+from kernels import mla_attention
+from kernels.mla_attention import attention, document_mask
+
+# B, T, H, G, n, r, w: the head dims without rope, of rope, of values
+SHAPES = {'mla': (2, 37, 4, 4, 24, 16, 20), 'gqa': (1, 50, 6, 2, 16, 0, 16), 'mqa': (2, 33, 3, 1, 20, 8, 40), 'one token': (2, 1, 2, 2, 16, 16, 16)}
+
+
+def documents(B, T, count):
+    """count documents a row at random cuts, the last ones padding (-1); the rows differ"""
+    ids = torch.zeros(B, T, dtype=torch.int64)
+    for b in range(B):
+        cuts = torch.randperm(T - 1)[:count - 1] + 1
+        ids[b, cuts] = 1
+    ids = ids.cumsum(1)
+    return ids.masked_fill(ids == ids[:, -1:], -1) if count > 2 else ids
+
+
+def draw(B, T, H, G, n, r, w, dtype, seed=0):
+    """q, k, v, and the rope parts, as views of wider tensors as in the model, with what comes back as gradient"""
+    torch.manual_seed(seed)
+    q, kv, latent = torch.randn(B, T, H, n + r), torch.randn(B, T, G, n + w), torch.randn(B, T, 5 + r)
+    leaves = [t.to(dtype).requires_grad_() for t in (q, kv, latent)]
+    return leaves, torch.randn(B, T, H, w).to(dtype)
+
+
+def views(leaves, n, r, w):
+    (q, qr), (k, v), (_, kr) = leaves[0].split([n, r], -1), leaves[1].split([n, w], -1), leaves[2].split([5, r], -1)
+    return dict(q=q, k=k, v=v, q_rope=qr if r else None, k_rope=kr if r else None)
+
+
+def truth(leaves, ids, n, r, w, scale):
+    """Written out in float64: one head, one batch row at a time -> [B, T, H, w]"""
+    x = views([t.double() for t in leaves], n, r, w)
+    B, T, H, _ = x['q'].shape
+    group, rows = H // x['k'].shape[2], []
+    see = torch.ones(T, T, dtype=torch.bool).tril()
+    for b in range(B):
+        visible = see if ids is None else see & (ids[b][:, None] == ids[b][None, :])
+        for h in range(H):
+            s = x['q'][b, :, h] @ x['k'][b, :, h // group].T
+            if r:
+                s = s + x['q_rope'][b, :, h] @ x['k_rope'][b].T
+            rows.append((s * scale).masked_fill(~visible, float('-inf')).softmax(-1) @ x['v'][b, :, h // group])
+    return torch.stack(rows).view(B, H, T, w).transpose(1, 2)
+
+
+def compare(shape, dtype, ids, tolerance):
+    B, T, H, G, n, r, w = shape
+    leaves, g = draw(*shape, dtype)
+    o = attention(**views(leaves, n, r, w), scale=0.3, mask=None if ids is None else document_mask(ids))
+    grads = torch.autograd.grad((o * g).sum(), leaves, allow_unused=True)
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    expected = truth(exact, ids, n, r, w, 0.3)
+    expected_grads = torch.autograd.grad((expected * g.double()).sum(), exact, allow_unused=True)
+    assert o.dtype == dtype and o.shape == (B, T, H, w)
+    assert (o.double() - expected).abs().max() < tolerance * (1 + expected.abs().max())
+    for name, a, b in zip(('q', 'kv', 'latent'), grads, expected_grads):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a.double() - b).abs().max() < tolerance * (1 + b.abs().max()), (name, shape, dtype)
+
+
+@pytest.mark.parametrize('name', SHAPES)
+@pytest.mark.parametrize('count', [None, 1, 4])
+def test_the_torch_path_against_float64(name, count):
+    B, T = SHAPES[name][:2]
+    compare(SHAPES[name], torch.float32, None if count is None or T == 1 else documents(B, T, count), 1e-5)
+
+
+def test_misshapen_inputs_are_named():
+    with pytest.raises(ValueError, match=r'q \[1, 3, 4, 8\], k \[1, 3, 3, 8\]'):
+        attention(torch.zeros(1, 3, 4, 8), torch.zeros(1, 3, 3, 8), torch.zeros(1, 3, 3, 8), 1.0)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('triton'), reason='Triton is not installed')
+def test_the_triton_paths_in_the_interpreter():
+    """Runs every check_* of this file with TRITON_INTERPRET=1, which must be set before Triton is imported."""
+    run = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-o', 'python_functions=check_*', __file__],
+                         env={**os.environ, 'TRITON_INTERPRET': '1'}, capture_output=True, text=True)
+    assert run.returncode == 0 and 'passed' in run.stdout, run.stdout[-3000:] + run.stderr[-1000:]
+
+
+@pytest.fixture
+def triton_path(monkeypatch):
+    """Small blocks, so that short rows have several, of queries wider and narrower than of keys"""
+    monkeypatch.setattr(mla_attention, 'BLOCKS', {'forward': ((32, 16, 4, 1),) * 2, 'q': ((16, 32, 4, 1),) * 2, 'kv': ((16, 32, 4, 1),) * 2})
+    kernels.use('triton')
+    yield
+    kernels.use('auto')
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float16, 4e-3)])
+@pytest.mark.parametrize('name', SHAPES)
+def check_attention_against_float64(triton_path, name, dtype, tolerance):
+    B, T = SHAPES[name][:2]
+    for count in (None, 1, 4):
+        compare(SHAPES[name], dtype, None if count is None or T == 1 else documents(B, T, count), tolerance)
+
+
+def check_many_documents(triton_path):
+    """64 documents of 1 to a few tokens: whole blocks of keys that nothing of a later document may see"""
+    compare((1, 100, 2, 1, 16, 16, 16), torch.float32, documents(1, 100, 64), 1e-5)
+
+
+def check_long_documents(triton_path):
+    """Blocks that need no mask, in all three kernels, beside ones that do"""
+    ids = torch.zeros(2, 130, dtype=torch.int64)
+    ids[0, 10:], ids[1, 100:] = 1, 1
+    compare((2, 130, 1, 1, 16, 16, 16), torch.float32, ids, 1e-5)
+
+
+def check_the_blocks_of_a_gpu(triton_path, monkeypatch):
+    monkeypatch.undo()
+    kernels.use('triton')
+    compare((1, 70, 1, 1, 16, 16, 16), torch.float16, documents(1, 70, 3), 4e-3)
+
+
+def check_bounds_of_documents(triton_path):
+    start, end = document_mask(torch.tensor([[0, 0, 1, 2, 2, 2], [5, 5, 5, 5, -1, -1]]))
+    assert start.tolist() == [[0, 0, 2, 3, 3, 3], [0, 0, 0, 0, 4, 4]] and end.tolist() == [[2, 2, 3, 6, 6, 6], [4, 4, 4, 4, 6, 6]]
