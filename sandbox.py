@@ -54,10 +54,17 @@ LIMITS = '''
 import os, sys, resource, signal
 seconds = int(sys.argv[1])
 program = os.fork()
-if program:  # ends the sandbox in time even where nobody outside is left to do so; who kills this process kills the sandbox
+if program:  # the namespace's first process, with which all others die: it ends in time even where nobody outside is left to see to it
+    def end(*_):
+        os.kill(program, signal.SIGKILL)
+        os._exit(124)
     os.closerange(0, 64)
+    signal.signal(signal.SIGALRM, end)
     signal.alarm(2 * seconds + 2)
-    os._exit(os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]) % 256)
+    while True:
+        pid, status = os.wait()
+        if pid == program:
+            os._exit(os.waitstatus_to_exitcode(status) % 256)
 for name, most in (('AS', 512 << 20), ('FSIZE', 16 << 20), ('NOFILE', 32), ('CORE', 0), ('NPROC', 16), ('CPU', seconds)):
     resource.setrlimit(getattr(resource, 'RLIMIT_' + name), (most, most + (name == 'CPU')))
 try:
@@ -225,7 +232,7 @@ except BaseException:
 
 def _bubblewrap(prefix):
     """The command that a program's command is appended to; `prefix`: where the interpreter lives, if outside /usr."""
-    return [*'''bwrap --unshare-all --unshare-user --disable-userns --die-with-parent --new-session --clearenv --setenv PATH /usr/bin:/bin
+    return [*'''bwrap --unshare-all --unshare-user --disable-userns --as-pid-1 --die-with-parent --new-session --clearenv --setenv PATH /usr/bin:/bin
         --setenv HOME /tmp --setenv LANG C.UTF-8 --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64
         --ro-bind-try /etc/ld.so.cache /etc/ld.so.cache'''.split(),
         *([] if prefix == '/usr' or prefix.startswith('/usr/') else ['--ro-bind', prefix, prefix]),
