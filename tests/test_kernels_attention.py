@@ -11,6 +11,7 @@ import torch
 import kernels
 from kernels import mla_attention
 from kernels.mla_attention import attention, document_mask
+from kernels.mla_decode import mla_decode
 
 # B, T, H, G, n, r, w: the head dims without rope, of rope, of values
 SHAPES = {'mla': (2, 37, 4, 4, 24, 16, 20), 'gqa': (1, 50, 6, 2, 16, 0, 16), 'mqa': (2, 33, 3, 1, 20, 8, 40), 'one token': (2, 1, 2, 2, 16, 16, 16)}
@@ -78,6 +79,62 @@ def test_the_torch_path_against_float64(name, count):
     compare(SHAPES[name], torch.float32, None if count is None or T == 1 else documents(B, T, count), 1e-5)
 
 
+def decode_case(S, T, H, c, r, L, prompts, dtype, seed=0):
+    """prompts: how many slots each prompt has; () for no prompt region"""
+    torch.manual_seed(seed)
+    q, cache = torch.randn(S, T, H, c + r).to(dtype), torch.randn(S, L, c + r).to(dtype)
+    length = torch.randint(0 if prompts else 1, L - T + 2, (S,))
+    x = dict(q=q, cache=cache, length=length, scale=0.2, c=c)
+    if prompts:
+        numbers = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(prompts))
+        x.update(prefix=torch.randn(len(prompts), 70, c + r).to(dtype), prefix_length=torch.randint(1, 71, (len(prompts),)), prompt=numbers)
+    return x
+
+
+def decode_truth(q, cache, length, scale, c, prefix=None, prefix_length=None, prompt=None):
+    """One slot, token and head at a time in float64"""
+    S, T, H, _ = q.shape
+    o = torch.zeros(S, T, H, c, dtype=torch.float64)
+    for s in range(S):
+        for t in range(T):
+            keys = cache[s, :length[s] + t].double()
+            if prefix is not None:
+                keys = torch.cat([prefix[prompt[s], :prefix_length[prompt[s]]].double(), keys])
+            for h in range(H):
+                o[s, t, h] = ((keys @ q[s, t, h].double()) * scale).softmax(0) @ keys[:, :c]
+    return o
+
+
+DECODES = {'one slot': (1, 1, 1, 16, 16, 1, ()), 'slots': (5, 1, 6, 24, 8, 300, ()), 'two tokens': (3, 2, 5, 16, 16, 50, ()), 'groups': (6, 1, 4, 32, 16, 40, (1, 4, 1)),
+           'two tokens of a group': (7, 2, 3, 16, 8, 20, (5, 0, 2)), 'many rows': (9, 2, 5, 16, 16, 9, (9,))}   # S, T, H, c, r, L, slots a prompt
+
+
+def compare_decode(name, dtype, tolerance, **more):
+    x = decode_case(*DECODES[name], dtype)
+    o, expected = mla_decode(**x, **more), decode_truth(**x)
+    assert o.dtype == dtype and o.shape == expected.shape
+    assert (o.double() - expected).abs().max() < tolerance * (1 + expected.abs().max())
+
+
+@pytest.mark.parametrize('name', DECODES)
+def test_decoding_on_the_torch_path(name):
+    compare_decode(name, torch.float64, 1e-12)
+    compare_decode(name, torch.float32, 1e-5)
+
+
+def test_decoding_continues_training():
+    """The last token of a row by the training attention on expanded keys = by the absorbed query on the latents"""
+    torch.manual_seed(1)
+    B, T, H, c, n, r = 2, 9, 3, 16, 16, 16
+    latent, kr, qn, qr = torch.randn(B, T, c), torch.randn(B, T, r), torch.randn(B, T, H, n), torch.randn(B, T, H, r)
+    up_k, up_v = torch.randn(H, n, c), torch.randn(H, n, c)
+    expand = lambda w: torch.einsum('btc,hnc->bthn', latent, w)  # noqa: E731
+    whole = attention(qn, expand(up_k), expand(up_v), 0.1, q_rope=qr, k_rope=kr)
+    q = torch.cat([torch.einsum('bthn,hnc->bthc', qn, up_k), qr], -1)
+    o = mla_decode(q[:, -2:], torch.cat([latent, kr], -1), torch.full((B,), T - 1), 0.1, c)
+    assert torch.allclose(torch.einsum('bthc,hnc->bthn', o, up_v), whole[:, -2:], atol=1e-4, rtol=1e-4)
+
+
 def test_misshapen_inputs_are_named():
     with pytest.raises(ValueError, match=r'q \[1, 3, 4, 8\], k \[1, 3, 3, 8\]'):
         attention(torch.zeros(1, 3, 4, 8), torch.zeros(1, 3, 3, 8), torch.zeros(1, 3, 3, 8), 1.0)
@@ -129,3 +186,24 @@ def check_the_blocks_of_a_gpu(triton_path, monkeypatch):
 def check_bounds_of_documents(triton_path):
     start, end = document_mask(torch.tensor([[0, 0, 1, 2, 2, 2], [5, 5, 5, 5, -1, -1]]))
     assert start.tolist() == [[0, 0, 2, 3, 3, 3], [0, 0, 0, 0, 4, 4]] and end.tolist() == [[2, 2, 3, 6, 6, 6], [4, 4, 4, 4, 6, 6]]
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float16, 2e-3)])
+@pytest.mark.parametrize('name', DECODES)
+def check_decoding_against_float64(triton_path, name, dtype, tolerance):
+    compare_decode(name, dtype, tolerance)
+    if name == 'groups':
+        compare_decode(name, dtype, tolerance, group=4)
+
+
+def check_decoding_continues_training(triton_path):
+    test_decoding_continues_training()
+
+
+def check_a_slot_that_sees_nothing(triton_path):
+    x = decode_case(*DECODES['slots'], torch.float32)
+    x['length'][2] = 0
+    o = mla_decode(**x)
+    assert not o[2].any() and torch.equal(o[3], mla_decode(**{**x, 'length': x['length'].clamp(min=1)})[3])
+    kernels.use('torch')
+    assert not mla_decode(**x)[2].any()
