@@ -84,6 +84,8 @@ def trace_row(row: dict, chat: list, reasoning: str | None, answer: str) -> dict
     """The SFT row of one trace, without its id. Skip where it is no whole trace."""
     if not isinstance(answer, str) or not isinstance(reasoning, str | None):
         raise ValueError('reasoning and content must be strings')
+    if row.get('finish_reason') == 'length':
+        raise source.Skip('cut short')
     if reasoning is None:
         reasoning, answer = split_trace(answer)
     if not reasoning.strip():

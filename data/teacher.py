@@ -1,0 +1,293 @@
+"""
+Traces of a teacher behind any OpenAI-compatible server, through huggingface-hub's InferenceClient.
+
+    python data/teacher.py --endpoint=http://localhost:8000/v1 --model=Qwen3-32B --data="['data/math/math.jsonl']" --out=out/teacher.jsonl
+    python sample.py --endpoint=... --checkpoint=Qwen3-32B --data=... --out=...          # the same with sample.py's settings
+
+The key of the server is read from the environment variable named by `key_variable`, and nothing else is sent in its place.
+Each answer is a line of `out`: the row, and
+    "sample"      its number among the row's n
+    "key"         what tells it from others: the row's id (without one: a hash of its prompt), then # and the number
+    "reasoning"   from reasoning_content, reasoning, thinking, reasoning_details, the parts of a list, or <think>...</think>
+    "content"     the answer after it; both are text
+    "finish_reason", "model", "usage" (tokens as the server counts them, or null)
+data/distill/prepare.py makes rows for fine-tuning of them, data/filter.py --verify=1 grades those.
+
+Requests that time out, break off (a stream must end with a finish_reason), or are answered by 408, 409, 425, 429 or 5xx are
+repeated after `backoff` seconds, twice that, four times ..., at most 60, or what Retry-After says; other answers of the 4xx kind
+fail the row, and 401, 403, 404 and 405, which would meet every row, stop the run. A line is written by one thread, whole, once the answer is
+complete; run again, whatever is in `out` is not asked for again, a line cut by a crash is removed, and failed rows are asked for
+again. A second process on the same file is refused.
+"""
+import concurrent.futures
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
+from configurator import configure  # noqa: E402
+from data import source  # noqa: E402
+
+STOPS_ALL, TRY_AGAIN = (401, 403, 404, 405), (408, 409, 425, 429)
+FIELDS = ('reasoning_content', 'reasoning', 'thinking', 'reasoning_details')
+
+
+@dataclass
+class Config:
+    endpoint: str                          # base URL of the server, which /chat/completions is appended to
+    model: str                             # name of the model there
+    data: list[str] = field(default_factory=list)   # files with rows that have a "prompt"
+    out: str = 'out/teacher.jsonl'         # answers, appended to
+    limit: int = 0                         # only the first so many rows; 0: all
+    n: int = 1                             # answers a row
+    temperature: float = 0.6               # of the samples
+    top_p: float = 0.95                    # nucleus
+    max_tokens: int = 32768                # longest answer, reasoning included
+    seed: int = 1                          # each request has a seed of its own, drawn from this and its key
+    system: str = ''                       # system message put first
+    stream: bool = True                    # False: one piece; some servers cut long answers off then
+    extra: dict = field(default_factory=dict)   # more fields of the request
+    concurrency: int = 16                  # requests at a time
+    timeout: float = 600.0                 # seconds without a sign of life, after which a request is repeated
+    deadline: float = 3600.0               # seconds a whole answer may take
+    retries: int = 8                       # repetitions of a request
+    backoff: float = 1.0                   # seconds before the first
+    max_failures: int = 100                # stop when more rows than this have failed
+    price_in: float = 0.0                  # price of a million tokens of prompt
+    price_out: float = 0.0                 # and of answer
+    key_variable: str = 'OPENAI_API_KEY'   # environment variable with the key of the server
+
+
+class Stopped(ValueError):
+    """The server refuses in a way that every row would meet, or too many rows failed."""
+
+
+class Refused(Exception):
+    """The server refuses this row."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one request
+
+
+def parts_of(message: dict) -> tuple[str, str]:
+    """-> (reasoning, content) of an assistant's message, whatever fields the server puts them in; both may be ''."""
+    content, thought = message.get('content') or '', ''
+    if isinstance(content, list):   # parts: {"type": "thinking", "thinking": ...}, {"type": "text", "text": ...}
+        thought = ''.join(text_in(p) for p in content if isinstance(p, dict) and p.get('type') in ('thinking', 'reasoning'))
+        content = ''.join(text_in(p) for p in content if isinstance(p, str) or p.get('type') not in ('thinking', 'reasoning'))
+    thought = next((text for text in (text_in(message.get(key)) for key in FIELDS) if text.strip()), thought)
+    if '</think>' in content:
+        inside, content = content.split('</think>', 1)
+        thought = thought or inside.strip().removeprefix('<think>')
+    elif content.lstrip().startswith('<think>'):
+        thought, content = thought or content.lstrip().removeprefix('<think>'), ''
+    return thought.strip(), content.strip()
+
+
+def text_in(part) -> str:
+    """The text in a string, a part of a message, or a list of such."""
+    if isinstance(part, list):
+        return ''.join(map(text_in, part))
+    if isinstance(part, dict):
+        return next((text_in(part[key]) for key in ('text', 'thinking', 'reasoning', 'summary', 'content') if part.get(key)), '')
+    return part if isinstance(part, str) else ''
+
+
+def add_delta(message: dict, delta: dict):
+    for key in ('content', *FIELDS):
+        piece = delta.get(key)
+        if piece:
+            have = message.get(key)
+            if isinstance(piece, list) or isinstance(have, list):
+                as_list = lambda x: x if isinstance(x, list) else [{'type': 'text', 'text': x}] if x else []  # noqa: E731
+                message[key] = as_list(have) + as_list(piece)
+            else:
+                message[key] = (have or '') + piece
+
+
+def request(cfg: Config, chat: list, seed: int, stop: threading.Event) -> dict:
+    """One answer: {"reasoning", "content", "finish_reason", "usage"}. Raises whatever went wrong; ConnectionError: it broke off."""
+    from huggingface_hub import InferenceClient
+    end = time.monotonic() + cfg.deadline
+    # without a key of its own the client would send the user's token of the hub
+    with InferenceClient(base_url=cfg.endpoint, api_key=os.environ.get(cfg.key_variable) or 'none', timeout=min(cfg.timeout, cfg.deadline)) as client:
+        answer = client.chat_completion(chat, model=cfg.model, stream=cfg.stream, temperature=cfg.temperature, top_p=cfg.top_p,
+                                        max_tokens=cfg.max_tokens, seed=seed, extra_body=cfg.extra,
+                                        stream_options={'include_usage': True} if cfg.stream else None)
+        message, usage, reason = {}, None, None
+        for chunk in answer if cfg.stream else [answer]:
+            usage = chunk.get('usage') or usage
+            for choice in chunk.get('choices') or ():
+                add_delta(message, choice.get('delta') or choice.get('message') or {})
+                reason = choice.get('finish_reason') or reason
+            if stop.is_set() or time.monotonic() > end:
+                raise ConnectionError('stopped' if stop.is_set() else f'no complete answer in deadline={cfg.deadline} s')
+    if reason is None:
+        raise ConnectionError('the answer broke off: no finish_reason')
+    reasoning, content = parts_of(message)
+    if not reasoning and not content:
+        raise ConnectionError('an empty answer')
+    return {'reasoning': reasoning, 'content': content, 'finish_reason': reason, 'model': cfg.model,
+            'usage': {k: v for k, v in usage.items() if v is not None} if usage else None}
+
+
+def patiently(cfg: Config, chat: list, seed: int, stop: threading.Event) -> tuple[dict, Counter]:
+    """request(), repeated -> (answer, faults by kind). Raises Stopped, Refused, or the last fault when retries are used up."""
+    faults = Counter()
+    for attempt in itertools.count():
+        try:
+            return request(cfg, chat, seed, stop), faults
+        except Exception as error:   # the client's exceptions differ by its version; what counts is the status, if any
+            response = getattr(error, 'response', None)
+            status = getattr(response, 'status_code', None)
+            message = ' '.join(str(error).split())[:300]
+            if status in STOPS_ALL:
+                raise Stopped(f'{cfg.endpoint} answers {status}: {message}') from error
+            if status is not None and status < 500 and status not in TRY_AGAIN:
+                raise Refused(f'{status}: {message}') from error
+            faults[str(status or type(error).__name__)] += 1
+            if attempt >= cfg.retries:
+                raise Refused(f'{attempt + 1} attempts failed, the last with {type(error).__name__}: {message}') from error
+            wait = min(60.0, cfg.backoff * 2 ** attempt) * random.uniform(0.5, 1.0)
+            after = response.headers.get('retry-after', '') if response is not None else ''
+            if after.isdigit():
+                wait = max(wait, min(300.0, float(after)))
+            if stop.wait(wait):
+                raise Refused('stopped') from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# all rows
+
+
+def requests_of(rows, cfg: Config):
+    """Yields (key, sample, row, chat, seed) of every answer that is wanted; the same for the same rows."""
+    seen = Counter()
+    for number, row in enumerate(itertools.islice(rows, cfg.limit or None), 1):
+        prompt = row.get('prompt')
+        chat = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
+        if not isinstance(chat, list) or not chat or not all(isinstance(m, dict) and isinstance(m.get('content'), str) for m in chat):
+            raise ValueError(f'row {number}: "prompt" must be text or a list of {{"role": ..., "content": text}}')
+        name = str(row['id']) if row.get('id') is not None else hashlib.sha256(json.dumps(chat).encode()).hexdigest()[:16]
+        seen[name] += 1
+        if seen[name] > 1:
+            name += f'~{seen[name]}'   # the same id or prompt once more: rows of their own
+        chat = [{'role': 'system', 'content': cfg.system}, *chat] if cfg.system else chat
+        for sample in range(cfg.n):
+            key = f'{name}#{sample}'
+            yield key, sample, row, chat, int.from_bytes(hashlib.sha256(f'{cfg.seed} {key}'.encode()).digest()[:4], 'big') >> 1
+
+
+def answered(path: Path, model: str) -> set[str]:
+    """Keys of the answers in the file; cuts off a last line that a crash left unfinished."""
+    keys, good = set(), 0
+    with open(path, 'rb+') as f:
+        for number, line in enumerate(f, 1):
+            if not line.endswith(b'\n'):
+                f.truncate(good)
+                break
+            try:
+                row = json.loads(line)
+                keys.add(row['key'])
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f'{path}:{number}: no answer of this script ({type(error).__name__}: {error}); choose another out') from None
+            if row.get('model') != model:
+                raise ValueError(f'{path}:{number}: an answer of {row.get("model")!r}, not of {model!r}; choose another out')
+            good += len(line)
+    return keys
+
+
+def generate_remote(rows, endpoint: str, model: str, out: str, progress: bool = True, **settings) -> dict:
+    """
+    Answers to every row ("prompt": text or chat), appended to the file `out`; settings: fields of Config. Returns counts:
+    {"answers", "already", "failed": {key: message}, "faults": {kind: n}, "prompt_tokens", "completion_tokens",
+    "without_usage", "cut": answers that ended at max_tokens, "cost"}; tokens and cost are of this run's answers.
+    Stopped: the server refuses every row, or more than max_failures failed; what was answered by then is in the file.
+    """
+    cfg = Config(endpoint=endpoint, model=model, out=out, **settings)
+    path, stop = Path(out), threading.Event()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    counts, faults, failed, fatal = Counter(), Counter(), {}, None
+    with open(path, 'ab') as f, concurrent.futures.ThreadPoolExecutor(cfg.concurrency) as pool:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f'{path}: another process is writing to it') from None
+        done = answered(path, model)
+        every = requests_of(rows, cfg)
+        running, bar = {}, tqdm(desc='answers', disable=not progress, unit='')
+        try:
+            while True:
+                while fatal is None and len(running) < cfg.concurrency and (job := next(every, None)):
+                    if job[0] in done:
+                        counts['already'] += 1
+                    else:
+                        running[pool.submit(patiently, cfg, job[3], job[4], stop)] = job
+                if not running:
+                    break
+                for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                    key, sample, row, *_ = running.pop(future)
+                    try:
+                        answer, some = future.result()
+                    except (Stopped, Refused) as error:
+                        if isinstance(error, Stopped):
+                            fatal = fatal or error
+                        else:
+                            failed[key] = str(error)
+                            if len(failed) > cfg.max_failures:
+                                fatal = fatal or Stopped(f'{len(failed)} rows failed, more than max_failures={cfg.max_failures}; the last: {error}')
+                        if fatal:
+                            stop.set()
+                        continue
+                    f.write(json.dumps({**row, 'key': key, 'sample': sample, **answer}, ensure_ascii=False).encode() + b'\n')
+                    f.flush()
+                    usage = answer['usage'] or {}
+                    faults += some
+                    counts.update(answers=1, without_usage=not usage, cut=answer['finish_reason'] == 'length',
+                                  **{k: usage.get(k) or 0 for k in ('prompt_tokens', 'completion_tokens')})
+                    bar.update()
+        finally:
+            stop.set()   # also on Ctrl-C: no waiting for retries
+            bar.close()
+            os.fsync(f.fileno())
+    if fatal:
+        raise fatal
+    return {**{k: counts[k] for k in ('answers', 'already', 'prompt_tokens', 'completion_tokens', 'without_usage', 'cut')}, 'failed': failed,
+            'faults': dict(faults), 'cost': (counts['prompt_tokens'] * cfg.price_in + counts['completion_tokens'] * cfg.price_out) / 1e6}
+
+
+def main(cfg: Config):
+    if not cfg.data:
+        raise ValueError('no data: give files with rows that have a "prompt", --data="[\'rows.jsonl\']"')
+    rows = (row for _, row in source.read([(path, path) for path in cfg.data]))
+    settings = {k: v for k, v in asdict(cfg).items() if k not in ('data', 'endpoint', 'model', 'out')}
+    report(generate_remote(rows, cfg.endpoint, cfg.model, cfg.out, **settings), cfg.out)
+
+
+def report(numbers: dict, out: str):
+    """Prints what generate_remote returned; ValueError when rows failed."""
+    print(f'{out}: {numbers["answers"]} answers, {numbers["already"]} were there already; {numbers["prompt_tokens"]:,} tokens of prompt, '
+          f'{numbers["completion_tokens"]:,} of answer ({numbers["without_usage"]} answers without counts, {numbers["cut"]} cut at max_tokens); '
+          f'cost {numbers["cost"]:.4f}; faults overcome: {numbers["faults"] or "none"}')
+    if numbers['failed']:
+        key, message = next(iter(numbers['failed'].items()))
+        raise ValueError(f'{len(numbers["failed"])} rows failed, for example {key}: {message}; run again to ask for them again')
+
+
+if __name__ == '__main__':
+    try:
+        main(configure(Config, sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        sys.exit('teacher.py: ' + ' '.join(str(error).split()))

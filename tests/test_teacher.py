@@ -1,0 +1,297 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from data import teacher
+from data.distill import prepare as distill
+from data.teacher import Config, generate_remote, parts_of
+
+ROOT = Path(__file__).resolve().parents[1]
+FAULTS = ('429', '500', '503', 'timeout', 'cut', 'cut_before', 'reset', 'garbage', 'error_in_stream', 'empty', 'no_finish')
+STYLES = ('reasoning_content', 'reasoning', 'thinking', 'inline', 'inline_prefilled', 'details', 'parts')
+
+
+def message(style, thought, answer):
+    return {'inline': {'content': f'<think>\n{thought}\n</think>\n\n{answer}'}, 'inline_prefilled': {'content': f'{thought}\n</think>\n{answer}'},
+            'details': {'reasoning_details': [{'type': 'reasoning.text', 'text': thought}], 'content': answer},
+            'parts': {'content': [{'type': 'thinking', 'thinking': [{'type': 'text', 'text': thought}]}, {'type': 'text', 'text': answer}]},
+            }.get(style) or {style: thought, 'content': answer}
+
+
+def deltas(whole):
+    """The message in pieces, strings cut in the middle."""
+    for key, value in whole.items():
+        if isinstance(value, str):
+            yield from ({key: value[:len(value) // 2]}, {key: value[len(value) // 2:]})
+        else:
+            yield from ({key: [part]} for part in value)
+
+
+class Server(ThreadingHTTPServer):
+    """Answers after the faults that the prompt asks for: 'name|style|fault,fault'."""
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.url = f'http://127.0.0.1:{self.server_port}/v1'
+        self.lock, self.seen, self.times, self.bodies, self.headers, self.running, self.most = threading.Lock(), Counter(), {}, [], [], 0, 0
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, *_):
+        pass   # clients that gave up
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+
+    def log_message(self, *_):
+        pass
+
+    def reply(self, status, body, **headers):
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        for key, value in {'Content-Type': 'application/json', 'Content-Length': str(len(data)), **headers}.items():
+            self.send_header(key.replace('_', '-'), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_POST(self):
+        server, body = self.server, json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        with server.lock:
+            server.running += 1
+            server.most = max(server.most, server.running)
+            server.bodies.append(body)
+            server.headers.append(dict(self.headers))
+        try:
+            self.answer(server, body)
+        finally:
+            with server.lock:
+                server.running -= 1
+
+    def answer(self, server, body):
+        name, style, faults = body['messages'][-1]['content'].split('|')
+        with server.lock:
+            server.seen[name, body['seed']] += 1
+            attempt = server.seen[name, body['seed']] - 1
+            server.times.setdefault(name, []).append(time.monotonic())
+        faults = [f for f in faults.split(',') if f]
+        fault = faults[attempt] if attempt < len(faults) else 'slow' if style == 'slow' else ''
+        if fault.isdigit():
+            return self.reply(int(fault), {'error': {'message': f'no: {fault}'}}, **({'Retry-After': '1'} if fault == '429' and style == 'wait' else {}))
+        if fault == 'timeout':
+            return time.sleep(1.2)
+        if fault == 'slow':
+            time.sleep(0.05)
+        if fault == 'reset':
+            self.connection.shutdown(2)
+            return self.connection.close()
+        thought, text = f'thinking of {name}', f'the answer to {name}'
+        whole = {} if fault == 'empty' else message(style, thought, text)
+        usage = {'prompt_tokens': 7, 'completion_tokens': 11, 'total_tokens': 18}
+        finish = None if fault == 'no_finish' else 'length' if name == 'long' else 'stop'
+        if not body['stream']:
+            data = {'choices': [{'index': 0, 'message': {'role': 'assistant', **whole}, 'finish_reason': finish}], 'usage': usage}
+            if fault in ('cut', 'cut_before', 'garbage', 'error_in_stream'):
+                self.send_response(200)
+                self.send_header('Content-Length', '5000')
+                self.end_headers()
+                self.wfile.write(json.dumps(data).encode()[:40])
+                return self.connection.close() if fault != 'garbage' else self.wfile.write(b'}' * 4960)
+            return self.reply(200, data)
+        lines = [{'choices': [{'index': 0, 'delta': {'role': 'assistant', **d}, 'finish_reason': None}]} for d in deltas(whole)]
+        lines += [{'choices': [{'index': 0, 'delta': {}, 'finish_reason': finish}]}]
+        lines += [{'choices': [], 'usage': usage}] if name != 'uncounted' else []
+        if fault == 'error_in_stream':
+            lines[1:] = [{'error': 'worker died', 'error_type': 'server'}]
+        text = [f'data: {json.dumps(line)}\n\n' for line in lines] + ['data: [DONE]\n\n']
+        if fault == 'garbage':
+            text[1] = 'data: {"choices": [{"del\n\n'
+        if fault == 'cut_before':
+            text = text[:0]
+        self.send_response(200)
+        self.send_header('Content-Type', 'text/event-stream')
+        self.send_header('Transfer-Encoding', 'chunked')
+        self.end_headers()
+        for line in text[:2] if fault == 'cut' else text:
+            self.wfile.write(f'{len(line.encode()):x}\r\n'.encode() + line.encode() + b'\r\n')
+            self.wfile.flush()
+        if fault in ('cut', 'cut_before'):
+            return self.connection.close()   # without the last chunk
+        self.wfile.write(b'0\r\n\r\n')
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.delenv('OPENAI_API_KEY', raising=False)
+    monkeypatch.setenv('HF_TOKEN', 'hf_secret')
+    server = Server()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+QUICK = dict(timeout=0.4, backoff=0.01, concurrency=12, progress=False)
+
+
+def ask(server, rows, out, **settings):
+    return generate_remote(rows, server.url, 'teacher', str(out), **{**QUICK, **settings})
+
+
+def lines(path):
+    return [json.loads(line) for line in open(path, encoding='utf-8')]
+
+
+def prompts(*texts):
+    return [{'prompt': text, 'id': text.split('|')[0], 'task': 'math', 'answer': '1'} for text in texts]
+
+
+def test_parts_of_by_hand():
+    assert parts_of({'content': 'a'}) == ('', 'a')
+    assert parts_of({'content': '<think>never closed'}) == ('never closed', '')
+    assert parts_of({'content': None, 'reasoning': 'b'}) == ('b', '')
+    assert parts_of({'content': 'a', 'reasoning': 'b', 'reasoning_details': [{'text': 'b'}]}) == ('b', 'a')   # told twice, kept once
+    assert parts_of({'content': '<think>b</think>a', 'reasoning_content': ''}) == ('b', 'a')
+    assert parts_of({'content': 'x < y </think> a', 'reasoning_content': 'b'}) == ('b', 'a')
+    assert parts_of({'reasoning_details': [{'type': 'reasoning.summary', 'summary': 'b'}], 'content': 'a'}) == ('b', 'a')
+
+
+@pytest.mark.parametrize('stream', [True, False])
+def test_reasoning_and_answer_apart_whatever_the_field(server, tmp_path, stream):
+    numbers = ask(server, prompts(*(f'{s}|{s}|' for s in STYLES)), tmp_path / 'o.jsonl', stream=stream, price_in=1e6, price_out=2e6)
+    rows = lines(tmp_path / 'o.jsonl')
+    assert {r['id']: (r['reasoning'], r['content']) for r in rows} == {s: (f'thinking of {s}', f'the answer to {s}') for s in STYLES}
+    n = len(STYLES)
+    assert (numbers['answers'], numbers['prompt_tokens'], numbers['completion_tokens'], numbers['failed']) == (n, 7 * n, 11 * n, {})
+    assert numbers['cost'] == n * (7 + 2 * 11)
+    assert all(r['finish_reason'] == 'stop' and r['task'] == 'math' and r['usage']['completion_tokens'] == 11 for r in rows)
+
+
+@pytest.mark.parametrize('stream', [True, False])
+def test_no_row_lost_or_doubled_under_faults(server, tmp_path, stream):
+    texts = [f'{fault}-{style}|{style}|{fault}' for fault in FAULTS for style in ('reasoning', 'inline')]
+    texts += [f'{a}-{b}|reasoning|{a},{b}' for a in FAULTS[:7] for b in FAULTS[4:8]] + [f'fine{i}|reasoning|' for i in range(20)]
+    numbers = ask(server, prompts(*texts), tmp_path / 'o.jsonl', n=2, stream=stream)
+    rows = lines(tmp_path / 'o.jsonl')
+    assert Counter(r['key'] for r in rows) == Counter(f'{t.split("|")[0]}#{k}' for t in texts for k in range(2))
+    assert all(r['reasoning'] == f'thinking of {r["id"]}' and r['content'] == f'the answer to {r["id"]}' for r in rows)
+    assert numbers['answers'] == len(rows) and not numbers['failed']
+    wanted = 2 * sum(len([f for f in t.split('|')[2].split(',') if f]) for t in texts)
+    assert sum(numbers['faults'].values()) == wanted == len(server.bodies) - len(rows)   # each fault met once, nothing asked twice
+    assert numbers['faults']['429'] >= 4 and numbers['faults']['500'] >= 4 and server.most > 4
+    assert len({(b['messages'][-1]['content'], b['seed']) for b in server.bodies}) == len(rows)   # samples differ by their seed
+
+
+def test_resumes_to_the_row(server, tmp_path):
+    out = tmp_path / 'o.jsonl'
+    rows = prompts(*(f'r{i}|reasoning|' for i in range(10)))
+    ask(server, rows, out, limit=6)
+    whole = out.read_bytes()
+    cut = whole.splitlines(keepends=True)
+    out.write_bytes(b''.join(cut[:5]) + cut[5][:20])   # a crash in the middle of the sixth line
+    lost = json.loads(cut[5])['key']
+    server.bodies.clear()
+    numbers = ask(server, rows, out)
+    assert numbers['already'] == 5 and numbers['answers'] == 5 == len(server.bodies)
+    after = lines(out)
+    assert sorted(r['key'] for r in after) == sorted(f'r{i}#0' for i in range(10)) and lost in [r['key'] for r in after]
+    assert out.read_bytes().startswith(b''.join(cut[:5]))
+    assert ask(server, rows, out)['answers'] == 0 and len(server.bodies) == 5
+    with pytest.raises(ValueError, match="o.jsonl:1: an answer of 'teacher', not of 'other'"):
+        generate_remote(rows, server.url, 'other', str(out), **QUICK)
+    out.write_text('{"id": 1}\n')
+    with pytest.raises(ValueError, match='o.jsonl:1: no answer of this script'):
+        ask(server, rows, out)
+
+
+def test_killed_in_the_middle(server, tmp_path):
+    """kill -9 of the script at some point, then the same command again."""
+    data, out = tmp_path / 'in.jsonl', tmp_path / 'o.jsonl'
+    data.write_text(''.join(json.dumps(row) + '\n' for row in prompts(*(f'r{i}|slow|' for i in range(40)))))
+    command = [sys.executable, str(ROOT / 'data' / 'teacher.py'), f'--endpoint={server.url}', '--model=teacher', f"--data=['{data}']",
+               f'--out={out}', '--concurrency=4', '--backoff=0.01']
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    end = time.monotonic() + 60
+    while not (out.exists() and out.read_bytes().count(b'\n') >= 5) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = out.read_bytes().count(b'\n')
+    assert 5 <= before < 40
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(r['key'] for r in lines(out)) == sorted(f'r{i}#0' for i in range(40))
+    assert f'{40 - before} answers, {before} were there already' in done.stdout
+
+
+def test_rows_without_ids_and_twice_the_same(server, tmp_path):
+    rows = [{'prompt': 'a|reasoning|'}, {'prompt': [{'role': 'user', 'content': 'a|reasoning|'}]}, {'prompt': 'b|reasoning|', 'id': 0},
+            {'prompt': 'c|reasoning|', 'id': 0}]
+    ask(server, rows, tmp_path / 'o.jsonl', system='Be brief.')
+    found = lines(tmp_path / 'o.jsonl')
+    assert len({r['key'] for r in found}) == 4 and sorted(r['content'][-1] for r in found) == ['a', 'a', 'b', 'c']
+    assert {b['messages'][0]['content'] for b in server.bodies} == {'Be brief.'}
+    assert all('Be brief.' not in json.dumps(r) for r in found)
+
+
+def test_refused_rows_are_named_and_asked_again(server, tmp_path):
+    rows = prompts('bad|reasoning|400', 'worse|reasoning|500,500,500', 'good|reasoning|')
+    numbers = ask(server, rows, tmp_path / 'o.jsonl', retries=2)
+    assert set(numbers['failed']) == {'bad#0', 'worse#0'} and numbers['failed']['bad#0'].startswith('400')
+    assert '3 attempts failed' in numbers['failed']['worse#0'] and [r['id'] for r in lines(tmp_path / 'o.jsonl')] == ['good']
+    with pytest.raises(ValueError, match='2 rows failed, for example bad#0: 400'):
+        teacher.report(numbers, 'o')
+    assert ask(server, rows, tmp_path / 'o.jsonl')['answers'] == 2   # the faults are over
+    with pytest.raises(teacher.Stopped, match='more than max_failures=1'):
+        ask(server, prompts(*(f'x{i}|reasoning|400' for i in range(9))), tmp_path / 'p.jsonl', max_failures=1)
+
+
+def test_a_wrong_key_stops_the_run_and_keeps_what_came(server, tmp_path):
+    rows = prompts('good|reasoning|', *(f'x{i}|reasoning|' + '401,' * 9 for i in range(50)))
+    with pytest.raises(teacher.Stopped, match='answers 401'):
+        ask(server, rows, tmp_path / 'o.jsonl', concurrency=2)
+    assert [r['id'] for r in lines(tmp_path / 'o.jsonl')] == ['good'] and len(server.bodies) < 10
+
+
+def test_the_hub_token_goes_nowhere_and_the_key_does(server, tmp_path, monkeypatch):
+    ask(server, prompts('a|reasoning|'), tmp_path / 'o.jsonl')
+    monkeypatch.setenv('OPENAI_API_KEY', 'sk-1')
+    ask(server, prompts('b|reasoning|'), tmp_path / 'o.jsonl', extra={'top_k': 20})
+    sent = [{k.lower(): v for k, v in h.items()}.get('authorization') for h in server.headers]
+    assert sent == ['Bearer none', 'Bearer sk-1'] and server.bodies[1]['top_k'] == 20
+    assert server.bodies[0]['model'] == 'teacher' and server.bodies[0]['max_tokens'] == Config.max_tokens
+
+
+def test_retry_after_is_kept_to(server, tmp_path):
+    ask(server, prompts('a|wait|429'), tmp_path / 'o.jsonl')
+    first, second = server.times['a']
+    assert second - first >= 1.0
+
+
+def test_cut_answers_are_marked_and_left_out_of_the_distillation_file(server, tmp_path):
+    numbers = ask(server, prompts('long|reasoning|', 'a|reasoning|', 'uncounted|reasoning|'), tmp_path / 'o.jsonl')
+    assert numbers['cut'] == 1 and numbers['without_usage'] == 1
+    distill.main(distill.Config(source=str(tmp_path / 'o.jsonl'), name='own', out_dir=str(tmp_path)))
+    rows = lines(tmp_path / 'own.jsonl')
+    assert sorted(r['id'] for r in rows) == ['own/a', 'own/uncounted']
+    found = next(r for r in rows if r['id'] == 'own/a')
+    assert found['messages'] == [{'role': 'user', 'content': 'a|reasoning|'},
+                                 {'role': 'assistant', 'content': '<think>\nthinking of a\n</think>\n\nthe answer to a'}]
+    assert json.loads((tmp_path / 'own.manifest.json').read_text())['dropped'] == {'cut short': 1}
+
+
+def test_a_second_process_on_the_same_file_is_refused(server, tmp_path):
+    fcntl = pytest.importorskip('fcntl')
+    with open(tmp_path / 'o.jsonl', 'ab') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match='another process is writing'):
+            ask(server, prompts('a|reasoning|'), tmp_path / 'o.jsonl')
+    assert os.path.getsize(tmp_path / 'o.jsonl') == 0
