@@ -37,6 +37,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
 import checkpoint
+import kernels
 from configurator import configure
 from data.loader import PackedBatches, read_rows
 from data.tokenizer import Tokenizer
@@ -76,6 +77,7 @@ class Config:
     device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
     dtype: str = 'float32'                 # arithmetic: 'float32', or 'bfloat16' (autocast)
     threads: int = 2                       # CPU threads a rank
+    kernels: str = 'auto'                  # 'triton', 'torch', or 'auto': Triton on a GPU where it is installed
     shard_ranks: int = 0                   # ranks that share one copy of the weights (HSDP: those of a node); 0: all
     activation_checkpointing: bool = False # recompute activations in the backward pass
     peak_tflops: float = 0.0               # of a device, for the model FLOPs utilisation; 0: looked up by the GPU's name
@@ -97,6 +99,7 @@ class Config:
 def start_processes(cfg):
     """-> device, rank, world. Under torchrun joins the process group: nccl on GPUs, gloo on CPUs."""
     torch.set_num_threads(cfg.threads)
+    kernels.use(cfg.kernels)
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
     if 'RANK' in os.environ and not dist.is_initialized():
         dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
@@ -376,15 +379,10 @@ def load_model(cfg, device):
     tokenizer = Tokenizer.from_pretrained(source)
     torch.manual_seed(cfg.seed)
     if cfg.init_from:
-        model = Transformer.from_pretrained(cfg.init_from, device=device)
+        model = Transformer.from_pretrained(cfg.init_from, device=device, **(getattr(cfg, 'model', None) or {}))
         if tokenizer.vocab_size > model.cfg.vocab_size:
             raise ValueError(f'the tokenizer of {source} has {tokenizer.vocab_size} tokens, the model of {cfg.init_from} an embedding '
                              f'of {model.cfg.vocab_size}; they do not belong together')
-        if changes := getattr(cfg, 'model', None):
-            with torch.device('meta'):
-                changed = Transformer(ModelConfig.from_hub({**asdict(model.cfg), **changes}, 'model'))
-            changed.load_state_dict(model.state_dict(), assign=True)   # an error names what no longer fits
-            model = changed
     else:
         ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
         model = Transformer(ModelConfig.from_hub({'vocab_size': tokenizer.vocab_size, **ids, **cfg.model}, 'model')).to(device)
