@@ -49,6 +49,11 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r',\\!\s*|\{,\}', ','), (r'\\!', ''), (r'\\[,;:> ]|~', ' '), (r'\\[()\[\]]|\\?\$', ''), (r'\\%', '%'),
     (r'\\\{', '⦃'), (r'\\\}', '⦄'), (r'\\\|', '|'), (r'\\mathbb\s*(?:R|\{R\})', '(-∞,∞)'), *[(FONTS, r' \1 ')] * 2,
     (r'\\([A-Za-z]+)\s*', lambda m: COMMANDS.get(m[1], m[0])), (r'\^\s*(?:°|\{\s*°\s*\})', '°'), (r'\{\s*\}', ''),
+    (r'° ?C(?![A-Za-z])', ' celsius'), (r'° ?F(?![A-Za-z])', ' fahrenheit'), (r'^([-+]?) ?€ ?([\d.,]+)$', r'\1\2 euro'),
+    (r'^([-+]?) ?£ ?([\d.,]+)$', r'\1\2 pound'), (r'([€¢£]) *$', lambda m: {'€': ' euro', '¢': ' cent', '£': ' pound'}[m[1]]),
+    (r'\{([^{}]*)\\choose([^{}]*)\}', r'\\binom{\1}{\2}'), (r'\\(?:bar|dot) ?(?=\{ ?\d)', r'\\overline'),
+    (r'(\d+\.\d*?)(\d)\2{2,} ?(?:\\[lc]?dots|\.\.\.)', r'\1\\overline{\2}'), (r'^\*\*(.+)\*\*$', r'\1'),  # 0.333..., bold type
+    (r'^([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])$', lambda m: '[('[m[1] == ']'] + m[2] + '])'[m[3] == '[']),  # ]0, 1[ is (0, 1)
     (r'\*\*', '^'), (r'<=', '≤'), (r'>=', '≥'), (r'!=', '≠'), (r'\+/?-', '±'),
     (r'\b(sin|cos|tan) ?\^ ?(?:-1|\{ ?-1 ?\})', r'arc\1'), (r'(?<![A-Za-z])sqrt(?![A-Za-z])', '√'),
     (r'(?<![A-Za-z])pi(?![A-Za-z])', 'π'), (r'(?<![A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])', '∞'),
@@ -82,7 +87,8 @@ UNITS = {alias: group.split()[0] for group in (
     'mm millimeter millimetre|cm centimeter centimetre|meter m metre|km kilometer kilometre|inch in inche|foot ft feet|'
     'yard yd|mile mi|gram g|kg kilogram|mg milligram|pound lb|ounce oz|second s sec|minute min|hour h hr|day|week wk|'
     'month|year yr|dollar buck usd|cent|euro|degree deg °|radian rad|percent % pct percentage|liter l litre|'
-    'ml milliliter|mph|cup|am a.m|pm p.m').split('|') for alias in group.split()}
+    'ml milliliter|celsius|fahrenheit|cup|am a.m|pm p.m').split('|') for alias in group.split()}
+UNITS.update(mph='mile/hour', kmh='km/hour', kph='km/hour')
 KNOWN_UNITS = set(UNITS.values())
 NO_UNIT = set('not but to is are was maybe either neither if than vs times plus minus over of none half dozen'.split())
 
@@ -100,10 +106,11 @@ def _unit(text):
     words = [w.strip('.') for w in words[scale > 1:]]
     if words and words[0] in ('square', 'sq', 'cubic', 'cu'):
         power = '2' if words.pop(0).startswith('sq') else '3'
-    known = [UNITS.get(w) or UNITS.get(w.removesuffix('s')) for w in words]
-    if len(words) > 4 or not all(k or len(w) > 3 and w not in FUNCTIONS for k, w in zip(known, words)):
+    known = ['/'.join(UNITS.get(part) or UNITS.get(part.removesuffix('s'), '?') for part in w.split('/')) for w in words]
+    known = [None if '?' in k else k for k in known]
+    if len(words) > 4 or not all(k or w == 'per' or len(w) > 3 and w not in FUNCTIONS for k, w in zip(known, words)):
         return text, None, 1
-    unit = ' '.join(k or w for k, w in zip(known, words))
+    unit = ' '.join(k or w for k, w in zip(known, words)).replace(' per ', '/')
     return head, (unit + '^' + power if unit and power else unit) or None, scale
 
 
@@ -152,7 +159,7 @@ class _Parser:
             if token.lstrip('\\') in FUNCTIONS:
                 self.tokens.append(token.lstrip('\\'))
             elif token.isascii() and token.isalpha():  # xy is x times y, but longer runs are words
-                if len(token) > 3:
+                if len(token) > 3 or token.lower() in ('yes', 'no', 'odd', 'all'):
                     raise ValueError(f'a word: {token!r}')
                 self.tokens += token
             else:
@@ -496,7 +503,7 @@ def _read(text, clock, depth=0):
             raise ValueError('empty, or nested too deep')
         return _structure(text, clock, depth + 1)
     except (ValueError, ArithmeticError):
-        return 'text', ' '.join(text.strip(" .,'\"()").casefold().split())
+        return 'text', ' '.join(re.sub(r'\{ ?(\w) ?\}', r'\1', text.strip(" .,'\"()")).casefold().split())
 
 
 def _structure(text, clock, depth):
@@ -521,6 +528,9 @@ def _structure(text, clock, depth):
         if text[0] == '⟦':
             rows = [_split(row, '&')[::2] for row in _split(inner, '⏎')[::2] if row]
             return 'matrix', [[_read(cell, clock, depth) for cell in row] for row in rows]
+        builder = re.fullmatch(r'[A-Za-z](?: ?∈ ?\(-∞,∞\))? ?[|:](.*[=<>≤≥≠].*)', inner) if text[0] == '⦃' else None
+        if builder:  # {x | x > 1}
+            return _read(builder[1].strip(), clock, depth)
         pieces = _split(inner, ',;')[::2]
         if text[0] in '⦃{' and (len(pieces) > 1 or text[0] == '⦃'):
             inside = _read(inner, clock, depth) if inner else ('list', [])
@@ -660,7 +670,7 @@ def _same_scalar(g, p, clock):
             scaled = [sp.Mul(x, factor, evaluate=False) if u == known else x for x, u in ((a, unit), (b, other))]
             if _equal(*scaled, clock):
                 return True
-    if unit != other and {u and u.split('^')[0] for u in units} <= KNOWN_UNITS:
+    if unit != other and unit and other and KNOWN_UNITS >= {part for u in units for part in u.split('^')[0].split('/')}:
         return False  # 5 cents, 5 dollars
     if a.is_Symbol and b.is_Integer and a.name[0].isdigit():  # 52 for 52_8
         return a.name.split('_')[0] == str(b)
