@@ -92,7 +92,8 @@ def read_pairs(path, tokenizer, judged, row_len):
 @torch.no_grad()
 def judge_pairs(model, pairs, device, rows):
     """-> s(chosen) [n], s(rejected) [n], in parts of `rows` pairs"""
-    parts = [model.scores(*padded([side[k] for k in (0, 1) for side in pairs[i:i + rows]], device)).view(2, -1) for i in range(0, len(pairs), rows)]
+    parts = [model.scores(*padded([pair[k] for k in (0, 1) for pair in pairs[i:i + rows]], device)).view(2, -1)
+             for i in range(0, len(pairs), rows)]
     return torch.cat(parts, 1)
 
 
@@ -125,7 +126,8 @@ def train(cfg):
     language_model, tokenizer = load_model(cfg, device)
     model = RewardModel.from_language_model(language_model)
     del language_model
-    pairs, held_out = ([pair for path in paths for pair in read_pairs(path, tokenizer, cfg.judged, cfg.row_len)] for paths in (cfg.data, cfg.eval_data))
+    pairs, held_out = ([pair for path in paths for pair in read_pairs(path, tokenizer, cfg.judged, cfg.row_len)]
+                       for paths in (cfg.data, cfg.eval_data))
     model = shard(model, cfg, device)
     if dist.is_initialized():
         torch.distributed.fsdp.register_fsdp_forward_method(model, 'scores')
@@ -181,7 +183,7 @@ class Judge:
         if not about.exists():
             raise ValueError(f'{folder} holds no reward model: train one with python sft.py --objective=preference --out_dir={folder}')
         self.judged = json.loads(about.read_text())['judged']
-        self.model, self.tokenizer, self.device = RewardModel.from_pretrained(folder, device=device).eval(), Tokenizer.from_pretrained(folder), device
+        self.model, self.tokenizer, self.device = RewardModel.from_pretrained(folder, device=device), Tokenizer.from_pretrained(folder), device
 
     @torch.no_grad()
     def __call__(self, prompt, text):

@@ -1,0 +1,136 @@
+"""pool.py and rewards.grade: order, failures, workers that are killed or hang."""
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import rewards
+import sandbox
+from pool import Died, Pool
+
+MATH = [('\\boxed{0.5}', {'task': 'math', 'answer': '1/2'}), ('\\boxed{0.4}', {'task': 'math', 'answer': '1/2'}),
+        ('<answer>3+4</answer>', {'task': 'countdown', 'numbers': [3, 4], 'target': 7}), ('\\boxed{B}', {'task': 'choice', 'answer': 'B'})]
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    def start(n, seconds=60):
+        monkeypatch.setattr(rewards, '_pool', Pool(n, seconds))
+        return rewards._pool
+    yield start
+    if rewards._pool:
+        rewards._pool.close()
+
+
+def test_values_come_in_order_and_errors_as_values():
+    with Pool(2) as pool:
+        assert pool.map('math', 'factorial', [(n,) for n in range(20)]) == [math.factorial(n) for n in range(20)]
+        values = pool.map('operator', 'truediv', [(1, 2), (1, 0), (3, 4)])
+        assert values[::2] == [0.5, 0.75] and isinstance(values[1], ZeroDivisionError)
+        assert isinstance(pool.map('builtins', 'open', [(os.devnull,)])[0], TypeError)       # what cannot be sent
+        assert pool.map('builtins', 'print', [('not an answer',)] * 2) == [None, None]
+        assert pool.map('math', 'gcd', []) == []
+
+
+def test_a_call_that_hangs_is_ended_and_the_others_are_not():
+    with Pool(2, seconds=1.0) as pool:
+        start = time.monotonic()
+        values = pool.map('time', 'sleep', [(0,), (1000,), (0,), (0.1,)])
+        assert time.monotonic() - start < 8
+        assert [type(v) for v in values] == [type(None), TimeoutError, type(None), type(None)]
+        assert pool.map('math', 'gcd', [(4, 6)] * 3) == [2] * 3
+
+
+def test_a_call_that_kills_its_process_is_tried_twice():
+    with Pool(2) as pool:
+        values = pool.map('os', 'abort', [()]) + pool.map('math', 'gcd', [(4, 6), (9, 12)])
+        assert isinstance(values[0], Died) and values[1:] == [2, 3]
+
+
+def test_a_killed_worker_loses_nothing(workers):
+    """One is killed while it is idle, one in the middle of a program."""
+    sandbox_or_skip()
+    pool = workers(2)
+    row = {'task': 'code', 'tests': [{'input': '', 'output': '7'}]}
+    samples = [(f'```\nimport time\ntime.sleep(0.3)\nprint({n})\n```', row) for n in (7, 8, 7, 8, 7, 8)]
+    rewards.grade(MATH, {'accuracy': 1.0})                          # all workers run
+    os.kill(pool.workers[0].process.pid, signal.SIGKILL)
+    victim = pool.workers[1].process.pid
+    threading.Timer(0.2, os.kill, (victim, signal.SIGKILL)).start()
+    before = rewards.FAILURES.total()
+    assert [total for total, _ in rewards.grade(samples, {'accuracy': 1.0})] == [1, 0, 1, 0, 1, 0]
+    assert rewards.FAILURES.total() == before and victim not in [w.process.pid for w in pool.workers]
+
+
+def sandbox_or_skip():
+    try:
+        sandbox.require()
+    except sandbox.SandboxError as error:
+        pytest.skip(str(error))
+
+
+def test_grading_elsewhere_is_grading_here(workers):
+    weights = {'accuracy': 1.0, 'format': 0.5}
+    here = rewards.grade(MATH * 3, weights)
+    workers(2)
+    assert rewards.grade(MATH * 3, weights) == here == [rewards.combined(*sample, weights) for sample in MATH * 3]
+    assert [total for total, _ in here] == [1, 0, 1, 1] * 3
+    with pytest.raises(KeyError, match="'acuracy'.*'accuracy'"):
+        rewards.grade(MATH, {'acuracy': 1.0})
+
+
+def test_a_reward_that_takes_too_long_scores_zero_and_is_counted(workers):
+    sandbox_or_skip()
+    workers(2, seconds=1.5)
+    before = rewards.FAILURES['worker', 'TimeoutError']
+    slow = ('```\nimport time\ntime.sleep(100)\n```', {'task': 'code', 'tests': [{'input': '', 'output': ''}], 'seconds': 50})
+    graded = rewards.grade([slow, *MATH], {'accuracy': 1.0, 'format': 0.5})
+    assert graded[0] == (0.0, {'accuracy': 0.0, 'format': 0.0})
+    assert [total for total, _ in graded[1:]] == [1, 0, 1, 1]
+    assert rewards.FAILURES['worker', 'TimeoutError'] == before + 1
+
+
+def test_failures_of_the_workers_are_counted_here(workers):
+    workers(1)
+    before = rewards.FAILURES['accuracy', 'KeyError']
+    assert [total for total, _ in rewards.grade([MATH[0], ('x', {'task': 'chess'})], {'accuracy': 1.0})] == [1, 0]
+    assert rewards.FAILURES['accuracy', 'KeyError'] == before + 1
+
+
+def test_prepare_names_what_is_wrong_before_a_run():
+    with pytest.raises(KeyError, match="'formt'.*'format'"):
+        rewards.prepare({'formt': 1.0}, {'math'})
+    with pytest.raises(KeyError, match='chess.*countdown'):
+        rewards.prepare({'accuracy': 1.0}, {'math', 'chess'})
+    rewards.prepare({'accuracy': 1.0}, {'math'})
+    assert rewards._pool is None
+    rewards.prepare({'accuracy': 1.0}, {'math'}, workers=1)
+    try:
+        assert [total for total, _ in rewards.grade(MATH, {'accuracy': 1.0})] == [1, 0, 1, 1]
+    finally:
+        rewards.prepare({'accuracy': 1.0}, {'math'})
+
+
+def test_workers_end_with_their_parent():
+
+    code = ('import os\nfrom pool import Pool\npool = Pool(2)\npool.map("math", "gcd", [(4, 6)] * 4)\n'
+            'print(*[w.process.pid for w in pool.workers], flush=True)\nos.kill(os.getpid(), 9)')
+    root = os.path.dirname(os.path.abspath(sandbox.__file__))
+    pids = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True).stdout.split()
+    assert len(pids) == 2
+    end = time.monotonic() + 5
+
+    def alive(pid):
+        try:
+            return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+        except OSError:
+            return False
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not any(map(alive, pids))
