@@ -41,6 +41,7 @@ import kernels
 from configurator import configure
 from data.loader import PackedBatches, read_rows
 from data.tokenizer import Tokenizer
+from kernels import fp8
 from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
 from sample import evaluate
 
@@ -78,6 +79,7 @@ class Config:
     dtype: str = 'float32'                 # arithmetic: 'float32', or 'bfloat16' (autocast)
     threads: int = 2                       # CPU threads a rank
     kernels: str = 'auto'                  # 'triton', 'torch', or 'auto': Triton on a GPU where it is installed
+    fp8: bool = False                      # linear layers multiply in FP8 (DeepSeek-V3's blocks); simulated on a CPU
     shard_ranks: int = 0                   # ranks that share one copy of the weights (HSDP: those of a node); 0: all
     activation_checkpointing: bool = False # recompute activations in the backward pass
     peak_tflops: float = 0.0               # of a device, for the model FLOPs utilisation; 0: looked up by the GPU's name
@@ -386,7 +388,7 @@ def load_model(cfg, device):
     else:
         ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
         model = Transformer(ModelConfig.from_hub({'vocab_size': tokenizer.vocab_size, **ids, **cfg.model}, 'model')).to(device)
-    return model, tokenizer
+    return fp8.convert(model) if cfg.fp8 else model, tokenizer
 
 
 def tokenise(cfg, tokenizer):
