@@ -54,6 +54,7 @@ class Case:
     eager: Callable | None = None
     truth: Callable | None = None   # where the reference does not run in float64
     tolerance: float = 3.0    # times eager's error
+    together: bool = False    # forward and backward are timed as one
 
 
 def rand(*shape, scale=1.0, grad=True):
@@ -70,9 +71,12 @@ DEVICE, DTYPE = 'cuda', torch.bfloat16   # main() sets them
 
 def cases():
     from kernels import fp8
+    from kernels.linear_logprob import linear_loss
+    from kernels.mla_attention import attention, document_mask
+    from kernels.mla_decode import mla_decode
     from kernels.moe import experts
     from kernels.rmsnorm import rms_norm
-    from kernels.rope import rope
+    from kernels.rope import apply_rope
     from kernels.router import route
     from kernels.swiglu import swiglu
 
@@ -88,7 +92,7 @@ def cases():
         angle = torch.rand(B, T, 1, d // 2, device=DEVICE) * 6
         return [rand(B, T, H, d), angle.cos(), angle.sin()]
     for name, interleaved, H, d in (('rope interleaved', True, 128, 64), ('rope half', False, 12, 128)):
-        yield Case(name, lambda x, c, s, interleaved=interleaved: rope(x, c, s, interleaved), turned, (2, 4096, H, d), (2, 333, H, d), (2, 3, 5, 6),
+        yield Case(name, lambda x, c, s, interleaved=interleaved: apply_rope(x, (c, s), interleaved), turned, (2, 4096, H, d), (2, 333, H, d), (2, 3, 5, 6),
                    lambda B, T, H, d: ((4 * B * T * (H + 2) * d, 0),) * 2)
     yield Case('swiglu', swiglu, lambda N, I: [rand(N, I), rand(N, I)], (16384, 8960), (333, 8960), (3, 40),
                lambda N, I: ((6 * N * I, 0), (10 * N * I, 0)))
@@ -116,10 +120,44 @@ def cases():
     def mixture_cost(N, C, I, E, K):
         weights = 2 * 3 * E * C * I
         return (weights + 4 * N * C, 6 * N * K * C * I), (2 * weights + 8 * N * C, 12 * N * K * C * I)
-    yield Case('experts 8 of 64', experts, mixture, (8192, 2048, 1408, 64, 8), (1000, 512, 384, 64, 8), (37, 50, 36, 5, 2), mixture_cost,
+    yield Case('experts 8 of 64', experts, mixture, (8192, 2048, 1408, 64, 8), (1000, 512, 384, 64, 8), (37, 52, 36, 5, 2), mixture_cost,
                (0.4, 0.4), truth=one_by_one)
     yield Case('experts 8 of 256', experts, mixture, (8192, 2048, 768, 256, 8), (999, 256, 200, 256, 8), (9, 16, 16, 6, 2), mixture_cost,
                truth=one_by_one)
+
+    def head(N, C, V):
+        return [rand(N, C), rand(V, C, scale=C ** -0.5), torch.randint(V, (N,), device=DEVICE)]
+    yield Case('linear_logprob loss', lambda h, w, y: linear_loss(h, w, y, lambda logp, entropy, rows: -logp.sum())[0], head, (16384, 2048, 131072),
+               (777, 256, 5000), (7, 16, 40), lambda N, C, V: ((0, 6 * N * C * V), None), (0.7,), together=True,
+               eager=lambda h, w, y: torch.nn.functional.cross_entropy((h @ w.T).to(torch.promote_types(h.dtype, torch.float32)), y, reduction='sum'))
+
+    def attended(B, T, H, G, n, r, w, documents):
+        """q, k, v, where each document ends, then the rope parts if r"""
+        ids = torch.arange(T, device=DEVICE).mul(documents).div(T, rounding_mode='floor').expand(B, T)
+        ropes = [rand(B, T, H, r), rand(B, T, r)] if r else []
+        return [rand(B, T, H, n), rand(B, T, G, n), rand(B, T, G, w), ids if documents > 1 else None, *ropes]
+
+    def attend(q, k, v, ids, *ropes):
+        return attention(q, k, v, (q.shape[3] + (ropes[0].shape[3] if ropes else 0)) ** -0.5, None if ids is None else document_mask(ids), *ropes)
+
+    def attention_cost(B, T, H, G, n, r, w, documents):
+        flops = B * H * (n + r + w) * T * T / documents           # two products over the lower triangle of every document
+        return (0, flops), (0, 2.5 * flops)
+    for name, heads, documents in (('mla_attention 192/128', (16, 16, 128, 64, 128), 1), ('mla_attention GQA 128, 16 documents', (12, 2, 128, 0, 128), 16)):
+        H, G, *_ = heads
+        yield Case(name, attend, attended, (4, 4096, *heads, documents), (2, 333, *heads, min(documents, 7)),
+                   (1, 19, H // 4, max(1, G // 4), 8, 4 * (documents == 1), 8, min(documents, 3)), attention_cost,
+                   (0.45, 0.35) if documents == 1 else ())
+
+    def decoding(S, L, H, P, Lp):
+        """S samples of P prompts, the latent cache of V3 as one GPU of eight holds its heads"""
+        numbers = torch.arange(S, device=DEVICE) * P // S
+        return [rand(S, 1, H, 576, grad=False), rand(S, L, 576, grad=False), torch.full((S,), L, device=DEVICE), rand(P, Lp, 576, grad=False),
+                torch.full((P,), Lp, device=DEVICE), numbers]
+    yield Case('mla_decode', lambda q, cache, length, prefix, prefix_length, prompt: mla_decode(q, cache, length, 192 ** -0.5, 512, prefix,
+                                                                                               prefix_length, prompt, -(-len(q) // len(prefix))),
+               decoding, (128, 4096, 16, 16, 1024), (9, 300, 16, 3, 70), (3, 5, 2, 2, 3),
+               lambda S, L, H, P, Lp: ((2 * 576 * (S * L + P * Lp), 0), None), (0.6,))
 
     quantised = lambda M, N, K: [*fp8.quantise(rand(M, K, grad=False)), *fp8.quantise(rand(N, K, grad=False), blocks=True)]  # noqa: E731
     decode = lambda x, s, dtype: fp8.dequantise(x, s, dtype)  # noqa: E731
@@ -203,8 +241,8 @@ def median(fn, repeats=30):
     return statistics.median(a.elapsed_time(b) for a, b in events) / 1e3
 
 
-def forward_backward(fn, inputs):
-    """-> seconds forward, seconds backward or None"""
+def forward_backward(fn, inputs, together):
+    """-> seconds forward, or of both where `together`; seconds backward or None"""
     leaves = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
 
     def forward():
@@ -215,14 +253,14 @@ def forward_backward(fn, inputs):
         out = fn(*inputs)
         out = [t for t in (out if isinstance(out, tuple) else (out,)) if t is not None and t.requires_grad]
         torch.autograd.grad(out, leaves, [torch.ones_like(t) for t in out])
-    f = median(forward)
-    return (f, median(both) - f) if leaves else (f, None)
+    f = median(both if together else forward)
+    return (f, median(both) - f) if leaves and not together else (f, None)
 
 
-def attempt(fn, inputs):
+def attempt(fn, inputs, together):
     """As forward_backward; None where that form does not run (out of memory, not to be captured, not compiled): the reason on stderr"""
     try:
-        return forward_backward(fn, inputs)
+        return forward_backward(fn, inputs, together)
     except (RuntimeError, NotImplementedError, torch.cuda.OutOfMemoryError) as error:
         print(f'  not timed: {type(error).__name__}: {str(error).splitlines()[0][:160]}', file=sys.stderr)
         return None, None
@@ -243,11 +281,11 @@ def show(value):
 def rows_of(case, size, bandwidth, rate, with_compile):
     inputs = case.inputs(*size)
     kernels.use('triton')
-    ours = attempt(case.ours, inputs)
+    ours = attempt(case.ours, inputs, case.together)
     kernels.use('torch')
-    eager = attempt(case.eager or case.ours, inputs)
-    compiled = attempt(torch.compile(case.eager or case.ours), inputs) if with_compile else (None, None)
-    for i, (direction, cost) in enumerate(zip(('forward', 'backward'), case.cost(*size))):
+    eager = attempt(case.eager or case.ours, inputs, case.together)
+    compiled = attempt(torch.compile(case.eager or case.ours), inputs, case.together) if with_compile else (None, None)
+    for i, (direction, cost) in enumerate(zip(('both' if case.together else 'forward', 'backward'), case.cost(*size))):
         if cost is None or ours[i] is None:
             continue
         bound = max(cost[0] / bandwidth, cost[1] / rate)

@@ -118,17 +118,15 @@ def _matmul(a, b, a_scale, b_scale, c, M, N, K, scale_row, GROUP: tl.constexpr, 
     m = (group * 8 + (pid % (8 * tiles_n)) % height) * BM + tl.arange(0, BM)
     n = (pid % (8 * tiles_n)) // height * BN + tl.arange(0, BN)
     k = tl.arange(0, 128)
-    a += m[:, None].to(tl.int64) * K + k[None, :]
-    b += n[None, :].to(tl.int64) * K + k[:, None]
-    a_scale += m * scale_row
-    b_scale += n // GROUP * scale_row
+    a += (m % M)[:, None].to(tl.int64) * K + k[None, :]                # rows past the end are computed from others and not stored
+    b += (n % N)[None, :].to(tl.int64) * K + k[:, None]
+    a_scale += m % M * scale_row
+    b_scale += n % N // GROUP * scale_row
     acc = tl.zeros([BM, BN], tl.float32)
     for block in range(0, tl.cdiv(K, 128)):
         rest = K - block * 128
-        at = tl.load(a + block * 128, (m < M)[:, None] & (k < rest)[None, :], other=0.0)
-        bt = tl.load(b + block * 128, (n < N)[None, :] & (k < rest)[:, None], other=0.0)
-        s = tl.load(a_scale + block, m < M, other=0.0)[:, None] * tl.load(b_scale + block, n < N, other=0.0)[None, :]
-        acc += tl.dot(at, bt) * s
+        product = tl.dot(tl.load(a + block * 128, (k < rest)[None, :], other=0.0), tl.load(b + block * 128, (k < rest)[:, None], other=0.0))
+        acc += product * tl.load(a_scale + block)[:, None] * tl.load(b_scale + block)[None, :]
     tl.store(c + m[:, None].to(tl.int64) * N + n[None, :], acc.to(c.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
 
 

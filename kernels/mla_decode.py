@@ -23,37 +23,39 @@ import torch
 from kernels import cdiv, fused, jit, next_power_of_2, tl
 
 
-def mla_decode(q, cache, length, scale, c, prefix=None, prefix_length=None, prompt=None, group=None):
+def mla_decode(q, cache, length, scale, c, prefix=None, prefix_length=None, prompt=None, group=None, rows_of=None):
     """q [S, T, H, W] the T newest tokens of S slots, W = c + r; cache [S, L, W] what the slots generated; length [S] int, the entries of
     each that its first new token sees, itself included (the next token sees one more) -> [S, T, H, c] in q's dtype.
     prefix [P, Lp, W], prefix_length [P] >= 1 and prompt [S]: prompts that all tokens see, and each slot's number among them. The numbers must
     not decrease from slot to slot. group: at most so many slots have the same one (default S; smaller saves empty programs).
-    A slot of prefix and length 0 gives zeros."""
+    A slot of prefix and length 0 gives zeros. rows_of [S]: the row of the cache that each slot reads, where they lie in another order."""
     S, T, H, W = q.shape
-    if cache.shape[::2] != (S, W) or not 0 < c < W or (prefix is None) != (prompt is None) or (prefix is not None and prefix.shape[2] != W):
+    if cache.shape[2] != W or (rows_of is None and len(cache) != S) or not 0 < c < W or (prefix is None) != (prompt is None) \
+            or (prefix is not None and prefix.shape[2] != W):
         raise ValueError(f'mla_decode: q {list(q.shape)}, cache {list(cache.shape)}, prefix {None if prefix is None else list(prefix.shape)}, '
                          f'c={c}: want [S, T, H, W], [S, L, W], [P, Lp, W] with c < W, and prefix and prompt both or neither')
     if not fused(q):
-        return reference(q, cache, length, scale, c, prefix, prefix_length, prompt)
+        return reference(q, cache if rows_of is None else cache[rows_of], length, scale, c, prefix, prefix_length, prompt)
     q, rows = q.contiguous(), S * T * H
     own = torch.arange(S, dtype=torch.int32, device=q.device)
-    regions = [(cache, own, own + 1, length.int(), 1, 1)]          # entries, first slot and past the last, length, slots at most, step
+    # entries, which of them, first slot and past the last, length, slots at most, step
+    regions = [(cache, own if rows_of is None else rows_of.int(), own, own + 1, length.int(), 1, 1)]
     if prefix is not None:
         numbers = torch.arange(len(prefix), dtype=prompt.dtype, device=q.device)
         first, past = (torch.searchsorted(prompt.contiguous(), numbers, right=right, out_int32=True) for right in (False, True))
-        regions.insert(0, (prefix, first, past, prefix_length.int(), min(group or S, S), 0))
-    plans = [plan(entries, slots * T * H, q.device) for entries, _, _, _, slots, _ in regions]
+        regions.insert(0, (prefix, numbers.int(), first, past, prefix_length.int(), min(group or S, S), 0))
+    plans = [plan(entries, slots * T * H, q.device) for entries, _, _, _, _, slots, _ in regions]
     parts = sum(splits for _, splits, _ in plans)
     part = torch.empty(parts, rows, c, dtype=torch.float32, device=q.device)
     lse = torch.full((parts, rows), float('-inf'), dtype=torch.float32, device=q.device)
     at = 0
-    for (entries, first, past, lengths, slots, step), (R, splits, share) in zip(regions, plans):
+    for (entries, which, first, past, lengths, slots, step), (R, splits, share) in zip(regions, plans):
         sizes, options = blocks(q.itemsize, R, W, c)
         if entries.numel():
             entries = entries if entries.stride(2) == 1 else entries.contiguous()
-            _partial[(cdiv(slots * T * H, R), splits, len(entries))](
-                q, entries, part[at:], lse[at:], first, past, lengths, rows, entries.shape[1], T, H, share, scale / math.log(2), entries.stride(0),
-                entries.stride(1), **sizes, STEP=step, **options)
+            _partial[(cdiv(slots * T * H, R), splits, len(which))](
+                q, entries, which, part[at:], lse[at:], first, past, lengths, rows, entries.shape[1], T, H, share, scale / math.log(2),
+                entries.stride(0), entries.stride(1), **sizes, STEP=step, **options)
         at += splits
     o = torch.empty(S, T, H, c, dtype=q.dtype, device=q.device)
     if rows:
@@ -81,8 +83,8 @@ def reference(q, cache, length, scale, c, prefix=None, prefix_length=None, promp
 
 
 @jit
-def _partial(q, entries, part, lse, first, past, length, rows, keys, T, H, share, scale, unit_stride, key_stride, W: tl.constexpr, c: tl.constexpr,
-             C: tl.constexpr, R: tl.constexpr, ROPE: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr):
+def _partial(q, entries, which, part, lse, first, past, length, rows, keys, T, H, share, scale, unit_stride, key_stride, W: tl.constexpr,
+             c: tl.constexpr, C: tl.constexpr, R: tl.constexpr, ROPE: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr):
     """R rows of the slots first..past of a unit (a prompt, or one slot) against `share` of its entries. part, lse: from this region's
     first split on. A program without rows or keys leaves lse at -inf and part as it was."""
     split, unit = tl.program_id(1), tl.program_id(2)
@@ -96,7 +98,7 @@ def _partial(q, entries, part, lse, first, past, length, rows, keys, T, H, share
         q += row.to(tl.int64)[None, :] * W
         q_c = tl.load(q + latent[:, None], mine[None, :] & (latent < c)[:, None], other=0.0)                       # [C, R]
         q_r = tl.load(q + c + rope[:, None], mine[None, :] & (rope < W - c)[:, None], other=0.0)                   # [ROPE, R]
-        entries += unit * tl.cast(unit_stride, tl.int64)
+        entries += tl.load(which + unit) * tl.cast(unit_stride, tl.int64)
         acc, total, top = tl.zeros([C, R], tl.float32), tl.zeros([R], tl.float32), tl.full([R], -1e30, tl.float32)
         for j in range(lo, hi, N):
             key = j + tl.arange(0, N)
@@ -150,7 +152,7 @@ def compile_cases():
     """(name, kernel, signature, constexprs, num_warps, num_stages, spills tolerated): V3's latent with 16 heads (or a share of them under
     tensor parallelism) and with all 128 or a group's heads in blocks of 64. A dense model decodes without a latent."""
     numbers = {name: 'i32' for name in ('rows', 'keys', 'T', 'H', 'share')} | {'unit_stride': 'i32:16', 'key_stride': 'i32:16', 'scale': 'fp32'}
-    pointers = dict(q='*bf16', entries='*bf16', part='*fp32', lse='*fp32', first='*i32', past='*i32', length='*i32')
+    pointers = dict(q='*bf16', entries='*bf16', which='*i32', part='*fp32', lse='*fp32', first='*i32', past='*i32', length='*i32')
     for R in (16, 32, 64):
         sizes, options = blocks(2, R, 576, 512)
         yield f'partial 512+64, {R} rows', _partial, {**pointers, **numbers}, {**sizes, 'STEP': 1}, options['num_warps'], options['num_stages'], 0

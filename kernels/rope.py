@@ -17,9 +17,9 @@ import torch
 from kernels import cdiv, fused, jit, next_power_of_2, tl
 
 
-def rope(x, cos, sin, interleaved):
-    """x [B, T, H, d]; cos, sin [B or 1, T, 1, d/2] float32 -> [B, T, H, d] of x's dtype"""
-    return Rope.apply(x, cos, sin, interleaved) if fused(x) else rope_reference(x, cos, sin, interleaved)
+def apply_rope(x, rope, interleaved):
+    """x [B, T, H, d]; rope = (cos, sin) [B or 1, T, 1, d/2] float32 -> [B, T, H, d] of x's dtype"""
+    return Rope.apply(x, *rope, interleaved) if fused(x) else rope_reference(x, *rope, interleaved)
 
 
 def rope_reference(x, cos, sin, interleaved):

@@ -54,20 +54,22 @@ def random(*shape, dtype=torch.float32, seed=0, scale=1.0):
 
 def compare(ours, reference, inputs, tolerance, seed=9):
     """Outputs and gradients of ours(*inputs) against reference in float64: relative to the largest number of each tensor."""
-    def run(fn, tensors, dtype):
+    def run(fn, tensors):
         out = fn(*tensors)
         out = [t for t in (out if isinstance(out, tuple) else (out,)) if t.dtype.is_floating_point]
-        grads = [random(*t.shape, seed=seed).detach().to(out[0].dtype if dtype is None else dtype) for t in out]
+        grads = [random(*t.shape, seed=seed).detach() for t in out]
         wanted = [t for t in tensors if isinstance(t, torch.Tensor) and t.requires_grad]
         return out + list(torch.autograd.grad(out, wanted, [g.to(t.dtype) for g, t in zip(grads, out)]))
     wide = [t.detach().double().requires_grad_(t.requires_grad) if isinstance(t, torch.Tensor) and t.dtype.is_floating_point else t for t in inputs]
-    for i, (a, b) in enumerate(zip(run(ours, inputs, None), run(reference, wide, None), strict=True)):
+    for i, (a, b) in enumerate(zip(run(ours, inputs), run(reference, wide), strict=True)):
         assert a.shape == b.shape
-        error = (a.detach().double() - b.detach()).abs().max() if a.numel() else torch.tensor(0.0)
+        if not a.numel():
+            continue
+        error = (a.detach().double() - b.detach()).abs().max()
         assert error <= tolerance * b.detach().abs().max().clamp(min=1e-3), f'tensor {i}: off by {error:.2e}'
 
 
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,7 +112,7 @@ for shape in (dict(num_nextn_predict_layers=1), dict(model_type='qwen3')):
     ids = torch.randint(0, 512, (2, 9))
     logp = model.logprobs(ids, ids)[0]
     logp.sum().backward()
-    model.decode(ids[:, :1], torch.zeros(2, 1, dtype=torch.int64), [torch.zeros(2, 4, model.cfg.cache_width)] * 2, 4)
+    sample.Sampler(model).generate([[1, 2, 3], [4]], n=2, max_new_tokens=3)
 for file in pathlib.Path(kernels.__file__).parent.glob('*.py'):
     module = importlib.import_module('kernels.' + file.stem) if file.stem != '__init__' else kernels
     assert not any('triton' in str(type(v)) for v in vars(module).values()), file
@@ -162,7 +164,7 @@ def test_rms_norm_of_a_slice_and_of_mixed_types(triton_path):
 @pytest.mark.parametrize('B, T, H, d', [(2, 3, 5, 14), (1, 1, 1, 64), (2, 2, 33, 2)])
 def test_rope(triton_path, B, T, H, d, interleaved):
     """Against complex multiplication, on a slice of a wider projection, with positions per row."""
-    from kernels.rope import rope
+    from kernels.rope import apply_rope
     wide, angle = random(B, T, H, d + 6), random(B, T, 1, d // 2, scale=3.0).detach()
 
     def rotated(wide):
@@ -170,7 +172,7 @@ def test_rope(triton_path, B, T, H, d, interleaved):
         pairs = x.unflatten(-1, (-1, 2)) if interleaved else x.unflatten(-1, (2, -1)).transpose(-1, -2)
         z = torch.view_as_complex(pairs.contiguous()) * turn
         return torch.cat([z.real, z.imag], -1)
-    compare(lambda wide: rope(wide[..., 4:4 + d], angle.cos(), angle.sin(), interleaved), rotated, [wide], 2e-6)
+    compare(lambda wide: apply_rope(wide[..., 4:4 + d], (angle.cos(), angle.sin()), interleaved), rotated, [wide], 2e-6)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
@@ -329,6 +331,62 @@ def test_dequantise_refuses_scales_that_do_not_fit():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# the model
+
+
+SHAPES = {'mla': dict(num_nextn_predict_layers=1, n_routed_experts=8, n_group=4, topk_group=2, q_lora_rank=24), 'gqa': dict(model_type='qwen3')}
+
+
+def tiny(shape):
+    from model import ModelConfig, Transformer
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig(num_hidden_layers=2, hidden_size=48, vocab_size=70, moe_intermediate_size=24, initializer_range=0.2,
+                                    **SHAPES[shape])).to(DEVICE)
+    for name, p in model.named_parameters():
+        if 'norm' in name:
+            torch.nn.init.uniform_(p, 0.5, 1.5)
+    return model
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_model_trains_alike_on_both_paths(triton_path, shape):
+    """Log-probs, entropy, MTP and every gradient of packed rows, in float32"""
+    model, g = tiny(shape), torch.Generator().manual_seed(2)
+    ids = torch.randint(0, 70, (2, 21), generator=g).to(DEVICE)
+    docs = torch.tensor([[0] * 9 + [1] * 12, [0] * 1 + [1] * 17 + [2] * 3], device=DEVICE)
+    positions = torch.tensor([[*range(9), *range(12)], [0, *range(17), *range(3)]], device=DEVICE)
+    labels = torch.where(torch.rand(2, 21, generator=g).to(DEVICE) < 0.7, ids.roll(-1, 1), -100)
+
+    def run():
+        routes = []
+        logp, H, mtp = model.logprobs(ids, labels, positions, docs, temperature=0.8, mtp=shape == 'mla', entropy=True, routes=routes)
+        loss = (logp * torch.linspace(-1, 1, len(logp), device=DEVICE)).sum() + 0.1 * (H.sum() if H.requires_grad else 0)
+        loss = loss + (mtp.sum() if mtp is not None else 0) + sum(s.square().sum() for s, _ in routes)
+        params = [p for p in model.parameters() if p.requires_grad]
+        return [logp, H, *torch.autograd.grad(loss, params)], [chosen for _, chosen in routes]
+    (ours, routes), _ = run(), kernels.use('torch')
+    theirs, same = run()
+    assert all(torch.equal(a, b) for a, b in zip(routes, same, strict=True))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() <= (2e-5 if DEVICE == 'cpu' else 5e-3) * b.abs().max().clamp(min=1e-2)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_model_samples_alike_on_both_paths(triton_path, shape):
+    """Prompts of several lengths, more requests than slots, so that groups and slots lie in any order"""
+    from sample import Sampler
+    model = tiny(shape)
+    prompts = [[3, 4, 5, 6], [7], [8, 9], [1, 2, 3]]
+
+    def run():
+        return [c for row in Sampler(model, stop_ids=[0], slots=3, speculate=0).generate(prompts, n=2, max_new_tokens=6, seed=5) for c in row]
+    ours, _ = run(), kernels.use('torch')
+    for a, b in zip(ours, run(), strict=True):
+        assert a.tokens == b.tokens
+        assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=1e-4 if DEVICE == 'cpu' else 1e-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # compiled without a GPU
 
 
@@ -353,7 +411,7 @@ from kernels import aot, moe
 name, fn, signature, constexprs, warps, stages, allowed = next(c for c in moe.compile_cases() if c[0].startswith('down V2'))
 def fault(warps=warps, stages=stages, allowed=allowed, sm=90, **changed):
     print(aot.compile_case((name, fn, signature, dict(constexprs, **changed), warps, stages, allowed), sm)['fault'])
-fault(stages=6)
+fault(stages=9)
 fault(allowed=-1)
 fault(BM=16)
 fault(BK=60)
@@ -388,5 +446,5 @@ def test_bench_runs_in_small():
     run = subprocess.run([sys.executable, str(ROOT / 'kernels/bench.py'), '--smoke=True'], capture_output=True, text=True,
                          env={**os.environ, 'TRITON_INTERPRET': '1'})
     assert run.returncode == 0, run.stdout + run.stderr
-    for name in ('rms_norm', 'rope', 'swiglu', 'route', 'experts', 'fp8'):
+    for name in ('rms_norm', 'rope', 'swiglu', 'route', 'experts', 'fp8', 'linear_logprob', 'mla_attention', 'mla_decode'):
         assert name in run.stdout
