@@ -1,7 +1,10 @@
 """preference.py: the loss in closed form, scores against a batch of one, training, resumption and the reward on a tiny model."""
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,3 +145,28 @@ def test_a_run_without_its_reward_model_does_not_start(tmp_path):
         rewards.prepare({'accuracy': 1.0}, {'preference'})
     with pytest.raises(ValueError, match='objective=preference'):
         rewards.prepare({'preference': 1.0}, (), preference={'helpfulness': str(tmp_path)})
+
+
+def test_reinforcement_learning_asks_the_reward_model(toy, trained, tmp_path):
+    import grpo
+    sft.main(config(toy, tmp_path / 'policy', objective='tokens', steps=1, data=[str(toy / 'corpus.jsonl')], eval_data=[], row_len=128, loss_on='all'))
+    (tmp_path / 'rl.jsonl').write_text(''.join(json.dumps({'prompt': f'{n} {n}', 'task': 'preference'}) + '\n' for n in range(1, 9)))
+    before = rewards.FAILURES.total()
+    grpo.main(grpo.Config(init_from=str(tmp_path / 'policy'), out_dir=str(tmp_path / 'rl'), data=[str(tmp_path / 'rl.jsonl')], rewards={'accuracy': 1.0},
+                          preference={'helpfulness': str(trained)}, steps=2, prompts=4, group=4, max_new_tokens=12, eval_every=0, save_every=0, threads=1,
+                          device='cpu'))
+    lines = metrics(tmp_path / 'rl')
+    assert len(lines) == 2 and all(0 < line['reward'] < 1 for line in lines)
+    assert rewards.FAILURES.total() == before
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_does(toy, tmp_path):
+    given = config(toy, tmp_path, steps=6, log_every=1, schedule='constant')
+    flags = [f'--{name}={value}' for name, value in vars(given).items() if name != 'out_dir']
+    root, environment = Path(sft.__file__).parent, {**os.environ, 'OMP_NUM_THREADS': '1'}
+    for out, start in (('one', []), ('two', ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'])):
+        subprocess.run([sys.executable, *start, 'sft.py', *flags, f'--out_dir={tmp_path / out}'], cwd=root, env=environment, check=True, timeout=280)
+    for one, two in zip(metrics(tmp_path / 'one'), metrics(tmp_path / 'two'), strict=True):
+        for name in one.keys() & {'loss', 'accuracy', 'grad_norm', 'eval_accuracy', 'eval_loss'}:
+            assert one[name] == pytest.approx(two[name], rel=2e-3), name
