@@ -19,7 +19,6 @@ YaRN arXiv:2309.00071.
 
 import math
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -103,10 +102,23 @@ class ModelConfig:
         """ValueError naming the first value that cannot be right."""
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.type == 'int' or f.type is int:
-                low = 0 if f.name in ('first_k_dense_replace', 'num_nextn_predict_layers') else 1
-                if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                    raise ValueError(f'{where}: {f.name} must be an integer >= {low}, got {value!r}')
+            low = 0 if f.name in ('first_k_dense_replace', 'num_nextn_predict_layers') else 1
+            if f.type is int and (type(value) is not int or value < low):
+                raise ValueError(f'{where}: {f.name} must be an integer >= {low}, got {value!r}')
+            if f.type is float and not (type(value) in (int, float) and 0 <= value < math.inf):
+                raise ValueError(f'{where}: {f.name} must be a number >= 0, got {value!r}')
+            if f.type not in (int, float) and not isinstance(value, f.type):
+                raise ValueError(f'{where}: {f.name} must be {getattr(f.type, "__name__", f.type)}, got {value!r}')
+        for name, choices in (('topk_method', ('greedy', 'group_limited_greedy', 'noaux_tc')), ('scoring_func', ('softmax', 'sigmoid'))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f'{where}: {name} must be one of {", ".join(choices)}, got {getattr(self, name)!r}')
+        if (self.qk_rope_head_dim if self.mla else self.head_dim) % 2:
+            raise ValueError(f'{where}: the rotated width of a head must be even')
+        if s := self.rope_scaling:
+            needed = ['factor', 'original_max_position_embeddings'] + ['low_freq_factor', 'high_freq_factor'] * (s.get('rope_type') == 'llama3')
+            wrong = [name for name in needed if not (type(s.get(name)) in (int, float) and s[name] > 0)]
+            if wrong:
+                raise ValueError(f'{where}: rope_scaling needs a number > 0 for {", ".join(wrong)}, got {s}')
         if self.mla and self.n_routed_experts:
             if self.n_routed_experts % self.n_group or self.topk_group > self.n_group:
                 raise ValueError(f'{where}: {self.n_routed_experts} experts do not split into n_group={self.n_group} '
@@ -174,6 +186,31 @@ def apply_rope(x, rope, interleaved):
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1).to(x.dtype)
 
 
+def attention(q, k, v, mask, scale=None):
+    """q [B, H, T, d], k and v [B, H or fewer, L, ·] -> [B, H, T, ·]. mask: None (causal), True where visible [B, 1, T, L], or a function of
+    (q, k, v, scale) that attends in its own way."""
+    if callable(mask):
+        return mask(q, k, v, scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def shared_prefix(lengths_P, rows_N, Lp, Lc):
+    """-> attention over one row [P Lp + N Lc] of P prefixes, right-padded to Lp, and then N continuations of Lc tokens, number n of prefix
+    rows_N[n]: each token sees its prefix and what precedes it."""
+    P, N = len(lengths_P), len(rows_N)
+    seen = torch.arange(Lp, device=rows_N.device) < lengths_P[rows_N].unsqueeze(1)
+    own = torch.ones(Lc, Lc, dtype=torch.bool, device=rows_N.device).tril()
+    mask = torch.cat([seen.unsqueeze(1).expand(N, Lc, Lp), own.expand(N, Lc, Lc)], dim=2).unsqueeze(1)
+
+    def attend(q, k, v, scale):
+        (q1, q2), (k1, k2), (v1, v2) = ((t[0, :, :P * Lp].unflatten(1, (P, Lp)).transpose(0, 1), t[0, :, P * Lp:].unflatten(1, (N, Lc)).transpose(0, 1))
+                                        for t in (q, k, v))
+        o1 = attention(q1, k1, v1, None, scale)
+        o2 = attention(q2, torch.cat([k1[rows_N], k2], dim=2), torch.cat([v1[rows_N], v2], dim=2), mask, scale)
+        return torch.cat([o.transpose(0, 1).flatten(1, 2) for o in (o1, o2)], dim=1).unsqueeze(0)
+    return attend
+
+
 class MLA(nn.Module):
     """Multi-head latent attention. Training expands the latent to keys and values per head; decoding absorbs the
     up-projections into the query and the output, so that only [c | rope key] is ever cached:
@@ -217,22 +254,18 @@ class MLA(nn.Module):
         k = torch.cat([k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.H, -1)], dim=-1)
         q = torch.cat([q_nope, q_rope], dim=-1)                                                # [B, T, H, n + r]
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                      # [B, H, T, ·]
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
+        o = attention(q, k, v, mask, self.scale)
         return self.o_proj(o.transpose(1, 2).reshape(B, T, self.H * self.v))
 
-    def decode(self, x_BTC, rope, cache_BLW, write_BT, mask):
-        """x: the T newest tokens of each row; cache [B, L, c + r] is written at write_BT; mask [B, T, L] is True where visible."""
+    def decode(self, x_BTC, rope, cache, layer):
+        """x: the T newest tokens of each row; `cache` (decode.py) takes their entries and attends."""
         B, T, _ = x_BTC.shape
         q_nope, q_rope, latent = self.project(x_BTC, rope)
-        cache_BLW[torch.arange(B, device=x_BTC.device)[:, None], write_BT] = latent
-        live = cache_BLW[:, :mask.shape[-1]]
         w_uk, w_uv = self.kv_b_proj.weight.view(self.H, self.n + self.v, self.c).split([self.n, self.v], dim=1)
         q_c = torch.matmul(q_nope.reshape(B * T, self.H, self.n).transpose(0, 1), w_uk)        # [H, BT, c]
         q = torch.cat([q_c.transpose(0, 1).view(B, T, self.H, self.c), q_rope], dim=-1)        # [B, T, H, c + r]
-        scores = torch.matmul(q.flatten(1, 2), live.transpose(1, 2)).view(B, T, self.H, -1).float() * self.scale
-        p = scores.masked_fill(~mask[:, :, None], float('-inf')).softmax(dim=-1).to(x_BTC.dtype)
-        o_c = torch.matmul(p.flatten(1, 2), live[..., :self.c]).view(B * T, self.H, self.c)
-        o = torch.matmul(o_c.transpose(0, 1), w_uv.transpose(1, 2))                            # [H, BT, v]
+        o_c = cache.attend(layer, q, latent, self.scale)                                       # [B, T, H, c]
+        o = torch.matmul(o_c.reshape(B * T, self.H, self.c).transpose(0, 1), w_uv.transpose(1, 2))   # [H, BT, v]
         return self.o_proj(o.transpose(0, 1).reshape(B, T, self.H * self.v))
 
 
@@ -263,7 +296,7 @@ class GQA(nn.Module):
 
     def attend(self, q, k, v, mask):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        o = attention(q, k, v, mask)
         return self.o_proj(o.transpose(1, 2).flatten(2))
 
     def forward(self, x_BTC, rope, mask, cache_out=None):
@@ -272,13 +305,10 @@ class GQA(nn.Module):
             cache_out.append(torch.cat([k, v], dim=2).flatten(2))
         return self.attend(q, k, v, mask)
 
-    def decode(self, x_BTC, rope, cache_BLW, write_BT, mask):
-        """As MLA.decode; the cache [B, L, 2 G d] holds keys, then values."""
-        B = x_BTC.shape[0]
+    def decode(self, x_BTC, rope, cache, layer):
+        """As MLA.decode."""
         q, k, v = self.project(x_BTC, rope)
-        cache_BLW[torch.arange(B, device=x_BTC.device)[:, None], write_BT] = torch.cat([k, v], dim=2).flatten(2)
-        k, v = cache_BLW[:, :mask.shape[-1]].view(B, -1, 2, self.G, self.d).unbind(2)
-        return self.attend(q, k, v, mask.unsqueeze(1))
+        return self.o_proj(cache.attend(layer, q, torch.cat([k, v], dim=2).flatten(2), self.d ** -0.5).flatten(2))
 
 
 class MLP(nn.Module):
@@ -476,10 +506,10 @@ class Transformer(nn.Module):
                 routes.append(route)
         return self.model.norm(x)
 
-    def mtp_hidden(self, h_BTC, next_ids_BT, rope, mask, routes=None):
+    def mtp_hidden(self, h_BTC, next_ids_BT, rope, mask, routes=None, cache_out=None):
         """h_i and token i+1 -> hidden states [B, T, C] that predict token i+2."""
         layer = self.model.layers[self.cfg.num_hidden_layers]
-        x, route = layer(h_BTC, self.model.embed_tokens(next_ids_BT), lambda attn, h: attn(h, rope, mask))
+        x, route = layer(h_BTC, self.model.embed_tokens(next_ids_BT), lambda attn, h: attn(h, rope, mask, cache_out))
         if routes is not None and route is not None:
             routes.append(route)
         return x
@@ -495,13 +525,21 @@ class Transformer(nn.Module):
         return self.logits(self.hidden(input_ids, rope, mask))
 
     def logprobs(self, input_ids, labels, positions=None, doc_ids=None, temperature=1.0, mtp=False, entropy=False,
-                 routes=None, replay=None):
+                 routes=None, replay=None, prefix=None):
         """Log-probabilities of labels, where labels [B, T] holds each position's next token or -100 for "no loss here".
         -> logp [n], entropy [n] or None, mtp_logp [m] or None, float32, over the n labelled positions in row-major order;
         logp = log softmax(logits / temperature)[label]. mtp_logp is over positions whose token after next is labelled in the
-        same document, at temperature 1."""
-        rope, mask = self.context(input_ids, positions, doc_ids)
-        h = self.hidden(input_ids, rope, mask, routes, replay)
+        same document, at temperature 1. prefix: what the rows continue, computed once for all that share it: ids [P, Lp] right-padded,
+        lengths [P], and the rows' numbers [B] among them; routes and replay are then of P Lp tokens and B T after them."""
+        if prefix is None:
+            rope, mask = self.context(input_ids, positions, doc_ids)
+            h = self.hidden(input_ids, rope, mask, routes, replay)
+        else:
+            (B, T), (ids, lengths, rows) = input_ids.shape, prefix
+            at = [torch.arange(ids.shape[1], device=ids.device).expand_as(ids), lengths[rows].unsqueeze(1) + torch.arange(T, device=ids.device)]
+            rope, mask = self.rope(torch.cat([t.flatten() for t in at]).unsqueeze(0)), shared_prefix(lengths, rows, ids.shape[1], T)
+            h = self.hidden(torch.cat([ids.flatten(), input_ids.flatten()]).unsqueeze(0), rope, mask, routes, replay)
+            h = h[0, ids.numel():].unflatten(0, (B, T))
         chosen = labels != -100
         logp, H = linear_logprob(h[chosen], self.head_weight, labels[chosen], temperature, entropy)
         mtp_logp = None
@@ -514,26 +552,27 @@ class Transformer(nn.Module):
             mtp_logp, _ = linear_logprob(h2[chosen2], self.head_weight, labels2[chosen2])
         return logp, H, mtp_logp
 
-    def prefill(self, input_ids, last):
+    def prefill(self, input_ids, last, routes=None):
         """Prompts [B, T] right-padded, last [B] the index of each one's last token -> logits there [B, V], and the list over
         layers of cache entries [B, T, W]."""
         rope, mask = self.context(input_ids)
         entries = []
-        h = self.hidden(input_ids, rope, mask, cache_out=entries)
+        h = self.hidden(input_ids, rope, mask, routes, cache_out=entries)
         return self.logits(h[torch.arange(len(h), device=h.device), last]), entries
 
-    def decode(self, input_ids, positions, cache, length, routes=None):
-        """The next tokens [B, T] at positions [B, T] -> logits [B, T, V]. cache: list over layers of [B, L, W], written in place;
-        only its first `length` entries are read."""
-        visible = torch.arange(length, device=input_ids.device) <= positions.unsqueeze(-1)     # [B, T, length]
-        rope, layers = self.rope(positions), iter(cache)
-        attend = lambda attn, h: attn.decode(h, rope, next(layers), positions, visible)  # noqa: E731
-        x = self.model.embed_tokens(input_ids)
-        for layer in self.model.layers[:self.cfg.num_hidden_layers]:
-            x, route = layer(x, attend)
+    def decode(self, input_ids, positions, cache, routes=None):
+        """The next tokens [B, T] at positions [B, T] -> final-normed hidden states [B, T, C]. cache: a decode.Cache, told where."""
+        rope, x = self.rope(positions), self.model.embed_tokens(input_ids)
+        for i, layer in enumerate(self.model.layers[:self.cfg.num_hidden_layers]):
+            x, route = layer(x, lambda attn, h: attn.decode(h, rope, cache, i))
             if routes is not None and route is not None:
                 routes.append(route)
-        return self.logits(self.model.norm(x))
+        return self.model.norm(x)
+
+    def mtp_decode(self, h_BTC, next_ids_BT, positions, cache):
+        """`mtp_hidden` of the newest tokens, on a cache of the MTP layer alone."""
+        rope, layer = self.rope(positions), self.model.layers[self.cfg.num_hidden_layers]
+        return layer(h_BTC, self.model.embed_tokens(next_ids_BT), lambda attn, h: attn.decode(h, rope, cache, 0))[0]
 
     # ---- size
 
@@ -569,20 +608,23 @@ class Transformer(nn.Module):
         return names
 
     @classmethod
-    def from_pretrained(cls, folder, dtype=torch.float32, device='cpu'):
-        """A hub-layout folder -> model with weights in `dtype` (routing biases stay float32). One error names every tensor that is
-        missing, unexpected or misshapen."""
-        folder = Path(folder)
-        cfg = ModelConfig.from_hub(hub.read_json(folder / 'config.json'), str(folder / 'config.json'))
+    def from_pretrained(cls, source, dtype=torch.float32, device='cpu', shard=None, **changes):
+        """A folder in the hub's layout, or a hub id -> model with weights in `dtype` (routing biases stay float32). One error names every
+        tensor that is missing, unexpected or misshapen. changes: values of ModelConfig other than the file's. shard(model): FSDP2's
+        fully_shard, applied before there is memory; each rank then allocates and reads the rows that it keeps."""
+        folder = hub.local_folder(source)
+        cfg = ModelConfig.from_hub({**hub.read_json(folder / 'config.json'), **changes}, str(folder / 'config.json'))
         files = hub.checkpoint_files(folder)
         with torch.device('meta'):
             model = cls(cfg)
-        for module in model.modules():  # allocate without initialising: every number is read below
+        hub.check_tensors(cfg, model.hub_tensors(), files, folder)
+        for module in model.modules():  # not model.to(dtype): it would cast the routing biases, which are buffers, too
             for name, p in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=dtype, device=device)))
-            for name, b in module.named_buffers(recurse=False):
-                setattr(module, name, torch.empty(b.shape, dtype=b.dtype, device=device))
-        hub.load_tensors(cfg, model.hub_tensors(), files, folder)
+                setattr(module, name, nn.Parameter(p.to(dtype)))
+        if shard is not None:
+            shard(model)
+        model.to_empty(device=device)
+        hub.load_tensors(model.hub_tensors(), files)
         return model
 
     def save_pretrained(self, folder, dtype=None, max_shard_bytes=5 * 2**30, state_dict=None):

@@ -18,7 +18,7 @@ Left out: paged caches (all requests are known at the start), servers, beam sear
 import json
 import os
 import sys
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ import rewards
 from configurator import configure
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
+from decode import Sampler
 from model import Transformer
 
 
@@ -58,160 +59,6 @@ class Config:
     keep_per_prompt: int = 0               # of those, at most so many different ones a problem; 0: all
     keep_rows: int = 0                     # and at most so many in all; 0: all
     chat: bool = False                     # talk to the checkpoint instead
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the engine
-
-
-@dataclass
-class Completion:
-    tokens: list      # ids, the stop token included when there is one
-    logprobs: list    # log-probability of each under softmax(logits / temperature) over the whole vocabulary
-    finished: bool    # True: ended with a stop token; False: cut at the length limit
-
-
-class Sampler:
-    """model: a Transformer. stop_ids: tokens that end a completion. slots: rows decoded at once."""
-
-    def __init__(self, model, stop_ids=(), slots=256, check_every=4):
-        self.model, self.slots, self.check_every = model, slots, check_every
-        self.device = model.head_weight.device
-        self.stop_ids = torch.tensor(sorted(set(stop_ids)), dtype=torch.int64, device=self.device)
-
-    @torch.no_grad()
-    def generate(self, prompts, n=1, max_new_tokens=256, temperature=1.0, top_p=1.0, seed=0, keys=None, on_token=None,
-                 progress=None):
-        """prompts: lists of token ids -> for each prompt a list of n Completions.
-
-        temperature 0 is greedy (its log-probs are those of temperature 1). keys: a number for each prompt that its noise is drawn
-        from (default: its place), so that a prompt's samples do not depend on which rank or call draws them. on_token(prompt, sample, token) is called as tokens
-        appear. ValueError: an empty prompt, or one that leaves no room for max_new_tokens; FloatingPointError: a logit that is
-        not finite, naming the request."""
-        self.check(prompts, n, max_new_tokens, temperature, top_p)
-        model, device, told = self.model, self.device, Counter()
-        queue = deque((p, s) for p in range(len(prompts)) for s in range(n))
-        keys = torch.tensor(range(len(prompts)) if keys is None else keys, device=device)
-        results = [[None] * n for _ in prompts]
-        S = min(self.slots, len(queue))
-        L = max(map(len, prompts)) + max_new_tokens
-        dtype = model.head_weight.dtype
-        cache = [torch.zeros(S, L, model.cfg.cache_width, dtype=dtype, device=device) for _ in range(model.cfg.num_hidden_layers)]
-        logits = torch.zeros(S, model.cfg.vocab_size, device=device)                # of each slot's next token
-        tokens = torch.zeros(S, max_new_tokens, dtype=torch.int64, device=device)
-        logps = torch.zeros(S, max_new_tokens, device=device)
-        who = torch.zeros(S, 2, dtype=torch.int64, device=device)                   # (prompt, sample)
-        start, made = (torch.zeros(S, dtype=torch.int64, device=device) for _ in range(2))   # prompt length, tokens so far
-        done = torch.ones(S, dtype=torch.bool, device=device)
-        prefix, m = {}, 0                                                           # prompt -> (entries, logits); slots in use
-
-        while m or queue:
-            # fill free slots from the queue, the free ones of the running batch first
-            free = done[:m].nonzero()[:, 0].tolist() + list(range(m, S))
-            taken = [(slot, *queue.popleft()) for slot in free[:len(queue)]]
-            arriving = list(dict.fromkeys(p for _, p, _ in taken))
-            fresh = [p for p in arriving if p not in prefix]
-            self.prefill([prompts[p] for p in fresh], fresh, prefix)
-            if taken:
-                slots, ps, ss = (torch.tensor(column, device=device) for column in zip(*taken))
-                who[slots], start[slots] = torch.stack([ps, ss], 1), torch.tensor([len(prompts[p]) for _, p, _ in taken], device=device)
-                made[slots], done[slots] = 0, False
-                logits[slots] = torch.stack([prefix[p][1] for _, p, _ in taken])
-                for p in arriving:
-                    mine = torch.tensor([slot for slot, q, _ in taken if q == p], device=device)
-                    for layer, entry in zip(cache, prefix[p][0]):
-                        layer[mine, :len(entry)] = entry
-                m = max(m, max(slot for slot, _, _ in taken) + 1)
-                waiting = {queue[0][0]} if queue else set()
-                prefix = {p: v for p, v in prefix.items() if p in waiting}
-            # a few steps without looking at `done` on the host
-            length = min(L, int((start + made)[:m].max()) + self.check_every)
-            for _ in range(self.check_every):
-                x, logp = pick(logits[:m], keys[who[:m, 0]], who[:m, 1], made[:m], seed, temperature, top_p)
-                rows, at = torch.arange(m, device=device), made[:m].clamp(max=max_new_tokens - 1)
-                live = ~done[:m]
-                tokens[rows, at] = torch.where(live, x, tokens[rows, at])
-                logps[rows, at] = torch.where(live, logp, logps[rows, at])
-                made[:m] += live
-                done[:m] |= torch.isin(x, self.stop_ids) | (made[:m] >= max_new_tokens)
-                if device.type == 'cpu' and done[:m].all():
-                    break
-                position = (start + made - 1)[:m].clamp(max=L - 1)
-                logits[:m] = model.decode(x.unsqueeze(1), position.unsqueeze(1), [c[:m] for c in cache], length)[:, 0]
-            # harvest what finished; close the gaps with the last running rows when nothing waits
-            ended = done[:m].nonzero()[:, 0].tolist()
-            for slot in ended:
-                (p, s), count = who[slot].tolist(), int(made[slot])
-                ids = tokens[slot, :count].tolist()
-                if results[p][s] is None:
-                    results[p][s] = Completion(ids, logps[slot, :count].tolist(), bool(torch.isin(tokens[slot, count - 1], self.stop_ids)))
-                    if progress is not None:
-                        progress.update()
-            if on_token:
-                for (p, s), row, count in zip(who[:m].tolist(), tokens, made.tolist()):
-                    for token in row[told[p, s]:count].tolist():
-                        on_token(p, s, token)
-                    told[p, s] = count
-            if not torch.isfinite(logps[:m]).all():
-                bad = (~torch.isfinite(logps[:m])).any(1).nonzero()[0, 0]
-                raise FloatingPointError(f'logits of prompt {who[bad, 0]}, sample {who[bad, 1]} are not finite; the weights are damaged '
-                                         f'or training diverged ({sum(c is not None for r in results for c in r)} samples were complete)')
-            if not queue and (len(ended) * 4 >= m or len(ended) == m):
-                keep = (~done[:m]).nonzero()[:, 0]
-                m = len(keep)
-                for t in (logits, tokens, logps, who, start, made, done, *cache):
-                    t[:m] = t[keep]
-        return results
-
-    def prefill(self, prompts, numbers, prefix, at_once=64):
-        """prefix[number] = (cache entries of each layer [len, W], logits after the last token [V])"""
-        for i in range(0, len(prompts), at_once):
-            some = prompts[i:i + at_once]
-            T = max(map(len, some))
-            ids = torch.tensor([p + [0] * (T - len(p)) for p in some], device=self.device)
-            logits, entries = self.model.prefill(ids, torch.tensor([len(p) - 1 for p in some], device=self.device))
-            for j, (p, number) in enumerate(zip(some, numbers[i:i + at_once])):
-                prefix[number] = [e[j, :len(p)] for e in entries], logits[j]
-
-    def check(self, prompts, n, max_new_tokens, temperature, top_p):
-        room = self.model.cfg.max_position_embeddings - max_new_tokens
-        for i, prompt in enumerate(prompts):
-            if not 1 <= len(prompt) <= room:
-                raise ValueError(f'prompt {i} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} the context of '
-                                 f'{self.model.cfg.max_position_embeddings} leaves room for 1 to {room}')
-        if not prompts or n < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-            raise ValueError(f'nothing to sample: {len(prompts)} prompts, n={n}, max_new_tokens={max_new_tokens}, '
-                             f'temperature={temperature} (>= 0), top_p={top_p} (0 < top_p <= 1)')
-
-
-def pick(logits_SV, prompt_S, sample_S, position_S, seed, temperature, top_p):
-    """Sample by inverting the cumulative distribution at a uniform number -> tokens [S], their log-probs [S]."""
-    logp = (logits_SV / (temperature or 1.0)).log_softmax(dim=-1)
-    if temperature == 0:
-        x = logits_SV.argmax(dim=-1)
-    else:
-        p = logp.exp()
-        if top_p < 1:
-            ranked, order = p.sort(dim=-1, descending=True)
-            inside = ranked.cumsum(-1) - ranked < top_p            # the smallest set of mass >= top_p
-            p = torch.zeros_like(p).scatter_(1, order, ranked * inside)
-        cdf = p.double().cumsum(dim=-1)
-        u = uniform(seed, prompt_S, sample_S, position_S)
-        x = torch.searchsorted(cdf, (u * cdf[:, -1]).unsqueeze(1), right=True).squeeze(1).clamp(max=p.shape[1] - 1)
-    return x, logp.gather(1, x.unsqueeze(1)).squeeze(1)
-
-
-def uniform(seed, *keys_S):
-    """An integer and int64 tensors -> float64 in [0, 1): a hash of all, one round of splitmix64's mixer for each."""
-    def shift(z, bits):  # logical, not arithmetic
-        return (z >> bits) & ((1 << (64 - bits)) - 1)
-    h = torch.full_like(keys_S[0], seed)
-    for key in (0, *keys_S):
-        h = (h ^ key) - 0x61C8864680B583EB                         # constants: 0x9E37.., 0xBF58.., 0x94D0.. as signed numbers
-        h = (h ^ shift(h, 30)) * -0x40A7B892E31B1A47
-        h = (h ^ shift(h, 27)) * -0x6B2FB644ECCEEE15
-        h = h ^ shift(h, 31)
-    return shift(h, 11).double() / 2**53
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from decode import Cache, Region
 from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
 
 FIXTURES = Path(__file__).resolve().parents[2] / 'shared' / 'fixtures'
@@ -101,11 +102,15 @@ def test_decode_with_cache_equals_forward(family):
         expected = model(ids)
         logits, entries = model.prefill(ids[:, :10], torch.tensor([9, 9, 4]))
         assert torch.allclose(logits[0], expected[0, 9], atol=2e-4) and torch.allclose(logits[2], expected[2, 4], atol=2e-4)
-        cache = [F.pad(e, (0, 0, 0, 20)) for e in entries]
+        cache = Cache(Region(model.cfg, model.cfg.num_hidden_layers, 3, 30, torch.float32, ids.device))
+        for layer, entry in enumerate(entries):
+            cache.own.put(layer, (slice(None), slice(0, 10)), entry)
         for t in range(10, 29, 2):  # two query tokens at a time
-            got = model.decode(ids[:, t:t + 2], torch.tensor([[t, t + 1]] * 3), cache, t + 2)
+            at = torch.tensor([[t, t + 1]] * 3)
+            cache.begin(at, t + 2, torch.float32)
+            got = model.logits(model.decode(ids[:, t:t + 2], at, cache))
             assert torch.allclose(got, expected[:, t:t + 2], atol=5e-4)
-    assert cache[0].shape[-1] == (16 + 8 if model.cfg.mla else 2 * 2 * model.cfg.head_dim)
+    assert entries[0].shape[-1] == (16 + 8 if model.cfg.mla else 2 * 2 * model.cfg.head_dim)
 
 
 @pytest.mark.parametrize('family', ['v3', 'qwen2'])

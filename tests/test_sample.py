@@ -8,8 +8,9 @@ import torch
 
 import sample
 from data.countdown.prepare import toy_tokenizer
+from decode import Completion, Sampler, pick, uniform
 from model import ModelConfig, Transformer
-from sample import Completion, Sampler, pass_at_k
+from sample import pass_at_k
 
 MODELS = {
     'mla': dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, moe_intermediate_size=16),
@@ -30,7 +31,7 @@ def without_cache(model, prompt, number, index, n, temperature, seed, stop):
         for position in range(n):
             logp = (model(torch.tensor([ids]))[0, -1].double() / (temperature or 1.0)).log_softmax(-1)
             keys = (torch.tensor([k]) for k in (number, index, position))
-            u = sample.uniform(seed, *keys).item()
+            u = uniform(seed, *keys).item()
             x = int(logp.argmax()) if temperature == 0 else min(int((logp.exp().cumsum(0) <= u).sum()), len(logp) - 1)
             ids.append(x)
             logps.append(logp[x].item())
@@ -83,11 +84,11 @@ def test_frequencies_follow_the_softmax_and_the_nucleus():
     n = 20000
     keys = torch.arange(n), torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
     p = (logits / 0.8).softmax(-1)
-    x, logp = sample.pick(logits.expand(n, -1), *keys, seed=3, temperature=0.8, top_p=1.0)
+    x, logp = pick(logits.expand(n, -1), uniform(3, *keys), temperature=0.8, top_p=1.0)
     share = torch.bincount(x, minlength=5) / n
     assert (share - p).abs().max() < 4 * 0.5 / n ** 0.5
     assert torch.allclose(logp, p.log()[x], atol=1e-5)
-    x, logp = sample.pick(logits.expand(n, -1), *keys, seed=3, temperature=0.8, top_p=0.8)
+    x, logp = pick(logits.expand(n, -1), uniform(3, *keys), temperature=0.8, top_p=0.8)
     inside = 2 if p[:2].sum() >= 0.8 else 3
     assert x.max().item() == inside - 1
     share = torch.bincount(x, minlength=5)[:inside] / n
@@ -97,8 +98,8 @@ def test_frequencies_follow_the_softmax_and_the_nucleus():
 
 def test_uniform_numbers_are_uniform_and_unrelated():
     a = torch.arange(30000)
-    u = sample.uniform(1, a % 50, a // 50 % 20, a // 1000)
-    v = sample.uniform(2, a % 50, a // 50 % 20, a // 1000)
+    u = uniform(1, a % 50, a // 50 % 20, a // 1000)
+    v = uniform(2, a % 50, a // 50 % 20, a // 1000)
     assert 0 <= u.min() and u.max() < 1 and len(u.unique()) == len(u)
     assert ((torch.histc(u.float(), 20, 0, 1) - 1500).square() / 1500).sum() < 45   # chi-square, 19 degrees: p = 0.001
     for other in (v, u.roll(1), u.roll(50), u.roll(1000)):

@@ -1,0 +1,596 @@
+"""
+Sampling from the trainer's own weights: a queue of (prompt, sample) requests over a fixed number of slots.
+
+    completions = Sampler(model, stop_ids, slots=256).generate(prompts, n=8, max_new_tokens=512, temperature=1.0, seed=1)
+
+A prompt is computed once. Its cache entries are a region that its n samples read together, and each slot has a region of its own
+for what it wrote: scores over both go through one softmax, and the prompt's part is one product per prompt for all its samples.
+A finished slot takes the next request at once; when the queue is empty the batch shrinks to the rows still running; a step reads
+the live length only. MLA caches the latent and the rope key (c + r numbers a token and layer) and decodes absorbed (model.py).
+
+Every sample is a function of (seed, prompt number, sample number) and the weights: the uniform number behind each token is a
+hash of (seed, prompt, sample, position), so the batch size, the slots and the other requests change nothing but rounding.
+
+A model with an MTP layer drafts one token with it and verifies two tokens a forward when few rows are left. The token is always
+drawn from the model's own distribution with its own noise, and the draft counts only if it is the same: the output is that of
+plain decoding, at any temperature.
+
+S slots, m of them in use, P prompts in use, G key heads (1 for MLA), R query heads for each, T new tokens a row (1, or 2 to
+verify a draft), L own tokens, W numbers cached a token. Left out: paged caches (all requests are known at the start), servers, beams.
+"""
+
+import os
+import warnings
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass
+class Completion:
+    tokens: list      # ids, the stop token included when there is one
+    logprobs: list    # log-probability of each under softmax(logits / temperature) over the whole vocabulary
+    finished: bool    # True: ended with a stop token or stop string; False: cut at the length limit
+    routes: torch.Tensor | None = None  # [prompt + completion - 1, MoE layers, K] int16: the experts of every input token, if asked for
+
+
+class NotFinite(FloatingPointError):
+    """A logit was not finite; .completions holds what was finished, None elsewhere."""
+
+    def __init__(self, message, completions):
+        super().__init__(message)
+        self.completions = completions
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the cache
+
+
+class Region:
+    """Cache entries of `layers` layers for `rows` sequences of up to `length` tokens. Each layer: k [rows, G, D, length],
+    v [rows, G, length, Dv], and what is written to, views [rows, length, ...]; MLA's k and v are views of one latent."""
+
+    def __init__(self, cfg, layers, rows, length, dtype, device):
+        self.cfg, self.layers, self.rows, self.length = cfg, [], rows, length
+        for _ in range(layers):
+            if cfg.mla:
+                latent = torch.zeros(rows, 1, length, cfg.cache_width, dtype=dtype, device=device)
+                self.layers.append((latent.mT, latent[..., :cfg.kv_lora_rank], [latent[:, 0]]))
+            else:
+                k = torch.zeros(rows, cfg.num_key_value_heads, cfg.head_dim, length, dtype=dtype, device=device)
+                v = torch.zeros(rows, cfg.num_key_value_heads, length, cfg.head_dim, dtype=dtype, device=device)
+                self.layers.append((k, v, [k.permute(0, 3, 1, 2), v.transpose(1, 2)]))
+
+    def put(self, layer, index, entry):
+        """entry [..., W], as `Transformer.prefill` and the attention layers make them, at [rows, length][index]"""
+        parts = [entry] if self.cfg.mla else entry.unflatten(-1, (2, self.cfg.num_key_value_heads, self.cfg.head_dim)).unbind(-3)
+        for place, part in zip(self.layers[layer][2], parts):
+            place[index] = part
+
+    def move(self, to, source, length):
+        for *_, places in self.layers:
+            for place in places:
+                place[to, :length] = place[source, :length]
+
+
+class Groups:
+    """Which rows read which prompt. rows [P g]: the rows of prompt 0, then of prompt 1, ..., filled up with row 0; place [m]: where
+    each row went; both None when the rows lie so already. bias [P, Lp]: 0, or -inf past the prompt's end."""
+
+    def __init__(self, prefix, by_prompt, lengths, m, device, rounded):
+        """by_prompt: {prompt slot: its rows}; lengths: {prompt slot: tokens}; rounded: sizes that graphs are captured for"""
+        self.P, self.g, self.m = min(prefix.rows, rounded(max(by_prompt) + 1)), rounded(max(map(len, by_prompt.values()))), m
+        self.Lp = min(prefix.length, rounded(max(lengths[p] for p in by_prompt)))
+        rows, place = [0] * (self.P * self.g), [0] * m
+        for p, mine in by_prompt.items():
+            for i, row in enumerate(mine):
+                rows[p * self.g + i], place[row] = row, p * self.g + i
+        in_place = len(rows) == m and rows == list(range(m))
+        self.rows, self.place = (None, None) if in_place else (torch.tensor(rows, device=device), torch.tensor(place, device=device))
+        ends = torch.tensor([lengths.get(p, 1) if p in by_prompt else 1 for p in range(self.P)], device=device)
+        hide = torch.arange(self.Lp, device=device) >= ends.unsqueeze(1)
+        self.bias = torch.zeros(self.P, self.Lp, device=device).masked_fill_(hide, float('-inf'))
+
+    def key(self):
+        return self.P, self.g, self.Lp, self.m, self.rows is None
+
+    def copy_(self, other):
+        """The numbers of `other`, whose key is the same, for a captured graph that reads these tensors."""
+        self.bias.copy_(other.bias)
+        if self.rows is not None:
+            self.rows.copy_(other.rows)
+            self.place.copy_(other.place)
+
+    def gather(self, t, G):
+        """[m G, X, D] -> [P G, g X, D]"""
+        t = t.unflatten(0, (self.m, G))
+        t = t if self.rows is None else t.index_select(0, self.rows)
+        return t.unflatten(0, (self.P, self.g)).transpose(1, 2).reshape(self.P * G, -1, t.shape[-1])
+
+    def scatter(self, t, G):
+        """[P G, g X, D] -> [m G, X, D]"""
+        t = t.view(self.P, G, self.g, -1, t.shape[-1]).transpose(1, 2).flatten(0, 1)
+        t = t if self.place is None else t.index_select(0, self.place)
+        return t.flatten(0, 1)
+
+
+class Cache:
+    """What `Transformer.decode` attends to: each row's own region, and the prompts' if there are any."""
+
+    def __init__(self, own, prefix=None):
+        self.own, self.prefix, self.groups = own, prefix, None
+        self.G = 1 if own.cfg.mla else own.cfg.num_key_value_heads
+        self.R = own.cfg.num_attention_heads // self.G
+
+    def begin(self, at_mT, length, dtype):
+        """The next forward writes at `at` of each row's own region and reads its first `length` entries, up to and with `at`."""
+        m, T = at_mT.shape
+        self.m, self.length = m, length
+        self.index = torch.arange(m, device=at_mT.device).unsqueeze(1), at_mT
+        hide = torch.arange(length, device=at_mT.device) > at_mT.unsqueeze(-1)
+        bias = torch.zeros(m, T, length, dtype=dtype, device=at_mT.device).masked_fill_(hide, float('-inf'))
+        self.bias = bias.view(m, 1, T, 1, length).expand(m, self.G, T, self.R, length).reshape(m * self.G, T * self.R, length)
+        if self.prefix is not None:
+            g = self.groups
+            self.prefix_bias = g.bias.to(dtype).view(g.P, 1, 1, g.Lp).expand(g.P, self.G, g.g * T * self.R, g.Lp).flatten(0, 1)
+
+    def attend(self, layer, q, entry, scale):
+        """q [m, T, H, D], entry [m, T, W] of the new tokens -> o [m, T, H, Dv]. One softmax over prompt and own tokens."""
+        m, T, G = self.m, q.shape[1], self.G
+        self.own.put(layer, self.index, entry)
+        k, v, _ = self.own.layers[layer]
+        k, v = k[:m, :, :, :self.length].flatten(0, 1), v[:m, :, :self.length].flatten(0, 1)
+        q = q.unflatten(2, (G, self.R)).transpose(1, 2).reshape(m * G, T * self.R, -1)
+        scores = torch.baddbmm(self.bias, q, k, alpha=scale)
+        if self.prefix is None:
+            o = torch.bmm(scores.softmax(-1, dtype=torch.float32).to(q.dtype), v)
+        else:
+            g = self.groups
+            pk, pv, _ = self.prefix.layers[layer]
+            pk, pv = pk[:g.P, :, :, :g.Lp].flatten(0, 1), pv[:g.P, :, :g.Lp].flatten(0, 1)
+            before = g.scatter(torch.baddbmm(self.prefix_bias, g.gather(q, G), pk, alpha=scale), G)
+            p = torch.cat([before, scores], -1).softmax(-1, dtype=torch.float32).to(q.dtype)
+            o = g.scatter(torch.bmm(g.gather(p[..., :g.Lp], G), pv), G)
+            o = torch.baddbmm(o, p[..., g.Lp:], v)
+        return o.view(m, G, T, self.R, -1).transpose(1, 2).flatten(2, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# drawing a token
+
+
+def pick(logits_SV, u_S, temperature, top_p=1.0, top_k=0, min_p=0.0):
+    """Sample by inverting the cumulative distribution at the numbers u -> tokens [S], their log-probs [S] before any filter.
+    temperature 0: the most probable token, with its log-prob at temperature 1. Filters: the top_k largest, of these those of at
+    least min_p times the largest, of these the fewest whose share reaches top_p."""
+    p = (logits_SV if temperature in (0, 1) else logits_SV / temperature).softmax(dim=-1)
+    if temperature == 0:
+        x = logits_SV.argmax(dim=-1)
+    else:
+        allowed = p
+        if top_k and top_k < p.shape[1]:
+            allowed = torch.where(p >= p.topk(top_k, dim=-1).values[:, -1:], p, 0.0)
+        if min_p > 0:
+            allowed = torch.where(p >= min_p * p.amax(dim=-1, keepdim=True), allowed, 0.0)
+        if top_p < 1:
+            ranked, order = allowed.sort(dim=-1, descending=True)
+            inside = ranked.cumsum(-1) - ranked < top_p * ranked.sum(-1, keepdim=True)
+            allowed = torch.zeros_like(p).scatter_(1, order, ranked * inside)
+        x = invert(allowed, u_S)
+    return x, p.gather(1, x.unsqueeze(1)).squeeze(1).log()
+
+
+def invert(p_SV, u_S, width=64):
+    """-> the first token at which the cumulative sum of p exceeds u times its total; blocks of tokens first, then inside the block,
+    because a cumulative sum in double over a whole vocabulary is slow."""
+    S, V = p_SV.shape
+    if V <= 8 * width:
+        block, target = p_SV, None
+    else:
+        blocks = F.pad(p_SV, (0, -V % width)).view(S, -1, width)
+        cdf = blocks.sum(-1).double().cumsum(-1)
+        target = u_S.unsqueeze(1) * cdf[:, -1:]
+        b = torch.searchsorted(cdf, target, right=True).clamp(max=cdf.shape[1] - 1)
+        target = target - F.pad(cdf, (1, 0)).gather(1, b)
+        block = blocks.gather(1, b.unsqueeze(-1).expand(-1, 1, width)).squeeze(1)
+    cdf = block.double().cumsum(-1)
+    target = u_S.unsqueeze(1) * cdf[:, -1:] if target is None else target
+    i = torch.searchsorted(cdf, target, right=True).squeeze(1)
+    i = torch.minimum(i, (cdf < cdf[:, -1:]).sum(-1))          # rounding never leads past the last token of positive probability
+    return i if V <= 8 * width else b.squeeze(1) * width + i
+
+
+def mix(h, key):
+    """One round of splitmix64's mixer on int64 tensors; constants 0x9E37.., 0xBF58.., 0x94D0.. as signed numbers."""
+    h = (h ^ key) - 0x61C8864680B583EB
+    h = (h ^ shift(h, 30)) * -0x40A7B892E31B1A47
+    h = (h ^ shift(h, 27)) * -0x6B2FB644ECCEEE15
+    return h ^ shift(h, 31)
+
+
+def shift(z, bits):
+    """z >> bits, logical, not arithmetic"""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def uniform(seed, *keys_S):
+    """An integer and int64 tensors -> float64 in [0, 1): a hash of all."""
+    h = mix(torch.full_like(keys_S[0], seed), 0)
+    for key in keys_S:
+        h = mix(h, key)
+    return shift(h, 11).double() / 2**53
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the engine
+
+
+class Sampler:
+    """model: a Transformer. stop_ids: tokens that end a completion; stop_strings: texts that do (needs `tokenizer`). slots: rows
+    decoded at once. check_every: steps between looks at what has finished. speculate: most rows for which an MTP layer drafts
+    (None: what pays on this device; 0: never). After `generate`, drafted and accepted count the drafts."""
+
+    def __init__(self, model, stop_ids=(), slots=256, check_every=None, stop_strings=(), tokenizer=None, speculate=None):
+        self.model, self.slots, self.tokenizer = model, slots, tokenizer
+        self.device = model.head_weight.device
+        self.check_every = check_every or (4 if self.device.type == 'cpu' else 32)
+        self.stop_ids = torch.tensor(sorted(set(stop_ids)), dtype=torch.int64, device=self.device)
+        self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+        self.speculate = (2 if self.device.type == 'cpu' else 16) if speculate is None else speculate
+        self.speculate *= bool(model.cfg.num_nextn_predict_layers)
+        self.drafted = self.accepted = 0
+
+    @torch.no_grad()
+    def generate(self, prompts, n=1, max_new_tokens=256, temperature=1.0, top_p=1.0, seed=0, keys=None, on_token=None, progress=None,
+                 top_k=0, min_p=0.0, routes=False, unbiased=False, on_done=None):
+        """prompts: lists of token ids -> for each prompt a list of n Completions.
+
+        max_new_tokens: an integer, or one for each prompt. temperature 0 is greedy (its log-probs are those of temperature 1).
+        keys: a number for each prompt that its noise is drawn from (default: its place), so that a prompt's samples do not depend
+        on which rank or call draws them. routes: return the experts of every token. unbiased: refuse top_p, top_k and min_p, which
+        change the distribution that the log-probs are of. on_token(prompt, sample, token) is called as tokens appear,
+        on_done(prompt, sample, completion) as completions do. ValueError: an empty prompt, one that leaves no room, slots that do
+        not fit in memory; NotFinite: a logit that is not finite, naming the request."""
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        self.check(prompts, n, limits, temperature, top_p, top_k, min_p, unbiased)
+        run = Run(self, prompts, n, limits, seed, keys, routes, dict(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p))
+        queue = deque((p, s) for p in range(len(prompts)) for s in range(n))
+        while run.m or queue:
+            run.fill(queue)
+            run.advance(self.check_every, speculating := self.speculating(run, queue))
+            run.harvest(on_token, on_done, progress)
+            if not queue:
+                run.shrink()
+            run.forget(queue)
+            if not speculating:
+                run.mtp = None
+        return run.results
+
+    def speculating(self, run, queue):
+        """Drafts cost a forward of the MTP layer: only where a second token is nearly free, and only while enough are accepted."""
+        useful = self.drafted < 64 or self.accepted > 0.3 * self.drafted
+        return not queue and 0 < run.m <= self.speculate and useful
+
+    def check(self, prompts, n, limits, temperature, top_p, top_k, min_p, unbiased):
+        context = self.model.cfg.max_position_embeddings
+        for i, (prompt, limit) in enumerate(zip(prompts, limits)):
+            if not 1 <= len(prompt) <= context - limit:
+                raise ValueError(f'prompt {i} has {len(prompt)} tokens; with max_new_tokens={limit} the context of '
+                                 f'{context} leaves room for 1 to {context - limit}')
+        if not prompts or n < 1 or len(limits) != len(prompts) or min(limits) < 1 or temperature < 0 or not 0 < top_p <= 1 \
+                or top_k < 0 or not 0 <= min_p <= 1:
+            raise ValueError(f'nothing to sample: {len(prompts)} prompts, n={n}, max_new_tokens={limits[0] if limits else None} '
+                             f'(one, or one a prompt; >= 1), temperature={temperature} (>= 0), top_p={top_p} (0 < top_p <= 1), '
+                             f'top_k={top_k} (>= 0), min_p={min_p} (0 to 1)')
+        if unbiased and (top_p < 1 or top_k or min_p):
+            raise ValueError(f'top_p={top_p}, top_k={top_k}, min_p={min_p} change the distribution that is sampled but not the '
+                             'log-probs, which biases the ratio of a policy gradient; use 1.0, 0 and 0.0 or allow it explicitly')
+        if self.stop_strings and self.tokenizer is None:
+            raise ValueError('stop strings need the tokenizer: Sampler(..., tokenizer=...)')
+        self.plan(prompts, n, limits)
+
+    def plan(self, prompts, n, limits):
+        """ValueError if caches and logits of all slots do not fit into the memory that is free, naming the slots that would."""
+        cfg, size, free = self.model.cfg, self.model.head_weight.element_size(), free_memory(self.device)
+        layers, longest = cfg.num_hidden_layers + cfg.num_nextn_predict_layers, max(map(len, prompts))
+        token = cfg.cache_width * layers * size
+        prefix = min(len(prompts), self.slots + 1) * longest * token
+        slot = max(limits) * (token + 12) + 16 * cfg.vocab_size
+        if cfg.num_nextn_predict_layers and self.speculate:
+            prefix += self.speculate * (longest + max(limits)) * cfg.cache_width * size
+        need = min(self.slots, len(prompts) * n) * slot + prefix
+        if free is not None and need > free:
+            fit = max(0, int((free - min(prefix, free)) // slot))
+            raise ValueError(f'{min(self.slots, len(prompts) * n)} slots need {need / 2**30:.3g} GiB for {max(limits)} new tokens each and '
+                             f'{free / 2**30:.3g} GiB are free; slots={fit} fit' + ('' if fit else ': shorten max_new_tokens or the prompts'))
+
+
+def free_memory(device):
+    """-> bytes, or None where the system does not say"""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if os.path.exists('/proc/meminfo'):
+        with open('/proc/meminfo') as f:
+            return next((int(line.split()[1]) * 1024 for line in f if line.startswith('MemAvailable')), None)
+
+
+class Run:
+    """The slots of one `generate`: caches, what each slot holds, and the CUDA graphs of its steps. A slot's `cur` is its newest token,
+    not yet fed; `made` counts its tokens; rows that are done go on computing and write to a spare column."""
+
+    def __init__(self, sampler, prompts, n, limits, seed, keys, routes, how):
+        self.sampler, self.model, self.device, self.how = sampler, sampler.model, sampler.device, how
+        self.prompts, self.limits, self.cfg = prompts, limits, sampler.model.cfg
+        cfg, device, self.dtype = self.cfg, self.device, sampler.model.head_weight.dtype
+        self.S, self.L = min(sampler.slots, len(prompts) * n), max(limits)
+        P = min(len(prompts), self.S + 1)
+        self.prefix = Region(cfg, cfg.num_hidden_layers, P, max(map(len, prompts)), self.dtype, device)
+        self.cache = Cache(Region(cfg, cfg.num_hidden_layers, self.S, self.L, self.dtype, device), self.prefix)
+        self.cur, self.start, self.made, self.cap, self.noise = torch.zeros(5, self.S, dtype=torch.int64, device=device).unbind()
+        self.done, self.bad = torch.ones(self.S, dtype=torch.bool, device=device), torch.zeros(self.S, dtype=torch.bool, device=device)
+        self.tokens = torch.zeros(self.S, self.L + 1, dtype=torch.int64, device=device)
+        self.logps = torch.zeros(self.S, self.L + 1, device=device)
+        moe = [layer for layer in self.model.model.layers[:cfg.num_hidden_layers] if hasattr(layer.mlp, 'gate')]
+        self.routes = torch.zeros(self.S, self.L + 1, len(moe), cfg.num_experts_per_tok, dtype=torch.int16, device=device) \
+            if routes and moe else None
+        self.state = [t for t in (self.cur, self.start, self.made, self.cap, self.noise, self.done, self.bad, self.tokens, self.logps,
+                                  self.routes) if t is not None]
+        keys = torch.tensor(range(len(prompts)) if keys is None else keys, dtype=torch.int64)
+        self.seeds = mix(mix(torch.full_like(keys, seed), 0), keys)                    # of each prompt
+        # on the host
+        self.m, self.longest = 0, 0                     # rows in use, most tokens of any of them
+        self.request = [None] * self.S                  # (prompt, sample) of each slot
+        self.held = {}                                  # prompt -> (its slot in the prefix region, logits after it, its routes)
+        self.free = list(range(P))[::-1]
+        self.told, self.results = {}, [[None] * n for _ in prompts]
+        self.mtp, self.graphs, self.fresh_groups = None, {}, True
+
+    # ---- requests in and out
+
+    def fill(self, queue):
+        """Free slots take requests, whose first token comes from the prompt's logits."""
+        slots = [i for i in range(self.m) if self.request[i] is None] + list(range(self.m, self.S))
+        taken = [(slot, *queue.popleft()) for slot in slots[:len(queue)]]
+        if not taken:
+            return
+        self.prefill(list(dict.fromkeys(p for _, p, _ in taken if p not in self.held)))
+        slot, p, s = (torch.tensor(column) for column in zip(*taken))
+        noise, slot = mix(self.seeds[p], s).to(self.device), slot.to(self.device)
+        self.noise[slot], self.made[slot], self.done[slot], self.bad[slot] = noise, 0, False, False
+        self.start[slot] = torch.tensor([len(self.prompts[p]) for _, p, _ in taken], device=self.device)
+        self.cap[slot] = torch.tensor([self.limits[p] for _, p, _ in taken], device=self.device)
+        for row, p, s in taken:
+            self.request[row], self.told[row] = (p, s), 0
+        self.m = max(self.m, 1 + max(row for row, _, _ in taken))
+        x, logp = self.draw(torch.stack([self.held[p][1] for _, p, _ in taken]), noise, 0)
+        self.note(slot, x, logp, torch.ones_like(x, dtype=torch.bool))
+        self.longest, self.fresh_groups = max(self.longest, 1), True
+
+    def prefill(self, numbers, at_once=8192):
+        """Prompts into the prefix region, about `at_once` tokens a forward."""
+        while numbers:
+            T, count = 0, 0
+            while count < len(numbers) and (not count or (count + 1) * max(T, len(self.prompts[numbers[count]])) <= at_once):
+                T, count = max(T, len(self.prompts[numbers[count]])), count + 1
+            some, numbers = numbers[:count], numbers[count:]
+            ids = torch.tensor([self.prompts[p] + [0] * (T - len(self.prompts[p])) for p in some], device=self.device)
+            last = torch.tensor([len(self.prompts[p]) - 1 for p in some], device=self.device)
+            routes = [] if self.routes is not None else None
+            logits, entries = self.model.prefill(ids, last, routes)
+            slots = torch.tensor([self.free.pop() for _ in some], device=self.device)
+            for layer, entry in enumerate(entries):
+                self.prefix.put(layer, (slots.unsqueeze(1), torch.arange(T, device=self.device)), entry)
+            routes = torch.stack([chosen.view(len(some), T, -1) for _, chosen in routes], 2).short() if routes else [None] * len(some)
+            for p, slot, logit, route in zip(some, slots.tolist(), logits, routes):
+                self.held[p] = slot, logit, None if route is None else route[:len(self.prompts[p])]
+
+    def forget(self, queue):
+        """Prompts that no slot reads and no request waits for; when nothing waits, the others close the gaps."""
+        needed = {r[0] for r in self.request if r is not None} | ({queue[0][0]} if queue else set())
+        for p in [p for p in self.held if p not in needed]:
+            self.free.append(self.held.pop(p)[0])
+        if not queue:
+            gaps = sorted(slot for slot in self.free if slot < len(self.held))
+            high = [p for p in self.held if self.held[p][0] >= len(self.held)]
+            for p, gap in zip(high, gaps):
+                self.prefix.move(gap, self.held[p][0], len(self.prompts[p]))
+                self.held[p] = gap, *self.held[p][1:]
+            self.free = [slot for slot in range(self.prefix.rows) if slot not in {v[0] for v in self.held.values()}]
+
+    def harvest(self, on_token, on_done, progress):
+        """Completions of the slots that are done; frees them."""
+        made, done, bad = torch.stack([self.made[:self.m], self.done[:self.m], self.bad[:self.m]]).tolist()
+        active = [i for i in range(self.m) if self.request[i] is not None and not bad[i]]
+        ended, cut = [i for i in active if done[i]], {}
+        if self.sampler.stop_strings or on_token:
+            for i in active:
+                ids = self.tokens[i, :made[i]].tolist()
+                stop = self.stop_string(ids, self.told[i])
+                if stop:
+                    ids, cut[i], made[i] = ids[:stop], stop, stop
+                    ended += [] if done[i] else [i]
+                for token in ids[self.told[i]:] if on_token else ():
+                    on_token(*self.request[i], token)
+                self.told[i] = len(ids)
+        if ended:
+            rows = torch.tensor(ended, device=self.device)
+            top = max(made[i] for i in ended)
+            tokens, logps = self.tokens[rows, :top].tolist(), self.logps[rows, :top].tolist()
+            stops, self.done[rows], self.fresh_groups = set(self.sampler.stop_ids.tolist()), True, True
+            for i, ids, logp in zip(ended, tokens, logps):
+                (p, s), count = self.request[i], made[i]
+                route = None
+                if self.routes is not None:
+                    route = torch.cat([self.held[p][2], self.routes[i, :count - 1]]).cpu()
+                c = Completion(ids[:count], logp[:count], i in cut or ids[count - 1] in stops, route)
+                self.results[p][s], self.request[i] = c, None
+                if on_done:
+                    on_done(p, s, c)
+                if progress is not None:
+                    progress.update()
+        if any(bad):
+            p, s = self.request[bad.index(1)]
+            complete = sum(c is not None for r in self.results for c in r)
+            raise NotFinite(f'logits of prompt {p}, sample {s} are not finite; the weights are damaged or training diverged '
+                            f'({complete} samples were complete)', self.results)
+        self.longest = max((made[i] for i in range(self.m) if self.request[i] is not None), default=0)
+
+    def stop_string(self, ids, seen):
+        """-> how many tokens it takes to complete the first stop string among the tokens from `seen` on, or None"""
+        strings, decode = self.sampler.stop_strings, self.sampler.tokenizer.decode if self.sampler.stop_strings else None
+        if not strings or len(ids) == seen:
+            return None
+        begin = max(0, seen - max(len(s.encode()) for s in strings))        # a token that is text has at least one byte
+        if any(s in decode(ids[begin:]) for s in strings):
+            for end in range(seen + 1, len(ids) + 1):
+                if any(s in decode(ids[begin:end]) for s in strings):
+                    return end
+
+    def shrink(self):
+        """Nothing waits: the last running rows move into the places of finished ones."""
+        live = [i for i in range(self.m) if self.request[i] is not None]
+        m = self.rounded(len(live))
+        if (self.m - m) * 8 < self.m:
+            return
+        gaps, moved = [i for i in range(m) if self.request[i] is None], [i for i in live if i >= m]
+        if moved:
+            to, source = (torch.tensor(x, device=self.device) for x in (gaps[:len(moved)], moved))
+            self.cache.own.move(to, source, self.longest)
+            for t in self.state + ([self.draft] if self.mtp else []):
+                t[to] = t[source]
+            if self.mtp:
+                self.mtp.own.move(to, source, self.mtp.own.length)
+            for a, b in zip(gaps, moved):
+                self.request[a], self.request[b], self.told[a] = self.request[b], None, self.told[b]
+        self.m, self.fresh_groups = m, True
+
+    def rounded(self, n):
+        """Sizes that a CUDA graph is captured for: at most a quarter more than n. On CPU n itself."""
+        if self.device.type == 'cpu' or n <= 4:
+            return n
+        unit = 1 << max(0, n.bit_length() - 3)
+        return -(-n // unit) * unit
+
+    # ---- steps
+
+    def draw(self, logits, noise, made):
+        return pick(logits, shift(mix(noise, made), 11).double() / 2**53, **self.how)
+
+    def note(self, rows, x, logp, live):
+        """Token x of the rows where `live`: the others write to the spare column. Sets made, done and cur."""
+        made = self.made[rows]
+        at = torch.where(live, made, self.L)
+        self.tokens[rows, at], self.logps[rows, at] = x, logp
+        self.cur[rows] = torch.where(live, x, self.cur[rows])
+        stop = (x.unsqueeze(1) == self.sampler.stop_ids).any(1)
+        self.made[rows] = made + live
+        self.done[rows] |= live & (stop | (made + 1 >= self.cap[rows]))
+        self.bad[rows] |= live & ~torch.isfinite(logp)
+
+    def forward(self, ids_mT, at_mT, length):
+        """-> hidden states [m, T, C] of tokens at `at` of their rows' own regions"""
+        routes = [] if self.routes is not None else None
+        self.cache.begin(at_mT, length, self.dtype)
+        h = self.model.decode(ids_mT, self.start[:self.m, None] + at_mT, self.cache, routes)
+        if routes:
+            self.routes[torch.arange(self.m, device=self.device)[:, None], at_mT] = \
+                torch.stack([chosen.view(*ids_mT.shape, -1) for _, chosen in routes], 2).short()
+        return h
+
+    def step(self, length):
+        rows = torch.arange(self.m, device=self.device)
+        made = self.made[:self.m].clone()
+        h = self.forward(self.cur[:self.m, None], made[:, None] - 1, length)
+        self.note(rows, *self.draw(self.model.logits(h[:, 0]), self.noise[:self.m], made), ~self.done[:self.m])
+
+    def verify(self, length):
+        """Feeds the newest token and the draft after it. The token after the newest is drawn as ever; if it is the draft, the
+        second position's is good as well. Then the MTP layer drafts again, with the noise that the drafted token will meet."""
+        m, noise = self.m, self.noise[:self.m]
+        rows, made, live = torch.arange(m, device=self.device), self.made[:m].clone(), ~self.done[:m]
+        at = torch.stack([made - 1, made.clamp(max=self.L - 1)], 1)
+        h = self.forward(torch.stack([self.cur[:m], self.draft[:m]], 1), at, length)
+        logits = self.model.logits(h)
+        x, logp = self.draw(logits[:, 0], noise, made)
+        self.note(rows, x, logp, live)
+        hit = live & (x == self.draft[:m]) & ~self.done[:m]
+        self.counts += torch.stack([live.sum(), (live & (x == self.draft[:m])).sum()])
+        y, logp = self.draw(logits[:, 1], noise, made + 1)
+        self.note(rows, y, logp, hit)
+        self.propose(h, torch.stack([x, y], 1), self.start[:m, None] + at, hit.long(), self.start_longest + length)
+
+    def propose(self, h, next_ids, positions, last, length):
+        """MTP layer on the newest hidden states and the tokens after them -> drafts, from the `last` of each row."""
+        self.mtp.begin(positions, length, self.dtype)
+        h = self.model.mtp_decode(h, next_ids, positions, self.mtp)
+        logits = self.model.logits(h[torch.arange(self.m, device=self.device), last])
+        self.draft[:self.m] = self.draw(logits, self.noise[:self.m], self.made[:self.m])[0]
+
+    def start_speculating(self):
+        """The MTP layer has its own cache over prompt and completion: one forward of the few rows that are left fills it."""
+        m, made = self.m, self.made[:self.m].tolist()
+        rows = [self.prompts[r[0]] + self.tokens[i, :made[i]].tolist() if (r := self.request[i]) else [0, 0] for i in range(m)]
+        T = max(map(len, rows)) - 1
+        ids = torch.tensor([row + [0] * (T + 1 - len(row)) for row in rows], device=self.device)
+        self.start_longest = max(map(len, self.prompts))
+        self.mtp = Cache(Region(self.cfg, 1, m, self.start_longest + self.L, self.dtype, self.device))
+        self.draft, self.counts = torch.zeros(m, dtype=torch.int64, device=self.device), torch.zeros(2, dtype=torch.int64, device=self.device)
+        entries, (rope, mask) = [], self.model.context(ids[:, :-1])
+        h = self.model.mtp_hidden(self.model.hidden(ids[:, :-1], rope, mask), ids[:, 1:], rope, mask, cache_out=entries)
+        self.mtp.own.put(0, (torch.arange(m, device=self.device)[:, None], torch.arange(T, device=self.device)), entries[0])
+        last = torch.tensor([len(row) - 2 for row in rows], device=self.device)
+        logits = self.model.logits(h[torch.arange(m, device=self.device), last])
+        self.draft[:] = self.draw(logits, self.noise[:m], self.made[:m])[0]
+
+    def advance(self, count, speculating):
+        """`count` steps of all rows without looking at what is done (on CPU: until all are)."""
+        if self.fresh_groups:
+            self.m = min(self.S, self.rounded(self.m))
+            by_prompt = {}
+            for row in range(self.m):
+                if self.request[row] is not None:
+                    by_prompt.setdefault(self.held[self.request[row][0]][0], []).append(row)
+            lengths = {slot: len(self.prompts[p]) for p, (slot, *_) in self.held.items()}
+            self.cache.groups = Groups(self.prefix, by_prompt, lengths, self.m, self.device, self.rounded)
+            self.fresh_groups = False
+        if speculating and self.mtp is None:
+            self.start_speculating()
+        step = self.verify if speculating else self.step
+        length = min(self.L, self.rounded(self.longest + count * (1 + speculating)))
+        if self.device.type == 'cuda':
+            self.replay(step, length, count)
+        else:
+            for _ in range(count):
+                if self.done[:self.m].all():
+                    break
+                step(length)
+        if speculating:
+            drafted, accepted = self.counts.tolist()
+            self.sampler.drafted, self.sampler.accepted = self.sampler.drafted + drafted, self.sampler.accepted + accepted
+            self.counts.zero_()
+
+    def replay(self, step, length, count):
+        """Steps as a CUDA graph, captured after one eager step for each bucket of sizes. Graphs hold the addresses of the weights and
+        die with this run, so that updated or newly gathered weights are never missed."""
+        key = step.__name__, length, self.cache.groups.key(), id(self.mtp)
+        if self.graphs is None or count == 1:
+            return [step(length) for _ in range(count)]
+        if key not in self.graphs:
+            step(length)
+            count -= 1
+            graph, pool = torch.cuda.CUDAGraph(), next((g.pool() for g, _ in self.graphs.values()), None)
+            try:
+                with torch.cuda.graph(graph, pool=pool):
+                    step(length)
+            except RuntimeError as error:
+                warnings.warn(f'the decode step cannot be captured as a CUDA graph and runs eagerly: {error}')
+                self.graphs = None
+                return [step(length) for _ in range(count)]
+            self.graphs[key] = graph, self.cache.groups
+        graph, groups = self.graphs[key]
+        if groups is not self.cache.groups:
+            groups.copy_(self.cache.groups)
+        for _ in range(count):
+            graph.replay()
