@@ -15,6 +15,7 @@ program walks over all query heads of its key head; dkr is written per key head 
 """
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -25,17 +26,18 @@ from kernels import cdiv, fused, jit, next_power_of_2, tl
 
 def attention(q, k, v, scale, mask=None, q_rope=None, k_rope=None):
     """q [B, T, H, n], k [B, T, G, n], v [B, T, G, w], G dividing H; q_rope [B, T, H, r] and k_rope [B, T, r] or None -> [B, T, H, w].
-    mask: None (causal) or what document_mask gave. All are taken in q's dtype."""
+    mask: None (causal) or what document_mask gave. All are taken in q's dtype, or autocast's."""
     if q.shape[2] % k.shape[2] or v.shape[:3] != k.shape[:3] or q.shape[:2] != k.shape[:2] or (q_rope is None) != (k_rope is None):
         raise ValueError(f'attention: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}: want [B, T, H, n], [B, T, G, n], [B, T, G, w] '
                          'with G dividing H, and a rope part of both q and k or of neither')
     if not fused(q):
         return reference(q, k, v, scale, mask, q_rope, k_rope)
+    dtype = torch.get_autocast_dtype(q.device.type) if torch.is_autocast_enabled(q.device.type) else q.dtype
     if mask is None:
         mask = torch.zeros(2, *q.shape[:2], dtype=torch.int32, device=q.device)
         mask[1] = q.shape[1]
     ropes = (q_rope, k_rope) if q_rope is not None else (q[..., :0], k[:, :, 0, :0])
-    return Attention.apply(*(t if t.dtype == q.dtype else t.to(q.dtype) for t in (q, ropes[0], k, ropes[1], v)), mask, scale)
+    return Attention.apply(*(t.to(dtype) for t in (q, ropes[0], k, ropes[1], v)), mask, scale)
 
 
 def document_mask(doc_ids_BT):
@@ -263,11 +265,10 @@ def compile_cases():
     pointers = {p: '*bf16' for p in ('q', 'qr', 'k', 'kr', 'v', 'o', 'do', 'dq', 'dqr', 'dk', 'dv')} \
         | {p: '*fp32' for p in ('lse', 'D', 'dkr')} | {p: '*i32' for p in ('start', 'end')}
     numbers = dict(T='i32', H='i32', scale='fp32') | {s: 'i32:16' for s in 'q_t q_h qr_t qr_h k_t k_h kr_t v_t v_h do_t do_h'.split()}
+    types = pointers | numbers
     for name, group, dims in (('192/128', 1, (128, 64, 128)), ('GQA 128', 6, (128, 0, 128))):
         for kind, kernel in (('forward', _forward), ('q', _backward_q), ('kv', _backward_kv)):
             constants, options = sizes(kind, 2, *dims)
-            constants['GROUP'] = group
-            names = getattr(kernel, 'fn', kernel).__code__.co_varnames
-            signature = {a: t for a, t in {**pointers, **numbers}.items() if a in names[:getattr(kernel, 'fn', kernel).__code__.co_argcount]}
-            yield f'{kind if kind == "forward" else "backward " + kind} {name}', kernel, signature, constants, options['num_warps'], \
-                options['num_stages'], 0
+            signature = {a: types[a] for a in inspect.signature(kernel.fn).parameters if a in types}
+            yield (f'{kind if kind == "forward" else "backward " + kind} {name}', kernel, signature, {**constants, 'GROUP': group},
+                   options['num_warps'], options['num_stages'], 0)
