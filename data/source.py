@@ -94,14 +94,15 @@ def read_jsonl(name, lines, first=1):
 
 def read_json(name, f):
     """A list of rows, a dict of rows (whose key becomes "id" where the row has none), or one object a line."""
-    head = f.readline()
+    head, second = f.readline(), f.readline()
     try:
-        if isinstance(json.loads(head), dict) and (second := f.readline()).strip():   # a whole object on line 1: .jsonl by another name
-            yield from read_jsonl(name, [head, second])
-            yield from read_jsonl(name, f, 3)
-            return
+        whole = json.loads(head)
     except json.JSONDecodeError:
-        second = ''
+        whole = None
+    if isinstance(whole, dict) and (second.strip() or not all(isinstance(v, dict) for v in whole.values())):   # .jsonl by another name
+        yield from read_jsonl(name, [head, second])
+        yield from read_jsonl(name, f, 3)
+        return
     text, at, line = head + second + f.read(), 0, 1
     decoder, opener = json.JSONDecoder(), text.lstrip()[:1]
     if opener not in ('[', '{'):

@@ -128,10 +128,10 @@ def request(cfg: Config, chat: list, seed: int, stop: threading.Event) -> dict:
                                         stream_options={'include_usage': True} if cfg.stream else None)
         message, usage, reason = {}, None, None
         for chunk in answer if cfg.stream else [answer]:
-            usage = chunk.get('usage') or usage
-            for choice in chunk.get('choices') or ():
-                add_delta(message, choice.get('delta') or choice.get('message') or {})
-                reason = choice.get('finish_reason') or reason
+            usage = chunk.usage or usage
+            for choice in chunk.choices or ():   # attributes: the same objects as dict values have lost the fields that the client does not know
+                add_delta(message, (choice.delta if cfg.stream else choice.message) or {})
+                reason = choice.finish_reason or reason
             if stop.is_set() or time.monotonic() > end:
                 raise ConnectionError('stopped' if stop.is_set() else f'no complete answer in deadline={cfg.deadline} s')
     if reason is None:

@@ -21,7 +21,8 @@ def test_convert_by_hand():
     user = {'role': 'user', 'content': 'How many?'}
     assert rl == {'prompt': [user], 'answer': '1200', 'task': 'math', 'id': 'gsm8k/train/7'}
     text = '<think>\nThere are 4 = $4 here.\nSo 4*300 = 1,200.\n</think>\n<answer>1200</answer>'
-    assert sft == {'messages': [user, {'role': 'assistant', 'content': text}], 'task': 'math', 'id': 'gsm8k/train/7'}
+    assert sft == {'messages': [user, {'role': 'assistant', 'content': text}], 'answer': '1200', 'task': 'math',
+                   'id': 'gsm8k/train/7'}
     assert convert({**ROW, 'answer': 'Down.\n#### -3'}, 'x')[0]['answer'] == '-3'
     _, sft = convert({**ROW, 'answer': 'Since 2 < 3 and 4 > 3\n#### 3'}, 'x')
     assert sft['messages'][1]['content'] == '<think>\nSince 2 < 3 and 4 > 3\n</think>\n<answer>3</answer>'

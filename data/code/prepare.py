@@ -1,4 +1,4 @@
-"""
+r"""
 Programming problems as files for reinforcement learning and evaluation.
 
     python data/code/prepare.py --dataset=humaneval --source=HumanEval.jsonl.gz
@@ -62,8 +62,8 @@ def humaneval(row: dict) -> dict:
     check = [s for s in parse(row['test'], 'the test') if isinstance(s, ast.FunctionDef) and s.name == 'check']
     if len(check) != 1 or not any(isinstance(s, ast.FunctionDef) and s.name == entry for s in given):
         raise ValueError(f'the prompt must define {entry} and the test one function check')
-    setup = [ast.unparse(s) for s in given if getattr(s, 'name', None) != entry]
-    asserts = []
+    before = [ast.unparse(s) for s in given if getattr(s, 'name', None) != entry]
+    setup, asserts = list(before), []
     for s in check[0].body:
         text = re.sub(r'\bcandidate\b', entry, ast.unparse(s))
         if isinstance(s, (ast.Assert, ast.For)):
@@ -73,8 +73,8 @@ def humaneval(row: dict) -> dict:
     if not asserts:
         raise source.Skip('no tests')
     return {'prompt': [{'role': 'user', 'content': f'Complete this function.\n```python\n{prompt}\n```'}], 'question': prompt, 'task': 'code',
-            'id': source.text_of(row, 'task_id'), 'entry_point': entry, 'setup': '\n'.join(setup), 'asserts': asserts,
-            'solution': row['prompt'] + row['canonical_solution']}
+            'id': source.text_of(row, 'task_id'), 'entry_point': entry, 'starter': ''.join(f'{part}\n' for part in before),
+            'setup': '\n'.join(setup), 'asserts': asserts, 'solution': row['prompt'] + row['canonical_solution']}
 
 
 def mbpp(row: dict, shown: int) -> dict:

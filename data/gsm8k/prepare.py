@@ -6,20 +6,22 @@ GSM8K (grade-school word problems, MIT licence) as files for reinforcement learn
 
 writes to out_dir
     train.jsonl, test.jsonl   {"prompt": [user: question], "answer": "42", "task": "math", "id": "gsm8k/train/0"}
-    sft.jsonl                 {"messages": [user: question, assistant: solution of the training row], "task", "id"}
+    sft.jsonl                 {"messages": [user: question, assistant: solution of the training row], "answer", "task", "id"}
+and beside each a manifest: source, licence, hash, rows in and out.
 The assistant's turn is <think>, the written solution without its <<48/2=24>> calculator marks, </think>, then
 <answer>42</answer>. Answers lose their thousands separators. Training rows are shuffled by the seed, test rows keep
 their order. A row that is not a question with a solution ending in "#### number" stops it, named by file and line.
 """
-import json
 import random
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
 from configurator import configure  # noqa: E402
+from data import source  # noqa: E402
 from data.loader import read_rows  # noqa: E402
 
 
@@ -31,13 +33,13 @@ class Config:
     seed: int = 1                 # order of the training rows
 
 
-def originals(cfg: Config, split: str) -> tuple[str, list[dict]]:
-    """The name of the file a split comes from, and its rows with question and answer."""
+def originals(cfg: Config, split: str) -> tuple[str, str, list[dict]]:
+    """The name and the path of the file a split comes from, and its rows with question and answer."""
     if cfg.source is not None:
         path = Path(cfg.source) / f'{split}.jsonl'
         if path.resolve() == (Path(cfg.out_dir) / path.name).resolve():
             raise ValueError(f'{path} would be overwritten: choose another out_dir')
-        return str(path), read_rows(path, require=('question', 'answer'))
+        return str(path), str(path), read_rows(path, require=('question', 'answer'))
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -46,7 +48,7 @@ def originals(cfg: Config, split: str) -> tuple[str, list[dict]]:
     from huggingface_hub import hf_hub_download
     name = f'main/{split}-00000-of-00001.parquet'
     path = hf_hub_download('openai/gsm8k', name, repo_type='dataset', revision=cfg.revision)
-    return name, pyarrow.parquet.read_table(path).to_pylist()
+    return f'openai/gsm8k/{name}', path, pyarrow.parquet.read_table(path).to_pylist()
 
 
 def convert(row: dict, name: str) -> tuple[dict, dict]:
@@ -63,37 +65,33 @@ def convert(row: dict, name: str) -> tuple[dict, dict]:
     user = {'role': 'user', 'content': question.strip()}
     turn = {'role': 'assistant', 'content': f'<think>\n{solution.strip()}\n</think>\n<answer>{number}</answer>'}
     rl = {'prompt': [user], 'answer': number, 'task': 'math', 'id': name}
-    return rl, {'messages': [user, turn], 'task': 'math', 'id': name}
+    return rl, {'messages': [user, turn], 'answer': number, 'task': 'math', 'id': name}
 
 
-def convert_split(cfg: Config, split: str) -> list[tuple[dict, dict]]:
-    name, rows = originals(cfg, split)
+def convert_split(cfg: Config, split: str) -> tuple[tuple[str, str], list[tuple[dict, dict]]]:
+    """-> (name and path of the file), [(RL row, SFT row), ...]"""
+    name, path, rows = originals(cfg, split)
     pairs = []
     for number, row in enumerate(rows, 1):
         try:
             pairs.append(convert(row, f'gsm8k/{split}/{number - 1}'))
         except ValueError as error:
             raise ValueError(f'{name}:{number}: {error}') from error
-    return pairs
+    return (name, path), pairs
 
 
 def main(cfg: Config):
-    train, test = convert_split(cfg, 'train'), convert_split(cfg, 'test')
+    (train_file, train), (test_file, test) = convert_split(cfg, 'train'), convert_split(cfg, 'test')
     seen = {rl['prompt'][0]['content']: rl['id'] for rl, _ in train}
     for rl, _ in test:
         if rl['prompt'][0]['content'] in seen:
             raise ValueError(f'{rl["id"]} is the same question as {seen[rl["prompt"][0]["content"]]}: no held-out test')
     random.Random(cfg.seed).shuffle(train)
-    files = {'train.jsonl': [rl for rl, _ in train], 'test.jsonl': [rl for rl, _ in test],
-             'sft.jsonl': [sft for _, sft in train]}
-    out = Path(cfg.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-        (out / name).write_text(text, encoding='utf-8')
-        print(f'{out / name}: {len(rows)} rows, {len(text.encode()):,} bytes')
-    for name in ('train.jsonl', 'sft.jsonl'):
-        print(f'\n{name}, row 1\n{json.dumps(files[name][0], ensure_ascii=False, indent=2)}')
+    parts = [('train.jsonl', train_file, [rl for rl, _ in train]), ('test.jsonl', test_file, [rl for rl, _ in test]),
+             ('sft.jsonl', train_file, [sft for _, sft in train])]
+    for name, file, rows in parts:
+        source.write(cfg.out_dir, name, rows, files=[file], dropped=Counter(), licence='MIT',
+                     source=cfg.source or f'openai/gsm8k@{cfg.revision}', example=name != 'test.jsonl')
 
 
 if __name__ == '__main__':
