@@ -176,7 +176,7 @@ def train(cfg):
 
 
 class Judge:
-    """A trained reward model, to ask."""
+    """A trained reward model, to ask: judge(prompt, text), or judge.read(many) first, which reads them in batches."""
 
     def __init__(self, folder, device='cpu'):
         about = Path(folder) / 'preference.json'
@@ -184,10 +184,24 @@ class Judge:
             raise ValueError(f'{folder} holds no reward model: train one with python sft.py --objective=preference --out_dir={folder}')
         self.judged = json.loads(about.read_text())['judged']
         self.model, self.tokenizer, self.device = RewardModel.from_pretrained(folder, device=device), Tokenizer.from_pretrained(folder), device
+        self.known = {}
 
-    @torch.no_grad()
     def __call__(self, prompt, text):
         """prompt: messages or text; text: the assistant's whole turn -> sigmoid(s)"""
-        messages = prompt if isinstance(prompt, list) else [{'role': 'user', 'content': prompt}]
-        ids = conversation(self.tokenizer, [*messages, {'role': 'assistant', 'content': text}], self.judged)
-        return self.model.scores(*padded([ids[-self.model.cfg.max_position_embeddings:]], self.device)).sigmoid().item()
+        key = json.dumps(prompt), text
+        if key not in self.known:
+            self.read([(prompt, text)])
+        return self.known[key]
+
+    @torch.no_grad()
+    def read(self, asked, rows=32):
+        """asked: [(prompt, text)]; their values are known afterwards, others forgotten. Longer conversations lose their beginning."""
+        docs, self.known = {}, {}
+        for prompt, text in asked:
+            messages = prompt if isinstance(prompt, list) else [{'role': 'user', 'content': prompt}]
+            ids = conversation(self.tokenizer, [*messages, {'role': 'assistant', 'content': text}], self.judged)
+            docs[json.dumps(prompt), text] = ids[-self.model.cfg.max_position_embeddings:]
+        keys = sorted(docs, key=lambda key: len(docs[key]))
+        for i in range(0, len(keys), rows):
+            part = keys[i:i + rows]
+            self.known.update(zip(part, self.model.scores(*padded([docs[key] for key in part], self.device)).sigmoid().tolist()))

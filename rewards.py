@@ -309,11 +309,16 @@ JUDGES = {}  # name -> preference.Judge, set by prepare()
 def preference_reward(response, row):
     """0..1: how likely the answer is preferred to a typical one, by the reward model JUDGES[row['judge']] (default: the first). It reads
     row['prompt'] and the final summary, or the whole response (helpfulness, safety: its training said which). 0.0 without an answer."""
+    judge, asked = _judge_of(response, row)
+    return judge(*asked) if asked else 0.0
+
+
+def _judge_of(response, row):
+    """-> Judge, (prompt, text) to ask it, or None in place of these where there is no answer"""
     if not JUDGES:
         raise ValueError("no reward model: name its folder in the config, preference={'helpfulness': 'out/reward'}")
-    if not split_response(response, row)[1].strip():
-        return 0.0
-    return JUDGES[row.get('judge', next(iter(JUDGES)))](row['prompt'], row.get('prefill', '') + response)
+    asked = (row['prompt'], row.get('prefill', '') + response) if split_response(response, row)[1].strip() else None
+    return JUDGES[row.get('judge', next(iter(JUDGES)))], asked
 
 
 # ---------------------------------------------------------------- length and repetition
@@ -419,6 +424,12 @@ def grade(samples, weights):
     """
     check_names(weights)
     local = [_pool is None or 'preference' in weights or row.get('task') == 'preference' for _, row in samples]
+    try:  # in batches; where that fails each sample asks for itself, and the failing ones are counted
+        asked = [_judge_of(*sample) for sample in samples if 'preference' in weights or sample[1].get('task') == 'preference']
+        for judge in JUDGES.values():
+            judge.read([what for other, what in asked if other is judge and what])
+    except Exception:
+        pass
     graded = [combined(*sample, weights) if here else None for sample, here in zip(samples, local)]
     away = [i for i, here in enumerate(local) if not here]
     values = _pool.map('rewards', '_combined_elsewhere', [(*samples[i], weights, sandbox.unsafe) for i in away]) if away else []

@@ -112,6 +112,15 @@ def test_reward(toy, trained):
     assert 0.2 < sum(values['chosen'] + values['rejected']) / 200 < 0.8      # a typical answer is at one half
 
 
+def test_a_sample_that_cannot_be_judged_scores_zero_and_the_others_do_not(toy, trained):
+    rewards.prepare({'preference': 1.0}, (), preference={'helpfulness': str(trained)})
+    good = ('1</think> 8 8', {'prompt': '1 2', 'prefill': '<think>'})
+    before = rewards.FAILURES.total()
+    graded = rewards.grade([good, ('8', {}), good, ('8', {'prompt': '1', 'judge': 'nobody'})], {'preference': 1.0})
+    assert graded[0] == graded[2] and graded[0][0] > 0 and graded[1][0] == graded[3][0] == 0
+    assert rewards.FAILURES.total() == before + 2
+
+
 def test_hacks_of_the_reward_model(toy, trained):
     """What is judged is the summary: promises in the reasoning are not read, and no summary is no reward."""
     rewards.prepare({'preference': 1.0}, (), preference={'helpfulness': str(trained)})
