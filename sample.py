@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import rewards
 from configurator import configure
+from data import teacher
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
 from decode import Sampler
@@ -59,6 +60,8 @@ class Config:
     keep_per_prompt: int = 0               # of those, at most so many different ones a problem; 0: all
     keep_rows: int = 0                     # and at most so many in all; 0: all
     chat: bool = False                     # talk to the checkpoint instead
+    endpoint: str | None = None            # ask an OpenAI-compatible server instead; `checkpoint` is then the model's name there
+    remote: dict = field(default_factory=dict)  # more settings for that, see data/teacher.py
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,6 +217,8 @@ def write_jsonl(path, rows):
 
 
 def main(cfg):
+    if cfg.endpoint:
+        return teacher.from_sample(cfg)
     torch.set_num_threads(cfg.threads)
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
     model = Transformer.from_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device).eval()

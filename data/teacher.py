@@ -2,7 +2,7 @@
 Traces of a teacher behind any OpenAI-compatible server, through huggingface-hub's InferenceClient.
 
     python data/teacher.py --endpoint=http://localhost:8000/v1 --model=Qwen3-32B --data="['data/math/math.jsonl']" --out=out/teacher.jsonl
-    python sample.py --endpoint=... --checkpoint=Qwen3-32B --data=... --out=...          # the same with sample.py's settings
+    python sample.py --endpoint=http://localhost:8000/v1 --checkpoint=Qwen3-32B --data=... --out=... --max_new_tokens=32768   # the same
 
 The key of the server is read from the environment variable named by `key_variable`, and nothing else is sent in its place.
 Each answer is a line of `out`: the row, and
@@ -274,6 +274,18 @@ def main(cfg: Config):
     rows = (row for _, row in source.read([(path, path) for path in cfg.data]))
     settings = {k: v for k, v in asdict(cfg).items() if k not in ('data', 'endpoint', 'model', 'out')}
     report(generate_remote(rows, cfg.endpoint, cfg.model, cfg.out, **settings), cfg.out)
+
+
+def from_sample(cfg) -> dict:
+    """The same from a Config of sample.py, whose `remote` holds further settings of this one."""
+    if not cfg.out:
+        raise ValueError('an endpoint needs a file for its answers: --out=FILE')
+    rows = (row for _, row in source.read([(path, path) for path in cfg.data]))
+    settings = {'limit': cfg.limit, 'n': cfg.n, 'temperature': cfg.temperature, 'top_p': cfg.top_p, 'max_tokens': cfg.max_new_tokens,
+                'seed': cfg.seed, **cfg.remote}
+    numbers = generate_remote(rows, cfg.endpoint, cfg.checkpoint, cfg.out, **settings)
+    report(numbers, cfg.out)
+    return numbers
 
 
 def report(numbers: dict, out: str):
