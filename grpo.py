@@ -101,6 +101,8 @@ class Config:
     device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
     dtype: str = 'float32'                 # arithmetic: 'float32', or 'bfloat16' (autocast)
     threads: int = 2                       # CPU threads a rank
+    kernels: str = 'auto'                  # 'triton', 'torch', or 'auto': Triton on a GPU where it is installed
+    fp8: bool = False                      # linear layers multiply in FP8 (DeepSeek-V3's blocks); simulated on a CPU
     shard_ranks: int = 0                   # ranks that share one copy of the weights (HSDP: those of a node); 0: all
     activation_checkpointing: bool = False # recompute activations in the backward pass
     peak_tflops: float = 0.0               # of a device, for the model FLOPs utilisation; 0: looked up by the GPU's name
@@ -182,7 +184,7 @@ class Sample:
     tokens: list             # completion's ids, the stop token included
     logprobs: list           # the sampler's
     score: dict              # of sample.score: "total", "rewards", "length", "finished", ..., without the text
-    routes: list | None = None  # of each MoE layer the experts [T, K] of all tokens but the last; with replay_routes
+    routes: torch.Tensor | None = None  # experts [T, MoE layers, K] of all tokens but the last, with replay_routes
     number: int = -1         # place among the samples of the step
 
     def __len__(self):       # tokens that go through the model
@@ -207,36 +209,52 @@ def micro_batches(samples, tokens, world):
     return parts
 
 
-def tensors(samples, device):
+def tensors(samples, device, share=True):
     """-> dict of input_ids and labels (the completion's tokens; else -100) [B, T], right-padded; the sampler's log-probs [n] of the
-    labelled tokens in row-major order; `real` [B, T]; each row's number [B]; routes, list over MoE layers of [B T, K], or None. Without
-    samples: one row that weighs nothing (every forward of a sharded model is collective, so ranks run equally many)."""
+    labelled tokens in row-major order; each row's number [B]; `real`, which of the model's tokens are no padding; routes, list over MoE
+    layers of the experts of those tokens, or None. Where that saves a tenth of the tokens, all of a prompt but its last token is in
+    `prefix` (see Transformer.logprobs), once for all its completions, and the rows start there. Without samples: one row that weighs
+    nothing (every forward of a sharded model is collective, so ranks run equally many)."""
     if not samples:
         return {'input_ids': torch.zeros(1, 2, dtype=torch.int64, device=device), 'labels': torch.zeros(1, 2, dtype=torch.int64, device=device),
-                'real': torch.zeros(1, 2, dtype=torch.bool, device=device), 'sampled': torch.zeros(2, device=device),
-                'number': torch.tensor([-1], device=device), 'routes': None}
-    B, T = len(samples), max(map(len, samples))
-    ids, labels = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), -100)
-    for b, s in enumerate(samples):
-        ids[b, :len(s)] = torch.tensor((s.prompt + s.tokens)[:-1])       # the last token is a label, never an input
-        labels[b, len(s.prompt) - 1:len(s)] = torch.tensor(s.tokens)
+                'real': torch.zeros(2, dtype=torch.bool, device=device), 'sampled': torch.zeros(2, device=device),
+                'number': torch.tensor([-1], device=device), 'routes': None, 'prefix': None}
+    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(tuple(s.prompt) for s in samples))}
+    B, P, Lp, Lc = len(samples), len(prompts), max(map(len, prompts)) - 1, max(len(s.tokens) for s in samples)
+    whole = B * max(map(len, samples))
+    share = share and P * Lp + B * Lc < 0.9 * whole and B * Lc * (Lp + Lc) < 2**28     # it needs a mask of that size
+    starts = [len(s.prompt) - 1 if share else 0 for s in samples]
+    lengths = [len(s) - start for s, start in zip(samples, starts)]
+    ids, labels = torch.zeros(B, max(lengths), dtype=torch.int64), torch.full((B, max(lengths)), -100)
+    for b, (s, start) in enumerate(zip(samples, starts)):
+        ids[b, :lengths[b]] = torch.tensor((s.prompt + s.tokens)[start:-1])            # the last token is a label, never an input
+        labels[b, len(s.prompt) - 1 - start:lengths[b]] = torch.tensor(s.tokens)
+    real, prefix = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).flatten(), None
+    rows = [prompts[tuple(s.prompt)] for s in samples]
+    if share:
+        sizes = torch.tensor([len(prompt) - 1 for prompt in prompts])
+        prefix = torch.zeros(P, Lp, dtype=torch.int64), sizes, torch.tensor(rows)
+        for row, prompt in zip(prefix[0], prompts):
+            row[:len(prompt) - 1] = torch.tensor(prompt[:-1])
+        real = torch.cat([(torch.arange(Lp) < sizes.unsqueeze(1)).flatten(), real])
+        prefix = tuple(t.to(device) for t in prefix)
     routes = None
     if samples[0].routes is not None:
-        routes = [torch.zeros(B, T, layer.shape[1], dtype=torch.int64) for layer in samples[0].routes]
-        for b, s in enumerate(samples):
-            for layer, chosen in zip(routes, s.routes):
-                layer[b, :len(s)] = chosen
-        routes = [layer.flatten(0, 1).to(device) for layer in routes]
-    out = {'input_ids': ids, 'labels': labels, 'real': torch.arange(T) < torch.tensor([len(s) for s in samples]).unsqueeze(1),
-           'sampled': torch.tensor([p for s in samples for p in s.logprobs]), 'number': torch.tensor([s.number for s in samples])}
-    return {**{name: t.to(device) for name, t in out.items()}, 'routes': routes}
+        first = dict(zip(reversed(rows), reversed(samples)))                           # the sample that each prompt's are taken from
+        taken = [first[i].routes[:len(prompt) - 1] for prompt, i in prompts.items() if share] + [s.routes[start:] for s, start in zip(samples, starts)]
+        routes = torch.zeros(len(real), *taken[0].shape[1:], dtype=torch.int64)
+        routes[real] = torch.cat(taken).long()
+        routes = list(routes.to(device).unbind(1))
+    out = {'input_ids': ids, 'labels': labels, 'real': real, 'sampled': torch.tensor([p for s in samples for p in s.logprobs]),
+           'number': torch.tensor([s.number for s in samples])}
+    return {**{name: t.to(device) for name, t in out.items()}, 'routes': routes, 'prefix': prefix}
 
 
 def forward(model, part, cfg, device, routes=None):
     """-> logp [n], entropy [n] of the labelled tokens. Right padding needs no mask: nothing looks at what follows it."""
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
         logp, entropy, _ = model.logprobs(part['input_ids'], part['labels'], temperature=cfg.temperature, entropy=True, routes=routes,
-                                          replay=part['routes'])
+                                          replay=part['routes'], prefix=part['prefix'])
     return logp, entropy.detach()
 
 
@@ -274,28 +292,31 @@ def problem_order(counts, seed):
 
 
 def rollout(cfg, model, tokenizer, problems, numbers, step, device):
-    """Samples and scores this rank's problems. -> groups [P][G] of Samples"""
+    """Samples and scores this rank's problems. -> groups [P][G] of Samples; how many tokens the MTP layer drafted, and were accepted"""
     if not problems:
-        return []
+        return [], (0, 0)
     ids, rows = encode_prompts(tokenizer, [{'max_length': cfg.max_new_tokens, **row} for row in problems], cfg.prefill)
     sampler = Sampler(model, tokenizer.stop_ids, cfg.slots)
-    extra = {'routes': True} if cfg.replay_routes else {}
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
-        completions = sampler.generate(ids, cfg.group, cfg.max_new_tokens, cfg.temperature, seed=cfg.seed * 1_000_003 + step, keys=numbers, **extra)
+        completions = sampler.generate(ids, cfg.group, cfg.max_new_tokens, cfg.temperature, seed=cfg.seed * 1_000_003 + step, keys=numbers,
+                                       routes=cfg.replay_routes, unbiased=True)
     scored = score(tokenizer, rows, completions, cfg.rewards)
-    return [[Sample(prompt, c.tokens, c.logprobs, {k: v for k, v in s.items() if k != 'response'}, getattr(c, 'routes', None))
-             for c, s in zip(*group)] for prompt, *group in zip(ids, completions, scored)]
+    groups = [[Sample(prompt, c.tokens, c.logprobs, {k: v for k, v in s.items() if k != 'response'}, c.routes) for c, s in zip(*group)]
+              for prompt, *group in zip(ids, completions, scored)]
+    return groups, (sampler.drafted, sampler.accepted)
 
 
 def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
-    """Samples until there are cfg.prompts groups. -> the groups to train on and all that were sampled, each [P][G], the same on every
-    rank. With dynamic_sampling groups without variance are replaced while attempts last; then the first of them fill up."""
-    every, groups = [], []
+    """Samples until there are cfg.prompts groups. -> the groups to train on and all that were sampled, each [P][G], and the drafts' counts
+    [2], the same on every rank. With dynamic_sampling groups without variance are replaced while attempts last; then the first of them
+    fill up."""
+    every, groups, drafts = [], [], torch.zeros(2)
     for _ in range(1 + cfg.dynamic_sampling):
         chosen = list(enumerate(islice(order, cfg.prompts - len(groups)), len(every)))
         mine = chosen[rank::world]
         with Unsharded(model):
-            new = rollout(cfg, model, tokenizer, [files[f][r] for _, (f, r) in mine], [i for i, _ in mine], step, device)
+            new, counts = rollout(cfg, model, tokenizer, [files[f][r] for _, (f, r) in mine], [i for i, _ in mine], step, device)
+        drafts += total(torch.tensor(counts), device).cpu()
         if world > 1:
             shares = [None] * world
             dist.all_gather_object(shares, new)
@@ -304,9 +325,9 @@ def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
         varies = advantages(torch.tensor([[s.score['total'] for s in group] for group in every]), 'none')[1].tolist()
         groups = [group for group, v in zip(every, varies) if v or not cfg.dynamic_sampling]
         if len(groups) == cfg.prompts:
-            return groups, every
+            return groups, every, drafts
     flat = [group for group, v in zip(every, varies) if not v]
-    return groups + flat[:cfg.prompts - len(groups)], every
+    return groups + flat[:cfg.prompts - len(groups)], every, drafts
 
 
 def warnings_of(n, first):
@@ -385,7 +406,7 @@ def main(cfg):
     while step < cfg.steps and not (cfg.max_flops and flops >= cfg.max_flops):
         # rollout
         start = time.time()
-        groups, every = collect(cfg, model, tokenizer, files, order, step, device, rank, world)
+        groups, every, drafts = collect(cfg, model, tokenizer, files, order, step, device, rank, world)
         drawn += len(every)
         sampling, start = timed(start), time.time()
         samples = [s for group in groups for s in group]
@@ -420,7 +441,7 @@ def main(cfg):
         A_N = torch.cat([A.flatten(), torch.zeros(1)]).to(device)
 
         # updates
-        stats, worst = torch.zeros(9, dtype=torch.float64, device=device), torch.zeros(2, dtype=torch.float64, device=device)
+        stats, worst = torch.zeros(10, dtype=torch.float64, device=device), torch.zeros(2, dtype=torch.float64, device=device)
         counts, norms, skipped = torch.zeros(moe, E or 0, dtype=torch.int64, device=device), [], 0
         for u, parts in enumerate(updates):
             loss_sum = torch.zeros((), device=device)
@@ -432,7 +453,7 @@ def main(cfg):
                 loss_sum += (loss + kl_loss).detach()
                 low, high, kl, rho, off = (x.detach()[real] for x in told)
                 stats += torch.stack([real.sum(), entropy[real].sum(), low.sum(), high.sum(), kl.sum(), rho.sum(), off.abs().sum(),
-                                      (off.exp() - 1 - off).sum(), loss.detach()])
+                                      (off.exp() - 1 - off).sum(), loss.detach(), part['real'].sum()])
                 if real.any():
                     worst = torch.maximum(worst, torch.stack([rho.max(), off.abs().max()]))
                 if moe:
@@ -463,8 +484,7 @@ def main(cfg):
         stats = total(stats, device).tolist()
         n = max(1.0, stats[0])
         forwards = 1 + (1 - 1 / cfg.updates) / 3 + (reference is not None) / 3
-        spent = [2.0 * active * (sampled + prompt_tokens), 6.0 * active * trained * forwards]
-        flops += sum(spent)
+        flops += 2.0 * active * (sampled + prompt_tokens) + 6.0 * active * trained * forwards   # a prompt counts for each completion
         peak = 1e12 * peak_tflops(cfg, device) * world
         numbers = {
             'step': step, 'reward': mean([s['total'] for s in scores]), 'length': sampled / count, 'right': mean(right),
@@ -478,8 +498,11 @@ def main(cfg):
             'sampled_groups': len(every), 'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()),
             'seconds': seconds + time.time() - began, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg),
             'tokens_per_second': sampled / (sampling + training), 'memory_gib': peak_memory(device)}
+        if drafts[0]:
+            numbers['mtp_acceptance'] = (drafts[1] / drafts[0]).item()
         if peak:
-            numbers.update(mfu=sum(spent) / (sampling + training) / peak, mfu_training=spent[1] / training / peak)
+            done = 6.0 * active * stats[9] * forwards                                   # tokens that were computed
+            numbers.update(mfu=(2.0 * active * (sampled + prompt_tokens) + done) / (sampling + training) / peak, mfu_training=done / training / peak)
         if moe:
             numbers['expert_max_load'] = (counts.amax(1) / counts.float().mean(1).clamp(min=1e-9)).mean().item()
             numbers.update(router_bias(model))

@@ -248,7 +248,7 @@ def test_rows_hold_prompt_and_completion_with_its_stop_token_and_nothing_else():
     out = tensors([sample([1, 2, 3], [10, 11, 9], [-1.0, -2.0, -3.0], number=7), sample([4], [12], [-4.0], number=5)], CPU)
     assert out['input_ids'].tolist() == [[1, 2, 3, 10, 11], [4, 0, 0, 0, 0]]                # the last token of each is never an input
     assert out['labels'].tolist() == [[-100, -100, 10, 11, 9], [12, -100, -100, -100, -100]]
-    assert out['real'].tolist() == [[True] * 5, [True] + [False] * 4]
+    assert out['real'].view(2, 5).tolist() == [[True] * 5, [True] + [False] * 4] and out['prefix'] is None
     assert out['sampled'].tolist() == [-1, -2, -3, -4] and out['number'].tolist() == [7, 5]
     assert out['routes'] is None
 
@@ -283,12 +283,34 @@ def test_padding_and_neighbours_change_no_log_prob_and_no_gradient():
     logp.sum().backward()
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    together['input_ids'][~together['real']] = 29                                           # what the padding holds is nobody's business
+    together['input_ids'][~together['real'].view(3, -1)] = 29                                           # what the padding holds is nobody's business
     other = grpo.forward(model, together, cfg, CPU)[0]
     other.sum().backward()
     assert torch.equal(other, logp)
     for name, g in got.items():
         assert torch.allclose(g, model.get_parameter(name).grad, atol=1e-6), name
+
+
+@pytest.mark.parametrize('shape', [TINY, dict(model_type='qwen3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, num_attention_heads=4,
+                                                num_key_value_heads=2, head_dim=8, max_position_embeddings=96)], ids=['mla', 'gqa'])
+def test_a_prompt_computed_once_for_its_group_gives_the_same(shape):
+    torch.manual_seed(3)
+    moe = dict(n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=1) if 'deepseek' in shape['model_type'] else {}
+    model, cfg = Transformer(ModelConfig(vocab_size=30, initializer_range=0.3, **moe, **shape)), Config()
+    prompts = [[1], [4, 5, 6, 7, 8, 9, 3, 2, 1, 4, 6], [9, 8, 7, 6, 5, 4, 3]]
+    samples = [sample(prompts[i % 3], torch.randint(3, 30, (1 + i % 4,)).tolist(), number=i) for i in range(12)]
+    results = []
+    for share in (True, False):
+        part, routes = tensors(samples, CPU, share), [] if moe else None
+        assert (part['prefix'] is not None) == share and part['real'].sum() == (sum(map(len, prompts)) - 3 + sum(len(s.tokens) for s in samples) if share
+                                                                                else sum(map(len, samples)))
+        logp, H = grpo.forward(model, part, cfg, CPU, routes)
+        (logp * torch.linspace(0, 1, len(logp))).sum().backward()
+        results.append((logp, H, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+        model.zero_grad()
+    (a, Ha, ga), (b, Hb, gb) = results
+    assert torch.allclose(a, b, atol=1e-5) and torch.allclose(Ha, Hb, atol=1e-5)
+    assert all(torch.allclose(g, gb[name], atol=1e-5 + 1e-4 * g.abs().max()) for name, g in ga.items())
 
 
 def test_temperature_is_inside_the_log_probs_and_the_stop_token_has_one():
@@ -343,23 +365,36 @@ def test_gradient_of_a_step_equals_the_formula_one_completion_at_a_time():
             assert torch.allclose(got[name], p.grad, atol=2e-5 + 1e-3 * p.grad.abs().max()), name
 
 
-def test_replayed_routes_are_those_the_forward_takes():
+@pytest.mark.slow
+def test_memory_of_the_log_probs_grows_with_the_chunk_and_not_with_tokens_times_vocabulary():
+    pytest.importorskip('resource')
+    from bench import log_prob_memory
+    naive, small, large = (log_prob_memory(N, 65536, 16, chunk) for N, chunk in ((2048, 0), (1024, 64), (2048, 64)))
+    assert naive > 2048 * 65536 * 4 * 2 / 2**30                                             # logits and their gradient: 1 GiB
+    assert max(small, large) < 0.15 and abs(large - small) < 0.05                           # 64 x 65536 logits are 16 MiB
+
+
+@pytest.mark.parametrize('share', [True, False])
+def test_replayed_routes_are_those_the_forward_takes(share):
     torch.manual_seed(0)
     model = Transformer(ModelConfig(vocab_size=30, initializer_range=0.3, n_routed_experts=8, num_experts_per_tok=2, first_k_dense_replace=0, **TINY))
-    samples = [sample([1, 2], [3, 4, 5, 6], number=0), sample([7], [8, 9], number=1)]
-    plain = []
-    logp, _ = grpo.forward(model, tensors(samples, CPU), Config(), CPU, plain)
-    flipped = [(chosen.view(2, 5, 2) + 1) % 8 for _, chosen in plain]
-    for s, row in zip(samples, range(2)):
-        s.routes = [layer[row, :len(s)] for layer in flipped]
+    samples = [sample([1, 2, 5, 6, 7], [3, 4, 5, 6], number=0), sample([7], [8, 9], number=1), sample([1, 2, 5, 6, 7], [9], number=2)]
+    for s in samples:  # each alone, as a sampler would
+        plain = []
+        grpo.forward(model, tensors([s], CPU), Config(), CPU, plain)
+        s.routes = torch.stack([chosen for _, chosen in plain], 1).short()
+    part, taken = tensors(samples, CPU, share), []
+    assert (part['prefix'] is not None) == share
+    logp, _ = grpo.forward(model, part, Config(), CPU, taken)
+    assert all(torch.equal(chosen[part['real']], layer[part['real']]) for (_, chosen), layer in zip(taken, part['routes']))
+    free = grpo.forward(model, {**part, 'routes': None}, Config(), CPU)[0]
+    assert torch.allclose(logp, free, atol=1e-5)                                            # those it would have taken
+    for s in samples:
+        s.routes = (s.routes + 1) % 8
     taken = []
-    other, _ = grpo.forward(model, tensors(samples, CPU), Config(), CPU, taken)
-    real = tensors(samples, CPU)['real'].flatten()
-    assert all(torch.equal(chosen[real], layer.flatten(0, 1)[real]) for (_, chosen), layer in zip(taken, flipped))
+    other, _ = grpo.forward(model, tensors(samples, CPU, share), Config(), CPU, taken)
     assert not torch.allclose(logp, other, atol=1e-3)
-    for s, row in zip(samples, range(2)):
-        s.routes = [chosen.view(2, 5, 2)[row, :len(s)] for _, chosen in plain]
-    assert torch.allclose(grpo.forward(model, tensors(samples, CPU), Config(), CPU)[0], logp, atol=1e-6)
+    assert all(torch.equal(chosen[part['real']], (layer[part['real']] + 1) % 8) for (_, chosen), layer in zip(taken, part['routes']))
 
 
 def test_problems_take_turns_and_every_epoch_is_a_new_order():
@@ -410,7 +445,7 @@ def test_sampler_and_trainer_agree_and_the_first_ratio_is_exactly_one(toy, tmp_p
 def test_a_stored_rollout_scores_alike_in_sampler_and_trainer(toy):
     model, tokenizer = grpo.load_model(config(toy, 'unused'), CPU)
     cfg = config(toy, 'unused', temperature=0.6, max_new_tokens=30)
-    groups = grpo.rollout(cfg, model, tokenizer, grpo.read_rows(toy / 'rl.jsonl', require=('prompt', 'task')), list(range(8)), 3, CPU)
+    groups, _ = grpo.rollout(cfg, model, tokenizer, grpo.read_rows(toy / 'rl.jsonl', require=('prompt', 'task')), list(range(8)), 3, CPU)
     samples = [s for group in groups for s in group]
     assert any(s.score['finished'] for s in samples) and any(not s.score['finished'] for s in samples)
     for s in samples:
@@ -420,6 +455,13 @@ def test_a_stored_rollout_scores_alike_in_sampler_and_trainer(toy):
         logp = grpo.forward(model, part, cfg, CPU)[0]
         assert (logp - part['sampled']).abs().max() < 1e-4
         assert (grpo.forward(model, part, config(toy, 'unused'), CPU)[0] - part['sampled']).abs().max() > 0.05     # the temperature matters
+
+
+def test_bfloat16_keeps_the_ratio_exact_and_weighs_the_mismatch(toy, tmp_path):
+    grpo.main(config(toy, tmp_path / 'a', dtype='bfloat16', tis=2.0, steps=2))
+    lines = metrics(tmp_path / 'a')
+    assert all(line['ratio'] == line['ratio_max'] == 1 for line in lines)
+    assert all(1e-4 < line['mismatch_max'] < 0.5 and 0 <= line['mismatch_kl'] < 0.01 and line['mismatch'] <= line['mismatch_max'] for line in lines)
 
 
 @pytest.mark.parametrize('changes', [{}, {'kl_coef': 0.1, 'reference_every': 3, 'updates': 2},
@@ -446,11 +488,11 @@ def test_a_resumed_run_refuses_other_problems(toy, tmp_path, monkeypatch):
 
 def test_dynamic_sampling_trains_on_groups_that_vary(toy, tmp_path):
     grpo.main(config(toy, tmp_path / 'plain', rewards={'half': 1.0}, steps=3))
-    grpo.main(config(toy, tmp_path / 'dynamic', rewards={'half': 1.0}, steps=3, dynamic_sampling=6))
+    grpo.main(config(toy, tmp_path / 'dynamic', rewards={'half': 1.0}, steps=3, dynamic_sampling=40))
     plain, dynamic = metrics(tmp_path / 'plain'), metrics(tmp_path / 'dynamic')
     assert all(line['sampled_groups'] == 4 for line in plain) and all(line['sampled_groups'] > 4 for line in dynamic)
     assert all(line['advantage_std'] == pytest.approx(1.0, abs=1e-5) for line in dynamic)    # every group varies
-    assert all(line['advantage_std'] < 0.9 for line in plain) and all(0.3 < line['zero_variance'] < 0.8 for line in dynamic)
+    assert all(line['advantage_std'] < 0.9 for line in plain) and all(line['zero_variance'] > 0.2 for line in dynamic)
     grpo.main(config(toy, tmp_path / 'hopeless', rewards={'countdown': 0.0}, steps=1, dynamic_sampling=2))
     assert metrics(tmp_path / 'hopeless')[0]['sampled_groups'] == 12                         # attempts end
 
