@@ -464,6 +464,22 @@ def test_bfloat16_keeps_the_ratio_exact_and_weighs_the_mismatch(toy, tmp_path):
     assert all(1e-4 < line['mismatch_max'] < 0.5 and 0 <= line['mismatch_kl'] < 0.01 and line['mismatch'] <= line['mismatch_max'] for line in lines)
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_the_samplers_routes_are_replayed(toy, tmp_path, dtype, monkeypatch):
+    tokenizer = grpo.load_model(config(toy, 'unused'), CPU)[1]
+    shape = dict(n_routed_experts=8, num_experts_per_tok=2, first_k_dense_replace=0, num_nextn_predict_layers=1, initializer_range=0.1, **TINY)
+    Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, **shape)).save_pretrained(tmp_path / 'm')
+    tokenizer.save_pretrained(tmp_path / 'm')
+    seen, true = [], grpo.forward
+    monkeypatch.setattr(grpo, 'forward', lambda model, part, *args: seen.append((part['routes'], part['real'], args[-1])) or true(model, part, *args))
+    grpo.main(config(toy, tmp_path / 'a', init_from=str(tmp_path / 'm'), replay_routes=True, steps=2, dtype=dtype))
+    lines = metrics(tmp_path / 'a')
+    assert all(line['mismatch_max'] < (1e-4 if dtype == 'float32' else 0.5) for line in lines) and len(seen) >= 2
+    for replay, real, taken in seen:                                                         # and not chosen anew
+        assert len(replay) == len(taken) == 2 and all(torch.equal(a[real], b[real]) for a, (_, b) in zip(replay, taken))
+    assert all(line['expert_max_load'] >= 1 and line['router_bias_max'] == 0 for line in lines)
+
+
 @pytest.mark.parametrize('changes', [{}, {'kl_coef': 0.1, 'reference_every': 3, 'updates': 2},
                                      {'rewards': {'half': 1.0}, 'dynamic_sampling': 2, 'kl_coef': 0.1, 'kl': 'k1'}])
 def test_a_stopped_run_goes_on_to_the_same_bits(toy, tmp_path, changes, monkeypatch):
