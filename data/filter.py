@@ -41,6 +41,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 from configurator import configure  # noqa: E402
 from data import source  # noqa: E402
+from pool import Died, Pool  # noqa: E402
 from rewards import accuracy_reward, language_reward  # noqa: E402
 
 
@@ -56,6 +57,7 @@ class Config:
     min_pass: float = 0.0                                # least and
     max_pass: float = 1.0                                # largest share of samples that were right
     verify: float = 0.0                                  # least accuracy reward of the response; 0: responses are not graded
+    workers: int = 0                                     # processes that grade; 0: this one
     ngram: int = 8                                       # words that may not be shared with an evaluation set
     exact: bool = True                                   # drop exact duplicates
     near: float = 0.0                                    # drop near duplicates from this similarity, e.g. 0.8; 0: keep them
@@ -323,15 +325,26 @@ def reason_to_drop(cfg: Config, row: dict, question: str, response: str, evaluat
         return 'pass rate outside the band'
     if evaluation.contaminated(question):
         return 'contaminated'
-    if cfg.verify > 0:
-        if not response:
-            raise ValueError('nothing to verify: no assistant message at the end')
-        try:
-            if accuracy_reward(response, row) < cfg.verify:
-                return 'wrong'
-        except KeyError as error:
-            raise ValueError(f'cannot be verified: {error.args[0]} (the row needs "task" and what its reward reads)') from error
     return None
+
+
+def graded(cfg: Config, samples: list, pool: Pool | None) -> list[str | None]:
+    """[(where, row, response)] -> for each a reason to drop it, or None. ValueError names a row that cannot be graded at all."""
+    def here(response, row):
+        try:
+            return accuracy_reward(response, row)
+        except (KeyError, ValueError) as error:
+            return error
+    asked = [(response, row) for _, row, response in samples]
+    values = pool.map('rewards', 'accuracy_reward', asked) if pool else [here(*sample) for sample in asked]
+    for (where, _, response), value in zip(samples, values):
+        if not response:
+            raise ValueError(f'{where}: nothing to verify: no assistant message at the end')
+        if isinstance(value, (KeyError, ValueError)):
+            raise ValueError(f'{where}: cannot be verified: {value.args[0] if value.args else value} (the row needs "task" and what its reward reads)')
+        if isinstance(value, Exception) and not isinstance(value, (TimeoutError, Died)):
+            raise value
+    return ['grading took too long or died' if isinstance(v, Exception) else 'wrong' if v < cfg.verify else None for v in values]
 
 
 def main(cfg: Config) -> dict:
@@ -342,17 +355,32 @@ def main(cfg: Config) -> dict:
     evaluation = Evaluation(cfg.against, cfg.ngram)
     pick = lambda row: texts_of(row)[:1 if cfg.by == 'prompt' else 2]  # noqa: E731
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.filter-', dir=out.parent) as folder:
-        survivors = Survivors(folder, cfg.near > 0)
-        try:
-            def keep(row):
-                question, response = texts_of(row)
-                reason = reason_to_drop(cfg, row, question, response, evaluation)
+    with tempfile.TemporaryDirectory(prefix='.filter-', dir=out.parent) as folder, Pool(cfg.workers if cfg.verify else 0, 120.0) as pool:
+        survivors, batch = Survivors(folder, cfg.near > 0), []
+
+        def flush():
+            for (_, row, _), reason in zip(batch, graded(cfg, batch, pool if cfg.workers else None) if cfg.verify else [None] * len(batch)):
                 if reason:
-                    raise source.Skip(reason)
-                survivors.add(row, pick(row))
-            for _ in source.convert([(path, path) for path in cfg.data], keep, dropped):
-                pass
+                    dropped[reason] += 1
+                else:
+                    survivors.add(row, pick(row))
+            batch.clear()
+
+        try:
+            for where, row in source.read([(path, path) for path in cfg.data]):
+                dropped['rows in'] += 1
+                try:
+                    question, response = texts_of(row)
+                    reason = reason_to_drop(cfg, row, question, response, evaluation)
+                except ValueError as error:
+                    raise ValueError(f'{where}: {error}') from error
+                if reason:
+                    dropped[reason] += 1
+                else:
+                    batch.append((where, row, response))
+                if len(batch) == 256:
+                    flush()
+            flush()
             gone = survivors.duplicates(cfg.exact, cfg.near, pick)
             survivors.write(out, gone)
         finally:
@@ -385,5 +413,5 @@ def main(cfg: Config) -> dict:
 if __name__ == '__main__':
     try:
         main(configure(Config, sys.argv[1:]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:   # RuntimeError: programs cannot be contained here
         sys.exit('filter.py: ' + ' '.join(str(error).split()))

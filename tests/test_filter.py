@@ -201,6 +201,15 @@ def test_verified_by_reward(tmp_path):
             run(tmp_path, [rows[0], bad], verify=1)
 
 
+def test_verified_in_processes(tmp_path):
+    rows = [{'messages': [{'role': 'user', 'content': f'What is {i}?'}, {'role': 'assistant', 'content': f'<think>x</think>\\boxed{{{i % 7}}}'}],
+             'task': 'math', 'answer': str(i)} for i in range(600)]
+    numbers, kept = run(tmp_path, rows, verify=1, workers=2)
+    assert kept == rows[:7] and numbers['dropped'] == {'wrong': 593}
+    with pytest.raises(ValueError, match="in.jsonl:301: cannot be verified: unknown task 'x'"):
+        run(tmp_path, [*rows[:300], {**rows[0], 'task': 'x'}, *rows[300:]], verify=1, workers=2)
+
+
 def test_each_row_counts_once_at_the_first_check(tmp_path):
     rng = random.Random(6)
     text = words(rng, 20)

@@ -164,5 +164,5 @@ def main(cfg: Config):
 if __name__ == '__main__':
     try:
         main(configure(Config, sys.argv[1:]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:   # RuntimeError: programs cannot be contained here
         sys.exit('prepare.py: ' + ' '.join(str(error).split()))
