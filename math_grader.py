@@ -644,7 +644,8 @@ def _same_equation(g, p, clock):
         sides, other = (g[2], p) if g[0] == 'eq' else (p[2], g)
         return all(_same(other, side, clock) for side in sides)
     if g[1] == p[1] and all(_same(g[2][-1], side, clock) for side in p[2][:None if g[1] else 0] + p[2][-1:]):
-        return bool(g[1]) or _same(g[2][0], p[2][0], clock)
+        if g[1] or _same(g[2][0], p[2][0], clock):
+            return True
     try:
         return len(g[2]) + bool(g[1]) == len(p[2]) + bool(p[1]) == 2 and _proportional(g[3], p[3], clock) != 0
     except (ValueError, ArithmeticError):

@@ -200,6 +200,10 @@ DIFFERENT = [
 
 # Pairs of the kinds that the tests of public graders hold, one a line.
 MORE_SAME = r'''
+3x-4y+1=0 | -3x+4y-1=0
+x-1=0 | 1-x=0
+x^2-y^2=0 | (x-y)(x+y)=0
+x-y-1=0 | 2y-2x+2=0
 \{x : x > 1\} | (1,\infty)
 [0, 1[ | [0,1)
 ]0, 1] | (0,1]
@@ -444,6 +448,10 @@ n=4k+1 | n = 4k + 1
 '''
 
 MORE_DIFFERENT = r'''
+3x-4y+1=0 | 3x-4y-1=0
+x-1=0 | x+1=0
+x-y=0 | x^2-y^2=0
+x-1=0 | 0=0
 25^\circ\text{C} | 25^\circ\text{F}
 ]0,1[ | [0,1]
 0.333... | 0.333
