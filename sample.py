@@ -1,18 +1,16 @@
 """
-Sampling: a batched KV-cache engine on the trainer's own weights, evaluation, sample files, chat.
+Evaluation, test-time compute, sample files, chat. The sampler itself is in decode.py.
 
     python sample.py config/r1/eval.py --checkpoint=out/r1/final           # pass@1, greedy, pass@k, maj@k with intervals
-    python sample.py --checkpoint=out/r1/zero --data="['data/countdown/rl.jsonl']" --out=samples.jsonl   # samples, rewards
+    python sample.py config/eval_gsm8k.py config/eval_deepseek.py --checkpoint=<folder> --out=out/gsm8k.jsonl
+    python sample.py --checkpoint=out/r1/zero --data="['data/countdown/rl.jsonl']" --out=samples.jsonl --keep="{'accuracy': 1}"
+    torchrun --nproc_per_node=8 sample.py ...                              # one share of the problems and one file a rank
     python sample.py --checkpoint=out/r1/final --chat=True
 
-`Sampler.generate` runs a queue of (prompt, sample) requests over a fixed number of slots. A prompt is computed once and its
-cache entries copied to the slots of its n samples; a finished slot takes the next request, and when the queue is empty the
-batch shrinks to the rows still running. MLA models cache the latent and the rope key only and decode absorbed (model.py).
+With `out`, finished problems are noted in OUT.partial while sampling goes on: the same command goes on from there after a stop, to the
+same samples. With `keep` only samples that pass its filters are written, as rows for SFT (rejection sampling).
 
-Every sample is a function of (seed, prompt number, sample number) and the weights: the uniform number behind each token is a
-hash of (seed, prompt, sample, position), so the batch size, the slots and the other requests change nothing but rounding.
-
-Left out: paged caches (all requests are known at the start), servers, beam search.
+Test-time compute: a majority vote (maj@k), the best of n by a reward (best_of), and budget forcing (think_budget, think_at_least).
 """
 
 import json
@@ -23,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 import rewards
@@ -30,7 +29,7 @@ from configurator import configure
 from data import teacher
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
-from decode import Sampler
+from decode import Completion, Sampler
 from model import Transformer
 
 
@@ -43,10 +42,19 @@ class Config:
     greedy: bool = True                    # evaluate the greedy answer too
     temperature: float = 1.0               # of the n samples
     top_p: float = 1.0                     # nucleus of the n samples; 1.0: everything
+    top_k: int = 0                         # only the so many most probable tokens; 0: all
+    min_p: float = 0.0                     # only tokens of at least this share of the most probable one's probability
     max_new_tokens: int = 192              # longest completion, the stop token included
+    stop: list = field(default_factory=list)  # texts that end a completion, besides the stop tokens
+    think_budget: int = 0                  # cut the thinking after so many tokens and have it answer; 0: no limit
+    think_at_least: int = 0                # keep it thinking up to so many tokens: an earlier end is replaced by `wait`
+    think_end: str = '</think>'            # the text that ends the thinking
+    wait: str = 'Wait'                     # the text that keeps it going
+    best_of: dict = field(default_factory=dict)  # report the best of n by these rewards and weights, e.g. {'preference': 1.0}
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
     seed: int = 1                          # of the sampling noise
     slots: int = 256                       # rows decoded at once
+    speculate: int | None = None           # most rows for which an MTP layer drafts; None: where it pays; 0: never
     threads: int = 2                       # CPU threads
     device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
     dtype: str = 'float32'                 # of the weights: 'float32' or 'bfloat16'
@@ -54,9 +62,11 @@ class Config:
     preference: dict = field(default_factory=dict)  # reward models of the reward 'preference', {name: folder}
     unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
     reward_workers: int = -1               # processes that grade; -1: one a core where programs are run, else none
-    out: str | None = None                 # write every sample with its rewards to this JSONL file
+    out: str | None = None                 # write every sample with its rewards to this JSONL file (several ranks: one each)
     summary: str | None = None             # write the numbers to this JSON file
     keep: dict = field(default_factory=dict)  # write only samples with rewards at least these, e.g. {'accuracy': 1, 'format': 1}
+    keep_length: list = field(default_factory=list)     # of [shortest, longest] tokens
+    keep_pass_rate: list = field(default_factory=list)  # of problems of which [least, most] of the samples are right, e.g. [0.1, 0.9]
     keep_per_prompt: int = 0               # of those, at most so many different ones a problem; 0: all
     keep_rows: int = 0                     # and at most so many in all; 0: all
     chat: bool = False                     # talk to the checkpoint instead
@@ -105,6 +115,13 @@ def mean_ci(values):
     return x.mean().item(), [max(0.0, x.mean().item() - half), min(1.0, x.mean().item() + half)]
 
 
+def bootstrap(values, draws=2000):
+    """-> [low, high]: the 95% interval of the mean when the problems are drawn again with replacement"""
+    x = torch.tensor(values, dtype=torch.float64)
+    means = x[torch.randint(len(x), (draws, len(x)), generator=torch.Generator().manual_seed(0))].mean(1)
+    return means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+
+
 def pass_at_k(n, right, k):
     """Unbiased estimate from n samples of which `right` are: 1 - C(n - right, k) / C(n, k)."""
     if n - right < k:
@@ -122,7 +139,7 @@ def majority(samples):
 
 
 def statistics(scored):
-    """-> dict of numbers over the scored samples of all problems; pass1_ci and maj_ci are 95% intervals over problems"""
+    """-> dict of numbers over the scored samples of all problems. Intervals are of 95% over problems, those of majorities by bootstrap."""
     n = len(scored[0])
     right = [[s['rewards']['accuracy'] >= 1 for s in samples] for samples in scored]
     every = [s for samples in scored for s in samples]
@@ -133,38 +150,162 @@ def statistics(scored):
     right_lengths = [s['length'] for s in every if s['rewards']['accuracy'] >= 1]
     wrong_lengths = [s['length'] for s in every if s['rewards']['accuracy'] < 1]
     out.update(length_right=average(right_lengths), length_wrong=average(wrong_lengths), mixing=average([s['mixed'] for s in every]))
+    lengths = sorted(s['length'] for s in every)
+    out.update({f'length_p{q}': lengths[min(len(lengths) - 1, len(lengths) * q // 100)] for q in (10, 50, 90)}, length_max=lengths[-1],
+               truncated_right=average([not s['finished'] for s in every if s['rewards']['accuracy'] >= 1]),
+               truncated_wrong=average([not s['finished'] for s in every if s['rewards']['accuracy'] < 1]))
     out.update({name: average([s['rewards'][name] for s in every]) for name in every[0]['rewards'] if name != 'accuracy'})
     k = 2
     while k <= n:
         out[f'pass{k}'] = average([pass_at_k(n, sum(r), k) for r in right])
-        out[f'maj{k}'], out[f'maj{k}_ci'] = mean_ci([majority(samples[:k]) for samples in scored])
+        votes = [majority(samples[:k]) for samples in scored]
+        out[f'maj{k}'], out[f'maj{k}_ci'] = average(votes), bootstrap(votes)
         k *= 2
     return out
 
 
+def best_of(scored, weights):
+    """-> accuracy of each problem's sample of the highest weighted reward, the first of equals"""
+    value = lambda s: sum(w * s['rewards'][name] for name, w in weights.items())  # noqa: E731
+    return [max(samples, key=value)['rewards']['accuracy'] for samples in scored]
+
+
 def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_tokens=192, seed=1, greedy=True, prefill='', slots=256,
-             weights=None, progress=False):
-    """-> (numbers, scored samples). Greedy accuracy is under "greedy" with its interval."""
-    weights = weights or {'accuracy': 1.0, 'format': 1.0, 'language': 1.0}
-    sampler = Sampler(model, tokenizer.stop_ids, slots)
+             weights=None, progress=False, top_k=0, min_p=0.0, stop=(), speculate=None, best=None, think=None, partial=None, numbers=None):
+    """-> (numbers, scored samples). Greedy accuracy is under "greedy" with its interval. best: weights of rewards to choose the best of n
+    by. think: keywords of `forced`, for budget forcing. partial: a Partial that knows samples of an earlier run and takes new ones.
+    numbers: which problems of the seed's noise the rows are (default: their places)."""
+    weights = {**dict.fromkeys(best or (), 0.0), **(weights or {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})}
+    sampler = Sampler(model, tokenizer.stop_ids, slots, stop_strings=stop, tokenizer=tokenizer, speculate=speculate)
     ids, rows = encode_prompts(tokenizer, rows, prefill)
+    numbers = list(range(len(rows))) if numbers is None else numbers
     bar = tqdm(total=len(ids) * (n + greedy), desc='sampling', disable=not progress, leave=False)
-    completions = sampler.generate(ids, n, max_new_tokens, temperature, top_p, seed, progress=bar)
-    scored = score(tokenizer, rows, completions, weights)
-    numbers = statistics(scored)
+
+    def draw(kind, n, temperature, **how):
+        completions = [partial.get(kind, number) if partial else None for number in numbers]
+        left = [i for i, c in enumerate(completions) if c is None]
+        bar.update(n * (len(ids) - len(left)))
+        if left:
+            note = (lambda i, s, c: partial.add(kind, numbers[left[i]], s, n, c)) if partial else None  # noqa: E731
+            sample = sampler.generate if think is None else lambda *a, **k: forced(sampler, tokenizer, *a, **think, **k)
+            new = sample([ids[i] for i in left], n, max_new_tokens, temperature, seed=seed, keys=[numbers[i] for i in left], progress=bar,
+                         on_done=note, **how)
+            for i, c in zip(left, new):
+                completions[i] = c
+        return score(tokenizer, rows, completions, weights)
+
+    scored = draw('samples', n, temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    out = statistics(scored)
+    if best:
+        values = best_of(scored, best)
+        out[f'best_of{n}'], out[f'best_of{n}_ci'] = sum(values) / len(values), bootstrap(values)
     if greedy:
-        best = score(tokenizer, rows, sampler.generate(ids, 1, max_new_tokens, 0.0, progress=bar), weights)
-        numbers['greedy'], numbers['greedy_ci'] = mean_ci([s['rewards']['accuracy'] for s, in best])
+        out['greedy'], out['greedy_ci'] = mean_ci([s['rewards']['accuracy'] for s, in draw('greedy', 1, 0.0)])
+    if sampler.drafted:
+        out['drafts_accepted'] = sampler.accepted / sampler.drafted
     bar.close()
-    return numbers, scored
+    return out, scored
+
+
+def forced(sampler, tokenizer, prompts, n, max_new_tokens, temperature, seed=0, keys=None, progress=None, on_done=None, think_budget=0,
+           think_at_least=0, think_end='</think>', wait='Wait', **how):
+    """Budget forcing (s1, arXiv 2501.19393): completions whose thinking is cut at `think_budget` tokens (by writing `think_end`) or
+    goes on, with `wait` written in place of an earlier end, until it has `think_at_least`. As Sampler.generate; what was written for
+    the model counts as its tokens, with log-prob 0."""
+    keys = range(len(prompts)) if keys is None else keys
+    budget, end, go_on = think_budget or max_new_tokens, tokenizer.encode(think_end), tokenizer.encode(wait)
+    drafts = [[[] for _ in range(n)] for _ in prompts]                   # [(token, log-prob)] of each sample
+    state = {(p, s): 'thinking' for p in range(len(prompts)) for s in range(n)}
+
+    def more(which, limit, turn, stop):
+        """Goes on with some samples; each is a prompt of its own with noise of its own."""
+        which = [ps for ps in which if limit(ps) > 0]
+        plain, sampler.stop_strings = sampler.stop_strings, sampler.stop_strings + stop
+        try:
+            got = sampler.generate([prompts[p] + [t for t, _ in drafts[p][s]] for p, s in which], 1, [limit(ps) for ps in which], temperature,
+                                   seed=seed + 7919 * turn, keys=[keys[p] * 1_000_003 + s for p, s in which], **how) if which else []
+        finally:
+            sampler.stop_strings = plain
+        for (p, s), (c,) in zip(which, got):
+            drafts[p][s] += zip(c.tokens, c.logprobs)
+            state[p, s] = c
+        return which
+
+    used = lambda ps: len(drafts[ps[0]][ps[1]])  # noqa: E731
+    turn, ended = 0, {}
+    while thinking := [ps for ps in state if state[ps] == 'thinking']:
+        went = more(thinking, lambda ps: min(budget, max_new_tokens) - used(ps), turn, [think_end])
+        turn += 1
+        for ps in thinking:
+            p, s = ps
+            text = tokenizer.decode([t for t, _ in drafts[p][s] if t not in tokenizer.stop_ids])
+            if ps in went and state[ps].finished and think_end not in text and used(ps) >= think_at_least:
+                ended[ps] = True                                         # it stopped without closing its thinking
+            elif ps in went and state[ps].finished and used(ps) < think_at_least:
+                while drafts[p][s] and (drafts[p][s][-1][0] in tokenizer.stop_ids or think_end in tokenizer.decode([t for t, _ in drafts[p][s]])):
+                    drafts[p][s].pop()
+                drafts[p][s] += [(t, 0.0) for t in go_on]
+                state[ps] = 'thinking'
+                continue
+            elif think_end not in text:
+                drafts[p][s] += [(t, 0.0) for t in end]
+            state[ps] = 'answering'
+    answering = [ps for ps in state if ps not in ended]
+    answered = more(answering, lambda ps: max_new_tokens - used(ps), turn, [])
+    out = [[None] * n for _ in prompts]
+    for (p, s), last in state.items():
+        tokens, logps = (list(column) for column in zip(*drafts[p][s]))
+        out[p][s] = Completion(tokens, logps, (p, s) in ended or ((p, s) in answered and last.finished))
+        if on_done:
+            on_done(p, s, out[p][s])
+        if progress is not None:
+            progress.update()
+    return out
+
+
+class Partial:
+    """Finished samples of a run under way, a line a problem, in a file that begins with the settings that they depend on: a run with
+    other settings starts anew."""
+
+    def __init__(self, path, settings):
+        self.path, self.known, self.waiting, settings = Path(path), {}, {}, json.dumps(settings, sort_keys=True)
+        lines = self.path.read_text(encoding='utf-8').split('\n')[:-1] if self.path.exists() else []   # the last is cut short or empty
+        if lines and lines[0] != settings:
+            print(f'{path} was begun with other settings and is begun anew', file=sys.stderr)
+            lines = []
+        for line in lines[1:]:
+            kind, number, samples = json.loads(line)
+            self.known[kind, number] = [Completion(tokens, [], finished) for tokens, finished in samples]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(''.join(line + '\n' for line in lines or [settings]), encoding='utf-8')
+        self.file = open(self.path, 'a', encoding='utf-8')
+
+    def get(self, kind, number):
+        return self.known.get((kind, number))
+
+    def add(self, kind, number, sample, n, completion):
+        """Writes the problem when its n samples are there."""
+        mine = self.waiting.setdefault((kind, number), {})
+        mine[sample] = completion.tokens, completion.finished
+        if len(mine) == n:
+            self.file.write(json.dumps([kind, number, [mine[s] for s in range(n)]]) + '\n')
+            self.file.flush()
+
+    def remove(self):
+        self.file.close()
+        self.path.unlink()
 
 
 def kept(cfg, rows, scored):
-    """Rows for SFT: samples whose rewards reach `cfg.keep`, different ones only, at most keep_per_prompt each and keep_rows in all
-    (round-robin over the problems)."""
+    """Rows for SFT: samples whose rewards reach `cfg.keep`, of a length and of problems of a pass rate in their bands, different ones only,
+    at most keep_per_prompt each and keep_rows in all (round-robin over the problems)."""
+    inside = lambda band, value: not band or band[0] <= value <= band[1]  # noqa: E731
     chosen = []
     for row, samples in zip(rows, scored):
-        good = [s for s in samples if s['finished'] and all(s['rewards'][name] >= low for name, low in cfg.keep.items())]
+        if cfg.keep_pass_rate and not inside(cfg.keep_pass_rate, sum(s['rewards']['accuracy'] >= 1 for s in samples) / len(samples)):
+            continue
+        good = [s for s in samples if s['finished'] and all(s['rewards'][name] >= low for name, low in cfg.keep.items())
+                and (not cfg.keep_length or inside(cfg.keep_length, s['length']))]
         good = list({s['response']: s for s in good}.values())
         for rank, s in enumerate(good[:cfg.keep_per_prompt or None]):
             prompt = row['prompt'] if isinstance(row['prompt'], list) else [{'role': 'user', 'content': row['prompt']}]
@@ -196,8 +337,9 @@ def chat(cfg, model, tokenizer):
                 said.append(piece := stream.add(token))
                 print(piece.replace('<think>', dim + '<think>').replace('</think>', '</think>' + plain), end='', flush=True)
         try:
-            Sampler(model, tokenizer.stop_ids, slots=1, check_every=1).generate(
-                [prompt + tokenizer.encode_assistant(cfg.prefill)], 1, cfg.max_new_tokens, cfg.temperature, cfg.top_p, cfg.seed + len(messages), on_token=show)
+            Sampler(model, tokenizer.stop_ids, slots=1, check_every=1, stop_strings=cfg.stop, tokenizer=tokenizer, speculate=cfg.speculate).generate(
+                [prompt + tokenizer.encode_assistant(cfg.prefill)], 1, cfg.max_new_tokens, cfg.temperature, cfg.top_p,
+                cfg.seed + len(messages), on_token=show, top_k=cfg.top_k, min_p=cfg.min_p)
         except ValueError as error:  # the conversation no longer fits
             messages.clear()
             print(f'[{error}; starting afresh]', end='')
@@ -220,33 +362,75 @@ def main(cfg):
     if cfg.endpoint:
         return teacher.from_sample(cfg)
     torch.set_num_threads(cfg.threads)
+    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+    if world > 1:
+        dist.init_process_group('gloo')
+        device = f'cuda:{os.environ["LOCAL_RANK"]}' if device == 'cuda' else device
     model = Transformer.from_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device).eval()
     tokenizer = Tokenizer.from_pretrained(cfg.checkpoint)
     if cfg.chat:
         return chat(cfg, model, tokenizer)
-    numbers = {}
-    written = []
+    out = cfg.out and Path(cfg.out)
+    out = out.with_name(f'{out.stem}-{rank:05d}-of-{world:05d}{out.suffix}') if out and world > 1 else out
+    think = {name: getattr(cfg, name) for name in ('think_budget', 'think_at_least', 'think_end', 'wait')}
+    think = think if cfg.think_budget or cfg.think_at_least else None
+    if cfg.keep_rows:  # of this rank
+        cfg.keep_rows = max(1, (cfg.keep_rows + world - 1 - rank) // world)
     files = {path: read_rows(path, require=('prompt', 'task'))[:cfg.limit or None] for path in cfg.data}
-    rewards.prepare(cfg.rewards, {row['task'] for rows in files.values() for row in rows}, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
-    for path, rows in files.items():
-        numbers[path], scored = evaluate(model, tokenizer, rows, cfg.n, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed,
-                                         cfg.greedy, cfg.prefill, cfg.slots, cfg.rewards, progress=True)
-        if cfg.keep:
-            written += kept(cfg, [{**row, 'prefill': tokenizer.generation_prefill() + cfg.prefill} for row in rows], scored)
+    weights = {**cfg.rewards, **{name: cfg.rewards.get(name, 0.0) for name in cfg.best_of}}
+    rewards.prepare(weights, {row['task'] for rows in files.values() for row in rows}, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
+    numbers, written, partials = {}, [], []
+    for i, (path, rows) in enumerate(files.items()):
+        mine = list(range(len(rows)))[rank::world]
+        partial = None
+        if out:
+            hidden = ('out', 'summary', 'slots', 'threads', 'device', 'rewards', 'best_of', 'keep', 'speculate', 'reward_workers', 'chat', 'data')
+            settings = {name: value for name, value in vars(cfg).items() if not name.startswith(('keep_', *hidden))}
+            stamp = (Path(cfg.checkpoint) / 'config.json').stat().st_mtime_ns
+            partial = Partial(f'{out}.partial{i or ""}', {**settings, 'stamp': stamp, 'data': path, 'problems': len(rows), 'ranks': world})
+            partials.append(partial)
+        numbers[path], scored = evaluate(
+            model, tokenizer, [rows[j] for j in mine], cfg.n, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed, cfg.greedy, cfg.prefill,
+            cfg.slots, weights, progress=rank == 0, top_k=cfg.top_k, min_p=cfg.min_p, stop=cfg.stop, speculate=cfg.speculate, best=cfg.best_of,
+            think=think, partial=partial, numbers=mine)
+        shares = [(numbers[path], mine, scored)]
+        if world > 1:
+            shares = [None] * world
+            dist.all_gather_object(shares, (numbers[path], mine, scored))
+            numbers[path] = merged(shares, cfg)
+        if cfg.keep or cfg.keep_length or cfg.keep_pass_rate:
+            written += kept(cfg, [{**rows[j], 'prefill': tokenizer.generation_prefill() + cfg.prefill} for j in mine], scored)
         else:
-            written += [{**row, 'samples': samples} for row, samples in zip(rows, scored)]
-        print(path)
-        for name, value in numbers[path].items():
-            show = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)  # noqa: E731
-            print(f'  {name:14s}', ' to '.join(map(show, value)) if isinstance(value, list) else show(value))
-    if cfg.out:
-        write_jsonl(cfg.out, written)
-        print(f'{len(written)} rows -> {cfg.out}')
-    if cfg.summary:
+            written += [{**rows[j], 'samples': samples} for j, samples in zip(mine, scored)]
+        if rank == 0:
+            print(path)
+            for name, value in numbers[path].items():
+                show = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)  # noqa: E731
+                print(f'  {name:14s}', ' to '.join(map(show, value)) if isinstance(value, list) else show(value))
+    if out:
+        write_jsonl(out, written)
+        print(f'{len(written)} rows -> {out}')
+        for partial in partials:
+            partial.remove()
+    if cfg.summary and rank == 0:
         write_jsonl(cfg.summary, [numbers])
     return numbers
 
 
+def merged(shares, cfg):
+    """Numbers over all ranks' (numbers, problems, scored samples)."""
+    scored = [samples for _, samples in sorted((p, s) for _, mine, scored in shares for p, s in zip(mine, scored))]
+    out = statistics(scored)
+    if cfg.best_of:
+        values = best_of(scored, cfg.best_of)
+        out[f'best_of{cfg.n}'], out[f'best_of{cfg.n}_ci'] = sum(values) / len(values), bootstrap(values)
+    if cfg.greedy:
+        out['greedy'] = sum(n['greedy'] * len(mine) for n, mine, _ in shares) / len(scored)
+    return out
+
+
 if __name__ == '__main__':
     main(configure(Config, sys.argv[1:]))
+    if dist.is_initialized():
+        dist.destroy_process_group()
