@@ -203,7 +203,7 @@ def test_medmcqa_counts_from_0_or_1(tmp_path):
         found = lines(tmp_path / 'o' / 'medmcqa_train.jsonl')
         assert [r['answer'] for r in found] == ['A', 'D', 'B']
         assert manifest(tmp_path / 'o' / 'medmcqa_train.jsonl')['dropped'] == {'two equal options': 1, 'no answer': 1}
-    assert found[0] == {'prompt': [{'role': 'user', 'content': 'Which?\n\nA. one\nB. two\nC. three\nD. four'}], 'question': 'Which?', 'answer': 'A',
+    assert found[0] == {'prompt': [{'role': 'user', 'content': 'Which?\n\nA. one\nB. two\nC. three\nD. four'}], 'question': 'Which?\none\ntwo\nthree\nfour', 'answer': 'A',
                         'choices': ['one', 'two', 'three', 'four'], 'task': 'choice', 'id': 'medmcqa/x', 'subject': 'Anatomy'}
     for cops in [(1, 2), (0, 4)]:
         with pytest.raises(ValueError, match='neither 0 to 3 nor 1 to 4'):

@@ -12,8 +12,9 @@ gpqa        Idavidrein/gpqa                   CC-BY-4.0            198 graduate 
                                                                    (ask for access first; keep its questions out of the web)
 
 writes to out_dir
-    DATASET.jsonl    {"prompt": [user: question and options "A. ..."], "question": the bare question, "choices": [...],
-                      "answer": "B", "task": "choice", "id": ...} and its manifest (source, licence, hash, rows in and out, reasons)
+    DATASET.jsonl    {"prompt": [user: question and options "A. ..."], "question": question and options without the letters (what
+                      data/filter.py compares; pubmedqa: the question), "choices": [...], "answer": "B", "task": "choice", "id": ...}
+and its manifest (source, licence, hash, rows in and out, reasons).
 A split is chosen by `split` where the data set has several. pubmedqa in its original form: a folder with ori_pqal.json and
 test_ground_truth.json, whose ids are the split "test", all others "train". The options of gpqa, whose right one comes first
 there, are put in an order drawn from seed and question. Rows without a right answer or with two equal options are left out and counted;
@@ -43,7 +44,7 @@ class Config:
     dataset: Literal['medmcqa', 'pubmedqa', 'medqa', 'gpqa'] = 'medmcqa'   # which one
     source: str | None = None      # file or folder with its rows; None downloads it
     revision: str = 'main'         # revision of the data set on the hub
-    split: str = 'train'           # medmcqa: train, validation; medqa, pubmedqa: train, test; gpqa has one
+    split: str = 'train'           # medmcqa: train, validation; medqa: train, test; pubmedqa: train, test, all
     out_dir: str = 'data/medical'  # folder for the files
     seed: int = 1                  # order of the options of gpqa
 
@@ -58,7 +59,8 @@ def choice_row(question: str, choices: list[str], right: int, name: str, context
     if len({c.casefold() for c in choices}) < len(choices):
         raise source.Skip('two equal options')
     text = ''.join(f'\n{letter}. {choice}' for letter, choice in zip(LETTERS, choices))
-    return {'prompt': [{'role': 'user', 'content': f'{context}{question}\n{text}'}], 'question': question, 'choices': choices,
+    compared = question if context else '\n'.join([question, *choices])
+    return {'prompt': [{'role': 'user', 'content': f'{context}{question}\n{text}'}], 'question': compared, 'choices': choices,
             'answer': LETTERS[right], 'task': 'choice', 'id': name, **{k: v for k, v in more.items() if v}}
 
 
@@ -112,16 +114,16 @@ def gpqa(row: dict, seed: int) -> dict:
 
 
 def pubmedqa_test_ids(cfg: Config) -> set | None:
-    """The ids of the test split; None when the source is a single file, all of which is wanted."""
+    """The ids of the test split; None when all rows are wanted, as of a single file."""
     folder = Path(cfg.source) if cfg.source else None
-    if folder and folder.is_file():
+    if cfg.split == 'all' or folder and folder.is_file():
         return None
     if cfg.split not in ('train', 'test'):
-        raise ValueError(f'pubmedqa has the splits train and test, not {cfg.split!r}')
+        raise ValueError(f'pubmedqa has the splits train, test and all, not {cfg.split!r}')
     path = folder / 'test_ground_truth.json' if folder else None
     if path is None or not path.exists():
         raise ValueError('the split of pubmedqa is named by test_ground_truth.json of github.com/pubmedqa/pubmedqa: give a folder '
-                         'with it and ori_pqal.json as --source=, or one file to take all its rows')
+                         'with it and ori_pqal.json as --source=, or take --split=all')
     ids = json.loads(path.read_text(encoding='utf-8'))
     if not isinstance(ids, dict) or not ids:
         raise ValueError(f'{path}:1: must be an object {{id: decision}}')
