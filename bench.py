@@ -104,6 +104,78 @@ def train(rows=16, tokens=256, rounds=5, threads=2, dtypes='float32,bfloat16', m
                 yield {'train': kind, 'dtype': dtype, 'ratio': round(b / a, 3)}
 
 
+# ---- sampling beside transformers' generate
+
+
+def machine_bound(model, tokens):
+    """Seconds that the multiplications of decoding `tokens` would take at the rate of this machine's own products [256, C] x [C, 4C]"""
+    C = model.cfg.hidden_size
+    x, w = torch.randn(256, C), torch.randn(4 * C, C)
+    rates = []
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(40):
+            F.linear(x, w)
+        rates.append(40 * 2 * x.numel() * 4 * C / (time.perf_counter() - began))
+    return 2 * model.num_params(active=True) * tokens / max(rates)
+
+
+def sample(prompts=32, samples=8, prompt=64, new=128, rounds=2, threads=2, models='moe,dense', lengths='uniform,ragged', only=''):
+    """Useful tokens a second against transformers' generate, greedy and fp32, at the fastest of its settings for caches, attention and experts.
+    ragged: each sample ends after 8 to `new` tokens, 42 on average; transformers goes on until the last has ended."""
+    import transformers
+    from decode import Sampler
+    torch.set_num_threads(threads)
+    for kind in models.split(','):
+        torch.manual_seed(0)
+        ours = Transformer(ModelConfig(**(DENSE if kind == 'dense' else MOE))).eval()
+        ids = torch.randint(0, 2048, (prompts, prompt))
+        rows = ids.repeat_interleave(samples, 0)
+        settings = [dict(attn_implementation=a) for a in ('sdpa', 'eager')]
+        if kind == 'moe':
+            settings = [{**s, 'experts_implementation': e} for s in settings for e in ('grouped_mm', 'eager')]
+        copies = {} if only == 'nanoR1' else {' '.join([*s.values(), cache]): (hub_copy(ours, **s).eval(), cache) for s in settings for cache in ('dynamic', 'static')}
+
+        def theirs(model, cache, limits):
+            class Ended(transformers.StoppingCriteria):
+                def __call__(self, input_ids, scores, **_):
+                    return input_ids.shape[1] - prompt >= torch.tensor(limits).flatten()
+            config = transformers.GenerationConfig(max_new_tokens=max(map(max, limits)), do_sample=False, use_cache=True, pad_token_id=0,
+                                                   cache_implementation='static' if cache == 'static' else None)
+            with torch.no_grad():
+                return model.generate(rows, attention_mask=torch.ones_like(rows), generation_config=config, disable_compile=True,
+                                      stopping_criteria=transformers.StoppingCriteriaList([Ended()]))
+        tried = {}
+        for name, (model, cache) in copies.items():
+            began = time.perf_counter()
+            theirs(model, cache, [[new // 8] * samples] * prompts)
+            tried[name] = time.perf_counter() - began
+        for shape in lengths.split(','):
+            draw = random.Random(0)
+            limits = [[new if shape == 'uniform' else min(new, 8 + int(draw.expovariate(1 / 36))) for _ in range(samples)] for _ in range(prompts)]
+            useful = sum(map(sum, limits))
+            sides = {'nanoR1': lambda: Sampler(ours, slots=prompts * samples).generate(ids.tolist(), samples, limits, 0.0)}
+            if tried:
+                best = min(tried, key=tried.get)
+                sides[best] = lambda: theirs(*copies[best], limits)
+                mine = sides['nanoR1']()   # the same tokens, or the comparison is of nothing
+                same = theirs(copies[best][0], copies[best][1], [[4] * samples] * prompts)[:, prompt:].tolist()
+                agree = [row[:4] == c.tokens[:4] for row, c in zip(same, [c for group in mine for c in group])]
+                yield {'sample': kind, 'lengths': shape, 'first_tokens_agree': sum(agree) / len(agree)}
+            seconds = {name: [] for name in sides}
+            for _ in range(rounds):
+                for name, run in sides.items():
+                    began = time.perf_counter()
+                    run()
+                    seconds[name].append(time.perf_counter() - began)
+            bound = machine_bound(ours, useful)
+            for name, s in seconds.items():
+                yield {'sample': kind, 'lengths': shape, 'side': name, **summary(s), 'useful_tokens_per_second': round(useful / statistics.median(s)),
+                       'share_of_bound': round(bound / statistics.median(s), 3)}
+            if tried:
+                yield {'sample': kind, 'lengths': shape, 'ratio': round(statistics.median(seconds[best]) / statistics.median(seconds['nanoR1']), 2)}
+
+
 # ---- RL and SFT steps beside TRL's trainers (the [bench] extra)
 
 
@@ -288,7 +360,7 @@ def logits_memory(tokens=2048, vocabulary=131072, width=64):
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-COMPARISONS = [train, grpo, sft, logits_memory]
+COMPARISONS = [train, sample, grpo, sft, logits_memory]
 
 
 def main(argv):

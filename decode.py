@@ -247,13 +247,14 @@ class Sampler:
                  top_k=0, min_p=0.0, routes=False, unbiased=False, on_done=None):
         """prompts: lists of token ids -> for each prompt a list of n Completions.
 
-        max_new_tokens: an integer, or one for each prompt. temperature 0 is greedy (its log-probs are those of temperature 1).
+        max_new_tokens: an integer, or one for each prompt, or n for each prompt. temperature 0 is greedy (its log-probs are those of temperature 1).
         keys: a number for each prompt that its noise is drawn from (default: its place), so that a prompt's samples do not depend
         on which rank or call draws them. routes: return the experts of every token. unbiased: refuse top_p, top_k and min_p, which
         change the distribution that the log-probs are of. on_token(prompt, sample, token) is called as tokens appear,
         on_done(prompt, sample, completion) as completions do. ValueError: an empty prompt, one that leaves no room, slots that do
         not fit in memory; NotFinite: a logit that is not finite, naming the request."""
-        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        limits = [[limit] * n if isinstance(limit, int) else list(limit) for limit in limits]
         self.check(prompts, n, limits, temperature, top_p, top_k, min_p, unbiased)
         run = Run(self, prompts, n, limits, seed, keys, routes, dict(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p))
         queue = deque((p, s) for p in range(len(prompts)) for s in range(n))
@@ -275,35 +276,36 @@ class Sampler:
 
     def check(self, prompts, n, limits, temperature, top_p, top_k, min_p, unbiased):
         context = self.model.cfg.max_position_embeddings
-        for i, (prompt, limit) in enumerate(zip(prompts, limits)):
+        for i, (prompt, limit) in enumerate(zip(prompts, map(max, limits))):
             if not 1 <= len(prompt) <= context - limit:
                 raise ValueError(f'prompt {i} has {len(prompt)} tokens; with max_new_tokens={limit} the context of '
                                  f'{context} leaves room for 1 to {context - limit}')
-        if not prompts or n < 1 or len(limits) != len(prompts) or min(limits) < 1 or temperature < 0 or not 0 < top_p <= 1 \
+        every = [limit for some in limits for limit in some]
+        if not prompts or n < 1 or len(limits) != len(prompts) or len(every) != n * len(prompts) or min(every) < 1 or temperature < 0 or not 0 < top_p <= 1 \
                 or top_k < 0 or not 0 <= min_p <= 1:
-            raise ValueError(f'nothing to sample: {len(prompts)} prompts, n={n}, max_new_tokens={limits[0] if limits else None} '
-                             f'(one, or one a prompt; >= 1), temperature={temperature} (>= 0), top_p={top_p} (0 < top_p <= 1), '
+            raise ValueError(f'nothing to sample: {len(prompts)} prompts, n={n}, {len(every)} limits from {min(every, default=None)} '
+                             f'(one for each; >= 1), temperature={temperature} (>= 0), top_p={top_p} (0 < top_p <= 1), '
                              f'top_k={top_k} (>= 0), min_p={min_p} (0 to 1)')
         if unbiased and (top_p < 1 or top_k or min_p):
             raise ValueError(f'top_p={top_p}, top_k={top_k}, min_p={min_p} change the distribution that is sampled but not the '
                              'log-probs, which biases the ratio of a policy gradient; use 1.0, 0 and 0.0 or allow it explicitly')
         if self.stop_strings and self.tokenizer is None:
             raise ValueError('stop strings need the tokenizer: Sampler(..., tokenizer=...)')
-        self.plan(prompts, n, limits)
+        self.plan(prompts, n, max(every))
 
-    def plan(self, prompts, n, limits):
+    def plan(self, prompts, n, limit):
         """ValueError if caches and logits of all slots do not fit into the memory that is free, naming the slots that would."""
         cfg, size, free = self.model.cfg, self.model.head_weight.element_size(), free_memory(self.device)
         layers, longest = cfg.num_hidden_layers + cfg.num_nextn_predict_layers, max(map(len, prompts))
         token = cfg.cache_width * layers * size
         prefix = min(len(prompts), self.slots + 1) * longest * token
-        slot = max(limits) * (token + 12) + 16 * cfg.vocab_size
+        slot = limit * (token + 12) + 16 * cfg.vocab_size
         if cfg.num_nextn_predict_layers and self.speculate:
-            prefix += self.speculate * (longest + max(limits)) * cfg.cache_width * size
+            prefix += self.speculate * (longest + limit) * cfg.cache_width * size
         need = min(self.slots, len(prompts) * n) * slot + prefix
         if free is not None and need > free:
             fit = max(0, int((free - min(prefix, free)) // slot))
-            raise ValueError(f'{min(self.slots, len(prompts) * n)} slots need {need / 2**30:.3g} GiB for {max(limits)} new tokens each and '
+            raise ValueError(f'{min(self.slots, len(prompts) * n)} slots need {need / 2**30:.3g} GiB for {limit} new tokens each and '
                              f'{free / 2**30:.3g} GiB are free; slots={fit} fit' + ('' if fit else ': shorten max_new_tokens or the prompts'))
 
 
@@ -324,7 +326,7 @@ class Run:
         self.sampler, self.model, self.device, self.how = sampler, sampler.model, sampler.device, how
         self.prompts, self.limits, self.cfg = prompts, limits, sampler.model.cfg
         cfg, device, self.dtype = self.cfg, self.device, sampler.model.head_weight.dtype
-        self.S, self.L = min(sampler.slots, len(prompts) * n), max(limits)
+        self.S, self.L = min(sampler.slots, len(prompts) * n), max(map(max, limits))
         P = min(len(prompts), self.S + 1)
         self.prefix = Region(cfg, cfg.num_hidden_layers, P, max(map(len, prompts)), self.dtype, device)
         self.cache = Cache(Region(cfg, cfg.num_hidden_layers, self.S, self.L, self.dtype, device), self.prefix)
@@ -360,7 +362,7 @@ class Run:
         noise, slot = mix(self.seeds[p], s).to(self.device), slot.to(self.device)
         self.noise[slot], self.made[slot], self.done[slot], self.bad[slot] = noise, 0, False, False
         self.start[slot] = torch.tensor([len(self.prompts[p]) for _, p, _ in taken], device=self.device)
-        self.cap[slot] = torch.tensor([self.limits[p] for _, p, _ in taken], device=self.device)
+        self.cap[slot] = torch.tensor([self.limits[p][s] for _, p, s in taken], device=self.device)
         for row, p, s in taken:
             self.request[row], self.told[row] = (p, s), 0
         self.m = max(self.m, 1 + max(row for row, _, _ in taken))
