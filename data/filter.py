@@ -1,8 +1,8 @@
 """
 Filters rows: verified, of a length, in a language, of a difficulty, not in an evaluation set, no duplicates.
 
-    python data/filter.py --data="['data/math/math.jsonl']" --against="['data/math/math500.jsonl', 'data/math/aime24.jsonl']" --out=out/math.jsonl
-    python data/filter.py --data="['data/distill/traces.jsonl']" --verify=1 --languages="['en']" --near=0.8 --out=out/sft.jsonl
+    python data/filter.py --data="['data/math/math.jsonl']" --against="['data/math/math500.jsonl']" --near=0.8 --out=out/math.jsonl
+    python data/filter.py --data="['data/distill/traces.jsonl']" --verify=1 --languages="['en']" --out=out/sft.jsonl
 
 Checks in this order; a row is dropped, and counted, at the first that fails:
     length       characters of prompt and response between min_chars and max_chars
@@ -164,7 +164,7 @@ class Evaluation:
         at = np.searchsorted(self.grams, mine)
         at[at == len(self.grams)] = 0
         same = at[self.grams[at] == mine] if len(self.grams) else at[:0]
-        by = {'ngram': int(np.bitwise_or.reduce(self.bits[same])) if len(same) else 0, 'exact': self.texts.get(normalised(question), 0)}
+        by = {'ngram': int(np.bitwise_or.reduce(self.bits[same])), 'exact': self.texts.get(normalised(question), 0)}
         for test, files in by.items():
             self.rows_hit[test] += files > 0
             for bit, path in enumerate(self.paths):
@@ -174,8 +174,9 @@ class Evaluation:
     def report(self) -> dict:
         return {'rows_by_ngram': self.rows_hit['ngram'], 'rows_by_exact_match': self.rows_hit['exact'], 'ngram': self.n,
                 'rows_too_short': self.data_too_short,
-                'evaluation_sets': {path: {'rows': self.rows[path], 'too_short': self.too_short[path], 'hits_by_ngram': self.hits['ngram'][path],
-                                           'hits_by_exact_match': self.hits['exact'][path]} for path in self.paths}}
+                'evaluation_sets': {path: {'rows': self.rows[path], 'too_short': self.too_short[path],
+                                           'hits_by_ngram': self.hits['ngram'][path], 'hits_by_exact_match': self.hits['exact'][path]}
+                                    for path in self.paths}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -217,14 +218,15 @@ class Survivors:
     def __init__(self, folder: str, near: bool):
         self.folder, self.near, self.count, self.end = Path(folder), near, 0, 0
         self.lines, self.starts = open(self.folder / 'lines', 'wb+'), open(self.folder / 'starts', 'wb+')
-        self.files = {kind: [open(self.folder / f'{kind}.{p}', 'wb') for p in range(PARTS)] for kind in (['exact', 'near'] if near else ['exact'])}
+        self.files = {kind: [open(self.folder / f'{kind}.{p}', 'wb') for p in range(PARTS)] for kind in ('exact', 'near')[:1 + near]}
         self.block = {kind: [] for kind in self.files}
 
     def add(self, row: dict, texts: tuple):
         line = json.dumps(row, ensure_ascii=False).encode() + b'\n'
         self.lines.write(line)
         self.starts.write(self.end.to_bytes(8, 'little'))
-        self.block['exact'].append(np.frombuffer(hashlib.blake2b('\n'.join(map(normalised, texts)).encode(), digest_size=8).digest(), dtype=np.uint64))
+        digest = hashlib.blake2b('\n'.join(map(normalised, texts)).encode(), digest_size=8).digest()
+        self.block['exact'].append(np.frombuffer(digest, dtype=np.uint64))
         if self.near:
             self.block['near'].append(bands_of(shingles(' '.join(texts))))
         self.end, self.count = self.end + len(line), self.count + 1
@@ -303,14 +305,16 @@ def pass_rate(row: dict) -> float:
         return float(row['pass_rate'])
     samples = row.get('samples')
     if not isinstance(samples, list) or not samples or not all(isinstance(s, dict) and 'accuracy' in s.get('rewards', ()) for s in samples):
-        raise ValueError('a pass-rate band needs rows with "pass_rate", or with "samples" that have rewards.accuracy (sample.py writes them)')
+        raise ValueError('a pass-rate band needs rows with "pass_rate", or with "samples" with rewards.accuracy, as sample.py writes them')
     return sum(s['rewards']['accuracy'] >= 1 for s in samples) / len(samples)
 
 
 def in_language(text: str, languages: list[str], share: float) -> bool:
     """Whether at least `share` of the words is in one of the languages; a text without words is in every language."""
     text = re.sub(r'</?(?:think|answer)>', ' ', text)
-    return not re.search(r'[^\W\d_]{2}', text) or any(language_reward(f'<think>{text}</think>', {'language': name}) >= share for name in languages)
+    if not re.search(r'[^\W\d_]{2}', text):
+        return True
+    return any(language_reward(f'<think>{text}</think>', {'language': name}) >= share for name in languages)
 
 
 def reason_to_drop(cfg: Config, row: dict, question: str, response: str, evaluation: Evaluation) -> str | None:
@@ -341,7 +345,8 @@ def graded(cfg: Config, samples: list, pool: Pool | None) -> list[str | None]:
         if not response:
             raise ValueError(f'{where}: nothing to verify: no assistant message at the end')
         if isinstance(value, (KeyError, ValueError)):
-            raise ValueError(f'{where}: cannot be verified: {value.args[0] if value.args else value} (the row needs "task" and what its reward reads)')
+            what = value.args[0] if value.args else value
+            raise ValueError(f'{where}: cannot be verified: {what} (the row needs "task" and what its reward reads)')
         if isinstance(value, Exception) and not isinstance(value, (TimeoutError, Died)):
             raise value
     return ['grading took too long or died' if isinstance(v, Exception) else 'wrong' if v < cfg.verify else None for v in values]
@@ -355,11 +360,13 @@ def main(cfg: Config) -> dict:
     evaluation = Evaluation(cfg.against, cfg.ngram)
     pick = lambda row: texts_of(row)[:1 if cfg.by == 'prompt' else 2]  # noqa: E731
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.filter-', dir=out.parent) as folder, Pool(cfg.workers if cfg.verify else 0, 120.0) as pool:
+    workers = Pool(cfg.workers if cfg.verify else 0, 120.0)   # seconds a row
+    with tempfile.TemporaryDirectory(prefix='.filter-', dir=out.parent) as folder, workers as pool:
         survivors, batch = Survivors(folder, cfg.near > 0), []
 
         def flush():
-            for (_, row, _), reason in zip(batch, graded(cfg, batch, pool if cfg.workers else None) if cfg.verify else [None] * len(batch)):
+            reasons = graded(cfg, batch, pool if cfg.workers else None) if cfg.verify else [None] * len(batch)
+            for (_, row, _), reason in zip(batch, reasons):
                 if reason:
                     dropped[reason] += 1
                 else:
@@ -390,10 +397,10 @@ def main(cfg: Config) -> dict:
     rows_in, kept = dropped.pop('rows in', 0), int((gone == 0).sum())
     if not rows_in:
         raise ValueError(f'{", ".join(cfg.data)}: no rows in it')
-    origin = [json.loads(p.read_text(encoding='utf-8')) for p in map(source.manifest_path, cfg.data) if p.exists()]
-    manifest = {'source': ', '.join(cfg.data), 'licence': ', '.join(sorted({m['licence'] for m in origin})) or 'unknown',
-                'read': {path: source.sha256(path) for path in cfg.data}, 'sha256': source.sha256(out), 'rows_in': rows_in, 'rows_out': kept,
-                'dropped': dict(dropped), 'contamination': evaluation.report(), 'settings': asdict(cfg), 'from': origin}
+    origin = [json.loads(p.read_text(encoding='utf-8')) if p.exists() else {'licence': 'unknown'} for p in map(source.manifest_path, cfg.data)]
+    manifest = {'source': ', '.join(cfg.data), 'licence': ', '.join(sorted({m['licence'] for m in origin})),
+                'read': {path: source.sha256(path) for path in cfg.data}, 'sha256': source.sha256(out), 'rows_in': rows_in,
+                'rows_out': kept, 'dropped': dict(dropped), 'contamination': evaluation.report(), 'settings': asdict(cfg), 'from': origin}
     source.write_json(source.manifest_path(out), manifest)
     seconds = time.perf_counter() - start
     print(f'{out}: {kept} of {rows_in} rows' + ''.join(f'; {n} dropped: {reason}' for reason, n in dropped.items()))

@@ -118,7 +118,8 @@ def main(cfg: Config) -> dict:
         if cfg.sources[name].get('licence') is None and origin[name] is None:
             raise ValueError(f"source {name!r}: no {manifests[name].name} beside the file, so give its 'licence'")
         if origin[name] is not None and origin[name].get('sha256', digest) != digest:
-            raise ValueError(f'{cfg.sources[name]["path"]} is not the file that {manifests[name].name} beside it describes: prepare it again')
+            raise ValueError(f'{cfg.sources[name]["path"]} is not the file that {manifests[name].name} beside it describes: prepare it '
+                             'again')
         rounds, rest = divmod(want[name], len(starts))
         drawn = np.concatenate([np.tile(starts, rounds), starts[generator(cfg, name).permutation(len(starts))[:rest]]])
         parts.append(np.stack([np.full(len(drawn), i), drawn], axis=1))

@@ -74,7 +74,8 @@ def read(files: list[tuple[str, str]]):
                     yield f'{name}: row {number}', row
             continue
         try:
-            with (gzip.open if str(path).endswith('.gz') else open)(path, 'rt', encoding='utf-8', newline='' if kind(path) == '.csv' else None) as f:
+            opener, newline = gzip.open if str(path).endswith('.gz') else open, '' if kind(path) == '.csv' else None
+            with opener(path, 'rt', encoding='utf-8', newline=newline) as f:
                 yield from {'.json': read_json, '.csv': read_csv}.get(kind(path), read_jsonl)(name, f)
         except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
             raise ValueError(f'{name}: damaged: {error}') from error
@@ -175,8 +176,11 @@ def text_of(row: dict, *keys: str) -> str:
 
 
 def sha256(path) -> str:
+    digest = hashlib.sha256()
     with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_json(path, value):

@@ -1,8 +1,8 @@
 """
 Traces of a teacher behind any OpenAI-compatible server, through huggingface-hub's InferenceClient.
 
-    python data/teacher.py --endpoint=http://localhost:8000/v1 --model=Qwen3-32B --data="['data/math/math.jsonl']" --out=out/teacher.jsonl
-    python sample.py --endpoint=http://localhost:8000/v1 --checkpoint=Qwen3-32B --data=... --out=... --max_new_tokens=32768   # the same
+    python data/teacher.py --endpoint=http://localhost:8000/v1 --model=Qwen3-32B --data="['data/math/math.jsonl']" --out=out/own.jsonl
+    python sample.py --endpoint=http://localhost:8000/v1 --checkpoint=Qwen3-32B --data=... --out=... --max_new_tokens=32768
 
 The key of the server is read from the environment variable named by `key_variable`, and nothing else is sent in its place.
 Each answer is a line of `out`: the row, and
@@ -15,9 +15,9 @@ data/distill/prepare.py makes rows for fine-tuning of them, data/filter.py --ver
 
 Requests that time out, break off (a stream must end with a finish_reason), or are answered by 408, 409, 425, 429 or 5xx are
 repeated after `backoff` seconds, twice that, four times ..., at most 60, or what Retry-After says; other answers of the 4xx kind
-fail the row, and 401, 403, 404 and 405, which would meet every row, stop the run. A line is written by one thread, whole, once the answer is
-complete; run again, whatever is in `out` is not asked for again, a line cut by a crash is removed, and failed rows are asked for
-again. A second process on the same file is refused.
+fail the row, and 401, 403, 404 and 405, which would meet every row, stop the run. A line is written by one thread, whole, once the
+answer is complete; run again, whatever is in `out` is not asked for again, a line cut by a crash is removed, and failed rows are
+asked for again. A second process on the same file is refused.
 """
 import concurrent.futures
 import fcntl
@@ -122,14 +122,15 @@ def request(cfg: Config, chat: list, seed: int, stop: threading.Event) -> dict:
     from huggingface_hub import InferenceClient
     end = time.monotonic() + cfg.deadline
     # without a key of its own the client would send the user's token of the hub
-    with InferenceClient(base_url=cfg.endpoint, api_key=os.environ.get(cfg.key_variable) or 'none', timeout=min(cfg.timeout, cfg.deadline)) as client:
+    key = os.environ.get(cfg.key_variable) or 'none'
+    with InferenceClient(base_url=cfg.endpoint, api_key=key, timeout=min(cfg.timeout, cfg.deadline)) as client:
         answer = client.chat_completion(chat, model=cfg.model, stream=cfg.stream, temperature=cfg.temperature, top_p=cfg.top_p,
                                         max_tokens=cfg.max_tokens, seed=seed, extra_body=cfg.extra,
                                         stream_options={'include_usage': True} if cfg.stream else None)
         message, usage, reason = {}, None, None
         for chunk in answer if cfg.stream else [answer]:
             usage = chunk.usage or usage
-            for choice in chunk.choices or ():   # attributes: the same objects as dict values have lost the fields that the client does not know
+            for choice in chunk.choices or ():   # as attributes: as items they have lost the fields that the client does not know
                 add_delta(message, (choice.delta if cfg.stream else choice.message) or {})
                 reason = choice.finish_reason or reason
             if stop.is_set() or time.monotonic() > end:
@@ -202,7 +203,8 @@ def answered(path: Path, model: str) -> set[str]:
                 row = json.loads(line)
                 keys.add(row['key'])
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f'{path}:{number}: no answer of this script ({type(error).__name__}: {error}); choose another out') from None
+                raise ValueError(f'{path}:{number}: no answer of this script ({type(error).__name__}: {error}); choose another out'
+                                 ) from None
             if row.get('model') != model:
                 raise ValueError(f'{path}:{number}: an answer of {row.get("model")!r}, not of {model!r}; choose another out')
             good += len(line)
@@ -247,7 +249,8 @@ def generate_remote(rows, endpoint: str, model: str, out: str, progress: bool = 
                         else:
                             failed[key] = str(error)
                             if len(failed) > cfg.max_failures:
-                                fatal = fatal or Stopped(f'{len(failed)} rows failed, more than max_failures={cfg.max_failures}; the last: {error}')
+                                fatal = fatal or Stopped(f'{len(failed)} rows failed, more than max_failures={cfg.max_failures}; '
+                                                         f'the last: {error}')
                         if fatal:
                             stop.set()
                         continue
@@ -264,8 +267,9 @@ def generate_remote(rows, endpoint: str, model: str, out: str, progress: bool = 
             os.fsync(f.fileno())
     if fatal:
         raise fatal
-    return {**{k: counts[k] for k in ('answers', 'already', 'prompt_tokens', 'completion_tokens', 'without_usage', 'cut')}, 'failed': failed,
-            'faults': dict(faults), 'cost': (counts['prompt_tokens'] * cfg.price_in + counts['completion_tokens'] * cfg.price_out) / 1e6}
+    cost = (counts['prompt_tokens'] * cfg.price_in + counts['completion_tokens'] * cfg.price_out) / 1e6
+    return {**{k: counts[k] for k in ('answers', 'already', 'prompt_tokens', 'completion_tokens', 'without_usage', 'cut')},
+            'failed': failed, 'faults': dict(faults), 'cost': cost}
 
 
 def main(cfg: Config):
@@ -291,7 +295,7 @@ def from_sample(cfg) -> dict:
 def report(numbers: dict, out: str):
     """Prints what generate_remote returned; ValueError when rows failed."""
     print(f'{out}: {numbers["answers"]} answers, {numbers["already"]} were there already; {numbers["prompt_tokens"]:,} tokens of prompt, '
-          f'{numbers["completion_tokens"]:,} of answer ({numbers["without_usage"]} answers without counts, {numbers["cut"]} cut at max_tokens); '
+          f'{numbers["completion_tokens"]:,} of answer ({numbers["without_usage"]} without counts, {numbers["cut"]} cut at max_tokens); '
           f'cost {numbers["cost"]:.4f}; faults overcome: {numbers["faults"] or "none"}')
     if numbers['failed']:
         key, message = next(iter(numbers['failed'].items()))

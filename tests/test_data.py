@@ -317,6 +317,12 @@ def test_stdin_in_three_forms(tmp_path):
     found = lines(tmp_path / 'o' / 'stdin.jsonl')
     assert [r.get('tests') for r in found] == [tests[::-1], tests[::-1], None, tests[::-1]]
     assert found[2]['asserts'] == ["assert same(add(*[1, [2, 'x']]), 3)"] and found[2]['entry_point'] == 'add'
+    call = {'type': 'function_call', 'fn_name': 'f', 'input': '[[1, null]]', 'output': '[true]'}   # in JSON, the result in a list of one
+    row = code.stdin({'prompt': 'p', 'verification_info': {'test_cases': [call]}}, 0, 5)
+    for function in (lambda x: x == [1, None], lambda x: [x == [1, None]]):
+        exec(row['asserts'][0], {'f': function, 'same': lambda a, b: a == b})
+    with pytest.raises(AssertionError):
+        exec(row['asserts'][0], {'f': lambda x: False, 'same': lambda a, b: a == b})
     assert found[3]['solution'] == 'print(1)\n' and manifest(tmp_path / 'o' / 'stdin.jsonl')['dropped'] == {'no tests': 1}
     for row, message in [({'problem': 'p', 'tests': [{'input': '1'}]}, 'must be a list of'), ({'problem': 'p', 'input_output': '{'}, 'no JSON'),
                          ({'problem': 'p', 'input_output': {'inputs': ['1'], 'outputs': []}}, '1 inputs, but 0 outputs')]:

@@ -72,8 +72,8 @@ def humaneval(row: dict) -> dict:
             setup.append(text)
     if not asserts:
         raise source.Skip('no tests')
-    return {'prompt': [{'role': 'user', 'content': f'Complete this function.\n```python\n{prompt}\n```'}], 'question': prompt, 'task': 'code',
-            'id': source.text_of(row, 'task_id'), 'entry_point': entry, 'starter': ''.join(f'{part}\n' for part in before),
+    return {'prompt': [{'role': 'user', 'content': f'Complete this function.\n```python\n{prompt}\n```'}], 'question': prompt,
+            'task': 'code', 'id': source.text_of(row, 'task_id'), 'entry_point': entry, 'starter': ''.join(f'{part}\n' for part in before),
             'setup': '\n'.join(setup), 'asserts': asserts, 'solution': row['prompt'] + row['canonical_solution']}
 
 
@@ -90,9 +90,28 @@ def mbpp(row: dict, shown: int) -> dict:
     if not called:
         raise ValueError('the tests call no function that the code defines')
     example = '\n'.join(t.strip() for t in tests[:shown])
-    return {'prompt': [{'role': 'user', 'content': text + (f'\nThis must hold:\n```python\n{example}\n```' if shown else '')}], 'question': text,
-            'task': 'code', 'id': f'mbpp/{row.get("task_id")}', 'entry_point': Counter(called).most_common(1)[0][0], 'setup': setup,
+    shown_part = f'\nThis must hold:\n```python\n{example}\n```' if shown else ''
+    return {'prompt': [{'role': 'user', 'content': text + shown_part}], 'question': text, 'task': 'code',
+            'id': f'mbpp/{row.get("task_id")}', 'entry_point': Counter(called).most_common(1)[0][0], 'setup': setup,
             'asserts': [t.strip() for t in tests], 'solution': code}
+
+
+def from_json(value):
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value   # a plain text
+
+
+def call_assert(name: str, args, wanted) -> str:
+    """APPS wraps some of the wanted results in a list of one."""
+    if not isinstance(args, list):
+        raise ValueError(f'the input of {name} must be a list of arguments, not {args!r}')
+    if isinstance(wanted, list) and len(wanted) == 1:
+        return f'result = {name}(*{args!r})\nassert same(result, {wanted!r}) or same(result, {wanted[0]!r})'
+    return f'assert same({name}(*{args!r}), {wanted!r})'
 
 
 def stdin(row: dict, number: int, most: int) -> dict:
@@ -119,7 +138,8 @@ def stdin(row: dict, number: int, most: int) -> dict:
         raise ValueError('the tests must be a list of {"input": ..., "output": ...}')
     out = {'prompt': [{'role': 'user', 'content': problem}], 'question': problem, 'task': 'code', 'id': f'stdin/{number}'}
     if name:
-        out.update(entry_point=name, setup='', asserts=[f'assert same({name}(*{t["input"]!r}), {t["output"]!r})' for t in tests[:most]])
+        asserts = [call_assert(name, from_json(t['input']), from_json(t['output'])) for t in tests[:most]]
+        out.update(entry_point=name, setup='', asserts=asserts)
     else:
         join = lambda x: '\n'.join(map(str, x)) if isinstance(x, list) else str(x)  # noqa: E731
         tests = [{'input': join(t['input']), 'output': join(t['output'])} for t in tests]

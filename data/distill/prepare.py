@@ -27,6 +27,7 @@ from configurator import configure  # noqa: E402
 from data import source  # noqa: E402
 
 REPO = 'open-r1/Mixture-of-Thoughts'
+ROLES = ('system', 'user', 'assistant', 'tool')
 KEPT = ('task', 'answer', 'choices', 'numbers', 'target', 'language', 'tests', 'entry_point', 'setup', 'asserts', 'question', 'source',
         'rewards', 'pass_rate')
 
@@ -76,7 +77,7 @@ def traces_of(row: dict):
 
 def check_chat(chat):
     if not isinstance(chat, list) or not chat or not all(
-            isinstance(m, dict) and m.get('role') in ('system', 'user', 'assistant', 'tool') and isinstance(m.get('content'), str) for m in chat):
+            isinstance(m, dict) and m.get('role') in ROLES and isinstance(m.get('content'), str) for m in chat):
         raise ValueError('a chat must be a list of {"role": system, user, assistant or tool, "content": text}')
 
 

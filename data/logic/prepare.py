@@ -92,7 +92,8 @@ def in_words(s, names) -> str:
 def puzzle_text(statements, names) -> str:
     listed = ', '.join(names[:-1]) + ' and ' + names[-1]
     said = '\n'.join(f'{name} says: "{in_words(s, names)}."' for s, name in zip(statements, names))
-    return (f'On an island everyone is either a knight, who always tells the truth, or a knave, who always lies. You meet {listed}.\n{said}\n'
+    return (f'On an island everyone is either a knight, who always tells the truth, or a knave, who always lies. You meet {listed}.\n'
+            f'{said}\n'
             f'What are {listed}? Answer with knight or knave for each, in this order, separated by commas.')
 
 
@@ -114,7 +115,8 @@ def main(cfg: Config):
         if statements in seen:
             alike += 1
             if alike > 20 * (len(rows) + 100):
-                raise ValueError(f'only {len(rows)} different puzzles found for {cfg.train_rows + cfg.test_rows} rows: raise max_people')
+                raise ValueError(f'only {len(rows)} different puzzles found for {cfg.train_rows + cfg.test_rows} rows: '
+                                 'raise max_people')
             continue
         seen.add(statements)
         names = rng.sample(NAMES, n)
@@ -125,8 +127,8 @@ def main(cfg: Config):
     parts = {'test': rows[:cfg.test_rows], 'train': rows[cfg.test_rows:]}
     for name, part in parts.items():
         part = [{**row, 'id': f'logic/{name}/{i}'} for i, row in enumerate(part)]
-        source.write(cfg.out_dir, f'{name}.jsonl', part, files=[], dropped=dropped, licence='MIT', source=f'data/logic/prepare.py, seed {cfg.seed}',
-                     example=name == 'train')
+        source.write(cfg.out_dir, f'{name}.jsonl', part, files=[], dropped=dropped, licence='MIT',
+                     source=f'data/logic/prepare.py, seed {cfg.seed}', example=name == 'train')
     people = Counter(row['people'] for row in rows)
     print('people: ' + ', '.join(f'{n}: {people[n]}' for n in sorted(people)) + f'; {alike} drawn twice and left out')
 

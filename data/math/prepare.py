@@ -92,7 +92,8 @@ def problem_row(row: dict, dataset: str, number: int) -> dict:
         raise source.Skip('marked as invalid')
     if row.get('question_type') == 'proof':
         raise source.Skip('a proof')
-    out = {'prompt': [{'role': 'user', 'content': problem}], 'answer': answer_of(row, dataset), 'task': 'math', 'id': f'{dataset}/{number}'}
+    out = {'prompt': [{'role': 'user', 'content': problem}], 'answer': answer_of(row, dataset), 'task': 'math',
+           'id': f'{dataset}/{number}'}
     if math_reward(f'\\boxed{{{out["answer"]}}}', out) != 1.0:
         raise source.Skip('an answer that does not fit in a box')
     level = row.get('level', row.get('difficulty'))
