@@ -211,13 +211,13 @@ def micro_batches(samples, tokens, world):
 
 def tensors(samples, device, share=True):
     """-> dict of input_ids and labels (the completion's tokens; else -100) [B, T], right-padded; the sampler's log-probs [n] of the
-    labelled tokens in row-major order; each row's number [B]; `real`, which of the model's tokens are no padding; routes, list over MoE
-    layers of the experts of those tokens, or None. Where that saves a tenth of the tokens, all of a prompt but its last token is in
+    labelled tokens in row-major order; each row's number [B]; `times`, for how many completions each of the model's tokens stands (0:
+    padding); routes, list over MoE layers of the experts of those tokens, or None. Where that saves a tenth of the tokens, all of a prompt but its last token is in
     `prefix` (see Transformer.logprobs), once for all its completions, and the rows start there. Without samples: one row that weighs
     nothing (every forward of a sharded model is collective, so ranks run equally many)."""
     if not samples:
         return {'input_ids': torch.zeros(1, 2, dtype=torch.int64, device=device), 'labels': torch.zeros(1, 2, dtype=torch.int64, device=device),
-                'real': torch.zeros(2, dtype=torch.bool, device=device), 'sampled': torch.zeros(2, device=device),
+                'times': torch.zeros(2, dtype=torch.int64, device=device), 'sampled': torch.zeros(2, device=device),
                 'number': torch.tensor([-1], device=device), 'routes': None, 'prefix': None}
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(tuple(s.prompt) for s in samples))}
     B, P, Lp, Lc = len(samples), len(prompts), max(map(len, prompts)) - 1, max(len(s.tokens) for s in samples)
@@ -229,23 +229,24 @@ def tensors(samples, device, share=True):
     for b, (s, start) in enumerate(zip(samples, starts)):
         ids[b, :lengths[b]] = torch.tensor((s.prompt + s.tokens)[start:-1])            # the last token is a label, never an input
         labels[b, len(s.prompt) - 1 - start:lengths[b]] = torch.tensor(s.tokens)
-    real, prefix = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).flatten(), None
+    times, prefix = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).flatten().long(), None
     rows = [prompts[tuple(s.prompt)] for s in samples]
     if share:
         sizes = torch.tensor([len(prompt) - 1 for prompt in prompts])
         prefix = torch.zeros(P, Lp, dtype=torch.int64), sizes, torch.tensor(rows)
         for row, prompt in zip(prefix[0], prompts):
             row[:len(prompt) - 1] = torch.tensor(prompt[:-1])
-        real = torch.cat([(torch.arange(Lp) < sizes.unsqueeze(1)).flatten(), real])
+        uses = torch.tensor(rows).bincount(minlength=P).unsqueeze(1)
+        times = torch.cat([((torch.arange(Lp) < sizes.unsqueeze(1)) * uses).flatten(), times])
         prefix = tuple(t.to(device) for t in prefix)
     routes = None
     if samples[0].routes is not None:
         first = dict(zip(reversed(rows), reversed(samples)))                           # the sample that each prompt's are taken from
         taken = [first[i].routes[:len(prompt) - 1] for prompt, i in prompts.items() if share] + [s.routes[start:] for s, start in zip(samples, starts)]
-        routes = torch.zeros(len(real), *taken[0].shape[1:], dtype=torch.int64)
-        routes[real] = torch.cat(taken).long()
+        routes = torch.zeros(len(times), *taken[0].shape[1:], dtype=torch.int64)
+        routes[times > 0] = torch.cat(taken).long()
         routes = list(routes.to(device).unbind(1))
-    out = {'input_ids': ids, 'labels': labels, 'real': real, 'sampled': torch.tensor([p for s in samples for p in s.logprobs]),
+    out = {'input_ids': ids, 'labels': labels, 'times': times, 'sampled': torch.tensor([p for s in samples for p in s.logprobs]),
            'number': torch.tensor([s.number for s in samples])}
     return {**{name: t.to(device) for name, t in out.items()}, 'routes': routes, 'prefix': prefix}
 
@@ -453,11 +454,11 @@ def main(cfg):
                 loss_sum += (loss + kl_loss).detach()
                 low, high, kl, rho, off = (x.detach()[real] for x in told)
                 stats += torch.stack([real.sum(), entropy[real].sum(), low.sum(), high.sum(), kl.sum(), rho.sum(), off.abs().sum(),
-                                      (off.exp() - 1 - off).sum(), loss.detach(), part['real'].sum()])
+                                      (off.exp() - 1 - off).sum(), loss.detach(), (part['times'] > 0).sum()])
                 if real.any():
                     worst = torch.maximum(worst, torch.stack([rho.max(), off.abs().max()]))
                 if moe:
-                    counts = counts + expert_counts(routes, E, part['real'])
+                    counts = counts + expert_counts(routes, E, part['times'])
             norm = optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip, total(loss_sum, device).item())
             bad = bad + 1 if norm is None else 0
             if bad:

@@ -337,10 +337,11 @@ class Log:
                 self.wandb.finish()
 
 
-def expert_counts(routes, E, real_BT=None):
-    """-> tokens that each expert got, [MoE layers, E]; of those in real_BT only, if given"""
-    mine = slice(None) if real_BT is None else real_BT.flatten()
-    return torch.stack([torch.bincount(chosen[mine].flatten(), minlength=E) for _, chosen in routes])
+def expert_counts(routes, E, times=None):
+    """-> tokens that each expert got, [MoE layers, E]; times [tokens]: for how many each counts, 0 for padding"""
+    if times is None:
+        return torch.stack([torch.bincount(chosen.flatten(), minlength=E) for _, chosen in routes])
+    return torch.stack([torch.bincount(chosen.flatten(), times.repeat_interleave(chosen.shape[1]).double(), E).long() for _, chosen in routes])
 
 
 def router_bias(model):

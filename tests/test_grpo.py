@@ -248,7 +248,7 @@ def test_rows_hold_prompt_and_completion_with_its_stop_token_and_nothing_else():
     out = tensors([sample([1, 2, 3], [10, 11, 9], [-1.0, -2.0, -3.0], number=7), sample([4], [12], [-4.0], number=5)], CPU)
     assert out['input_ids'].tolist() == [[1, 2, 3, 10, 11], [4, 0, 0, 0, 0]]                # the last token of each is never an input
     assert out['labels'].tolist() == [[-100, -100, 10, 11, 9], [12, -100, -100, -100, -100]]
-    assert out['real'].view(2, 5).tolist() == [[True] * 5, [True] + [False] * 4] and out['prefix'] is None
+    assert out['times'].view(2, 5).tolist() == [[1] * 5, [1] + [0] * 4] and out['prefix'] is None
     assert out['sampled'].tolist() == [-1, -2, -3, -4] and out['number'].tolist() == [7, 5]
     assert out['routes'] is None
 
@@ -283,7 +283,7 @@ def test_padding_and_neighbours_change_no_log_prob_and_no_gradient():
     logp.sum().backward()
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    together['input_ids'][~together['real'].view(3, -1)] = 29                                           # what the padding holds is nobody's business
+    together['input_ids'][together['times'].view(3, -1) == 0] = 29                                           # what the padding holds is nobody's business
     other = grpo.forward(model, together, cfg, CPU)[0]
     other.sum().backward()
     assert torch.equal(other, logp)
@@ -302,13 +302,15 @@ def test_a_prompt_computed_once_for_its_group_gives_the_same(shape):
     results = []
     for share in (True, False):
         part, routes = tensors(samples, CPU, share), [] if moe else None
-        assert (part['prefix'] is not None) == share and part['real'].sum() == (sum(map(len, prompts)) - 3 + sum(len(s.tokens) for s in samples) if share
-                                                                                else sum(map(len, samples)))
+        assert (part['prefix'] is not None) == share and part['times'].sum() == sum(map(len, samples))
+        assert not share or (part['times'] > 0).sum() == sum(map(len, prompts)) - 3 + sum(len(s.tokens) for s in samples)
         logp, H = grpo.forward(model, part, cfg, CPU, routes)
         (logp * torch.linspace(0, 1, len(logp))).sum().backward()
-        results.append((logp, H, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+        counts = grpo.expert_counts(routes, 4, part['times']) if moe else torch.zeros(1)
+        results.append((logp, H, counts, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
         model.zero_grad()
-    (a, Ha, ga), (b, Hb, gb) = results
+    (a, Ha, na, ga), (b, Hb, nb, gb) = results
+    assert torch.equal(na, nb)                                                              # experts are counted once a completion
     assert torch.allclose(a, b, atol=1e-5) and torch.allclose(Ha, Hb, atol=1e-5)
     assert all(torch.allclose(g, gb[name], atol=1e-5 + 1e-4 * g.abs().max()) for name, g in ga.items())
 
@@ -386,7 +388,7 @@ def test_replayed_routes_are_those_the_forward_takes(share):
     part, taken = tensors(samples, CPU, share), []
     assert (part['prefix'] is not None) == share
     logp, _ = grpo.forward(model, part, Config(), CPU, taken)
-    assert all(torch.equal(chosen[part['real']], layer[part['real']]) for (_, chosen), layer in zip(taken, part['routes']))
+    assert all(torch.equal(chosen[(part['times'] > 0)], layer[(part['times'] > 0)]) for (_, chosen), layer in zip(taken, part['routes']))
     free = grpo.forward(model, {**part, 'routes': None}, Config(), CPU)[0]
     assert torch.allclose(logp, free, atol=1e-5)                                            # those it would have taken
     for s in samples:
@@ -394,7 +396,7 @@ def test_replayed_routes_are_those_the_forward_takes(share):
     taken = []
     other, _ = grpo.forward(model, tensors(samples, CPU, share), Config(), CPU, taken)
     assert not torch.allclose(logp, other, atol=1e-3)
-    assert all(torch.equal(chosen[part['real']], (layer[part['real']] + 1) % 8) for (_, chosen), layer in zip(taken, part['routes']))
+    assert all(torch.equal(chosen[(part['times'] > 0)], (layer[(part['times'] > 0)] + 1) % 8) for (_, chosen), layer in zip(taken, part['routes']))
 
 
 def test_problems_take_turns_and_every_epoch_is_a_new_order():
@@ -471,7 +473,7 @@ def test_the_samplers_routes_are_replayed(toy, tmp_path, dtype, monkeypatch):
     Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, **shape)).save_pretrained(tmp_path / 'm')
     tokenizer.save_pretrained(tmp_path / 'm')
     seen, true = [], grpo.forward
-    monkeypatch.setattr(grpo, 'forward', lambda model, part, *args: seen.append((part['routes'], part['real'], args[-1])) or true(model, part, *args))
+    monkeypatch.setattr(grpo, 'forward', lambda model, part, *args: seen.append((part['routes'], (part['times'] > 0), args[-1])) or true(model, part, *args))
     grpo.main(config(toy, tmp_path / 'a', init_from=str(tmp_path / 'm'), replay_routes=True, steps=2, dtype=dtype))
     lines = metrics(tmp_path / 'a')
     assert all(line['mismatch_max'] < (1e-4 if dtype == 'float32' else 0.5) for line in lines) and len(seen) >= 2
@@ -525,13 +527,14 @@ def test_truncated_completions_can_be_left_out_of_the_loss(toy, tmp_path):
 
 
 def test_k1_acts_through_the_reward(toy, tmp_path):
-    changes = dict(rewards={'countdown': 0.0}, kl_coef=0.5, kl='k1', steps=2, warmup_steps=0)
-    grpo.main(config(toy, tmp_path / 'a', **changes))
-    first, _ = metrics(tmp_path / 'a')
-    assert first['advantage_std'] == 0 or first['kl'] == pytest.approx(0, abs=1e-5)          # the policy is the reference
-    grpo.main(config(toy, tmp_path / 'moved', rewards={'length_coin': 1.0}, kl_coef=0.5, kl='k1', steps=3, warmup_steps=0, learning_rate=1e-2))
-    grpo.main(config(toy, tmp_path / 'without', rewards={'length_coin': 1.0}, steps=3, warmup_steps=0, learning_rate=1e-2))
-    assert metrics(tmp_path / 'moved')[2]['reward'] != metrics(tmp_path / 'without')[2]['reward']
+    changes = dict(rewards={'countdown': 0.0}, kl_coef=0.5, steps=3, warmup_steps=0, learning_rate=1e-2)
+    grpo.main(config(toy, tmp_path / 'a', kl='k1', **changes))                               # no reward but the KL's, which is 0 but for rounding
+    assert abs(metrics(tmp_path / 'a')[0]['kl']) < 1e-4
+    changes['rewards'] = {'length_coin': 1.0}
+    for kl in ('k1', 'k3'):
+        grpo.main(config(toy, tmp_path / kl, kl=kl, **changes))
+    k1, k3 = metrics(tmp_path / 'k1'), metrics(tmp_path / 'k3')
+    assert k1[0]['loss'] == pytest.approx(k3[0]['loss'], abs=1e-3) and k1[2]['kl'] != k3[2]['kl'] and weights(tmp_path / 'k1') != weights(tmp_path / 'k3')
 
 
 def test_two_processes_equal_one(toy, tmp_path):
