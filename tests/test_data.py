@@ -302,6 +302,22 @@ def test_logic_is_the_seeds_and_ends(tmp_path):
         logic.Config(min_people=5, max_people=4)
 
 
+def test_published_puzzles_are_checked(tmp_path):
+    """A says: B is a liar; B says: we are both knights -> A knight, B knave, the only solution."""
+    row = {'quiz': 'A and B ...', 'names': ['A', 'B'], 'statements': "(('lying', 1), ('and', ('telling-truth', 0), ('telling-truth', 1)))",
+           'solution': [True, False]}
+    rows = [row, {**row, 'solution': [False, True]}, {**row, 'statements': "(('telling-truth', 1), ('telling-truth', 0))"},
+            {**row, 'statements': [['lying', 0], ['<=>', ['telling-truth', 0], ['not', ['lying', 0]]]]}]
+    logic.main(logic.Config(source=write(tmp_path / 'r.jsonl', rows), out_dir=str(tmp_path / 'o')))
+    found = lines(tmp_path / 'o' / 'puzzles.jsonl')
+    assert [r['answer'] for r in found] == ['knight, knave'] and text_of(found[0]).endswith('for each of A, B, in this order, separated by commas.')
+    assert manifest(tmp_path / 'o' / 'puzzles.jsonl')['dropped'] == {'another solution than it claims': 1, 'more than one solution': 1, 'no solution': 1}
+    for change, message in [({'statements': "(('lying', 2), ('lying', 0))"}, r"unknown sentence \('lying', 2\)"), ({'statements': '__import__("os")'}, 'r.jsonl:1'),
+                            ({'names': ['A']}, 'must be lists'), ({'statements': "(('lying', 1),)"}, '2 names, but 1 statements')]:
+        with pytest.raises(ValueError, match=message):
+            logic.main(logic.Config(source=write(tmp_path / 'r.jsonl', [{**row, **change}]), out_dir=str(tmp_path / 'o')))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # code
 

@@ -98,6 +98,15 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)
         if fault == 'reset':
             return self.hang_up()
+        if fault == 'drip':   # never silent for long, never done
+            self.send_response(200)
+            self.send_header('Content-Type', 'text/event-stream')
+            self.end_headers()
+            for _ in range(40):
+                self.wfile.write(b'data: {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}]}\n\n')
+                self.wfile.flush()
+                time.sleep(0.1)
+            return self.hang_up()
         thought, text = f'thinking of {name}', f'the answer to {name}'
         whole = {} if fault == 'empty' else message(style, thought, text)
         usage = {'prompt_tokens': 7, 'completion_tokens': 11, 'total_tokens': 18}
@@ -275,6 +284,13 @@ def test_the_hub_token_goes_nowhere_and_the_key_does(server, tmp_path, monkeypat
     sent = [{k.lower(): v for k, v in h.items()}.get('authorization') for h in server.headers]
     assert sent == ['Bearer none', 'Bearer sk-1'] and server.bodies[1]['top_k'] == 20
     assert server.bodies[0]['model'] == 'teacher' and server.bodies[0]['max_tokens'] == Config.max_tokens
+
+
+def test_a_whole_answer_has_a_deadline(server, tmp_path):
+    numbers = ask(server, prompts('a|reasoning|drip'), tmp_path / 'o.jsonl', deadline=0.7)
+    first, second = server.times['a']
+    assert numbers['faults'] == {'ConnectionError': 1} and 0.6 < second - first < 3
+    assert [r['content'] for r in lines(tmp_path / 'o.jsonl')] == ['the answer to a']
 
 
 def test_retry_after_is_kept_to(server, tmp_path):

@@ -2,6 +2,7 @@
 Knights and knaves, generated: who always tells the truth, who always lies? Every puzzle has exactly one solution.
 
     python data/logic/prepare.py --train_rows=5000 --test_rows=500
+    python data/logic/prepare.py --source=people3.jsonl      # puzzles in the form of the hub's K-and-K/knights-and-knaves, checked
 
 writes to out_dir train.jsonl and test.jsonl, which share no puzzle, and a manifest beside each:
     {"prompt": [user: puzzle], "answer": "knight, knave, knave", "task": "match", "people": 3, "id": "logic/train/0"}
@@ -9,7 +10,11 @@ The answer names the kinds in the order in which the puzzle introduces the peopl
 all: an atom (X is a knight, X is a knave), not, and, or, if ... then, if and only if, or a count. A puzzle is kept when, of the
 2^n ways to be knights and knaves, exactly one makes what each knight says true and what each knave says false: all are tried.
 Puzzles are alike when the people, renamed in their order, say the same; none occurs twice. Everything is drawn from the seed.
+
+With a source (rows with "quiz", "names", "statements", "solution") the puzzles are its own, in puzzles.jsonl, after the same check:
+those without exactly one solution, or with another than they claim, are left out and counted.
 """
+import ast
 import itertools
 import random
 import sys
@@ -28,6 +33,7 @@ KINDS = ('knave', 'knight')
 @dataclass
 class Config:
     out_dir: str = 'data/logic'   # folder for train.jsonl and test.jsonl
+    source: str | None = None     # file or folder with published puzzles; None generates them
     train_rows: int = 5000        # puzzles of train.jsonl
     test_rows: int = 500          # puzzles of test.jsonl
     min_people: int = 2           # people of a puzzle, drawn from min_people
@@ -106,7 +112,50 @@ def generate(rng, n: int) -> tuple:
             return statements, found[0]
 
 
+FOREIGN = {'telling-truth': 1, 'lying': 0, '->': 'if', '<=>': 'iff'}
+
+
+def foreign(s, n: int):
+    """A published sentence, ('lying', 1) or ('->', s, s), in the form of statement(). and, or may join more than two."""
+    head, *rest = s if isinstance(s, (tuple, list)) and s else (None,)
+    if head in ('telling-truth', 'lying') and len(rest) == 1 and rest[0] in range(n):
+        return ('is', rest[0], FOREIGN[head])
+    if head == 'not' and len(rest) == 1:
+        return ('not', foreign(rest[0], n))
+    if head in ('and', 'or') and len(rest) > 1 or head in ('->', '<=>') and len(rest) == 2:
+        first, *more = (foreign(part, n) for part in rest)
+        for part in more:
+            first = (FOREIGN.get(head, head), first, part)
+        return first
+    raise ValueError(f'unknown sentence {s!r}')
+
+
+def published(row: dict) -> dict:
+    quiz, names, statements, solution = source.text_of(row, 'quiz'), row.get('names'), row.get('statements'), row.get('solution')
+    if not isinstance(names, list) or not isinstance(solution, list) or not 1 < len(names) == len(solution) <= 10:
+        raise ValueError('"names" and "solution" must be lists of 2 to 10 people')
+    try:
+        statements = ast.literal_eval(statements) if isinstance(statements, str) else statements
+        sentences = [foreign(s, len(names)) for s in statements]
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f'"statements" must be a list of sentences: {error}') from None
+    if len(sentences) != len(names):
+        raise ValueError(f'{len(names)} names, but {len(sentences)} statements')
+    found = solutions(sentences)
+    if len(found) != 1:
+        raise source.Skip(f'{"no" if not found else "more than one"} solution')
+    if found[0] != tuple(map(int, solution)):
+        raise source.Skip('another solution than it claims')
+    ask = f'Answer with knight or knave for each of {", ".join(map(str, names))}, in this order, separated by commas.'
+    return {'prompt': [{'role': 'user', 'content': f'{quiz}\n{ask}'}], 'question': quiz, 'answer': ', '.join(KINDS[k] for k in found[0]),
+            'task': 'match', 'people': len(names)}
+
+
 def main(cfg: Config):
+    if cfg.source:
+        files, dropped = source.find(cfg.source, ('K-and-K/knights-and-knaves', '*.jsonl')), Counter()
+        rows = source.convert(files, lambda row: {**published(row), 'id': f'logic/{dropped["rows in"] - 1}'}, dropped)
+        return source.write(cfg.out_dir, 'puzzles.jsonl', rows, files=files, dropped=dropped, licence='see the source', source=cfg.source)
     rng, seen, rows = random.Random(cfg.seed), set(), []
     dropped, alike = Counter(), 0
     while len(rows) < cfg.test_rows + cfg.train_rows:
