@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 2
 export RUN ?= out/r1
 SEED ?= 1
 
-.PHONY: setup test test-slow kernels bench plot r1 controls
+.PHONY: setup test test-slow kernels bench plot plot-budget r1 controls
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -33,6 +33,9 @@ bench: setup   ## speed beside other code, in ratios; make bench WHAT="train --r
 
 plot: setup   ## curves of a run: make plot RUN=out/r1/zero
 	$(PY) plot.py --run=$(RUN)
+
+plot-budget: setup   ## accuracy against tokens spent, before and after RL: make plot-budget RUN=out/r1
+	$(PY) budget.py --run=$(RUN)
 
 # ---- the recipe: each target is a file that its command writes last
 # $(call timed,command): run it, and note target and seconds in seconds.txt for the report

@@ -140,10 +140,10 @@ def sample(prompts=32, samples=8, prompt=64, new=128, rounds=2, threads=2, model
             class Ended(transformers.StoppingCriteria):
                 def __call__(self, input_ids, scores, **_):
                     return input_ids.shape[1] - prompt >= torch.tensor(limits).flatten()
-            config = transformers.GenerationConfig(max_new_tokens=max(map(max, limits)), do_sample=False, use_cache=True, pad_token_id=0,
+            config = transformers.GenerationConfig(max_new_tokens=max(map(max, limits)), do_sample=False, use_cache=True, pad_token_id=0, disable_compile=True,
                                                    cache_implementation='static' if cache == 'static' else None)
             with torch.no_grad():
-                return model.generate(rows, attention_mask=torch.ones_like(rows), generation_config=config, disable_compile=True,
+                return model.generate(rows, attention_mask=torch.ones_like(rows), generation_config=config,
                                       stopping_criteria=transformers.StoppingCriteriaList([Ended()]))
         tried = {}
         for name, (model, cache) in copies.items():

@@ -21,11 +21,14 @@ verify a draft), L own tokens, W numbers cached a token. Left out: paged caches 
 
 import os
 import warnings
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+
+from kernels import fused
+from kernels.mla_decode import mla_decode
 
 
 @dataclass
@@ -77,7 +80,8 @@ class Region:
 
 class Groups:
     """Which rows read which prompt. rows [P g]: the rows of prompt 0, then of prompt 1, ..., filled up with row 0; place [m]: where
-    each row went; both None when the rows lie so already. bias [P, Lp]: 0, or -inf past the prompt's end."""
+    each row went; both None when the rows lie so already. bias [P, Lp]: 0, or -inf past the prompt's end. For the kernel: ends [P] the
+    prompts' lengths, order [m] the rows by prompt, prompt [m] that of each then, inverse [m], most: rows of one prompt at most."""
 
     def __init__(self, prefix, by_prompt, lengths, m, device, rounded):
         """by_prompt: {prompt slot: its rows}; lengths: {prompt slot: tokens}; rounded: sizes that graphs are captured for"""
@@ -89,19 +93,25 @@ class Groups:
                 rows[p * self.g + i], place[row] = row, p * self.g + i
         in_place = len(rows) == m and rows == list(range(m))
         self.rows, self.place = (None, None) if in_place else (torch.tensor(rows, device=device), torch.tensor(place, device=device))
-        ends = torch.tensor([lengths.get(p, 1) if p in by_prompt else 1 for p in range(self.P)], device=device)
-        hide = torch.arange(self.Lp, device=device) >= ends.unsqueeze(1)
+        self.ends = torch.tensor([lengths.get(p, 1) if p in by_prompt else 1 for p in range(self.P)], device=device)
+        hide = torch.arange(self.Lp, device=device) >= self.ends.unsqueeze(1)
         self.bias = torch.zeros(self.P, self.Lp, device=device).masked_fill_(hide, float('-inf'))
+        reads = [row % self.P for row in range(m)]                     # rows without a request read any prompt
+        for p, mine in by_prompt.items():
+            for row in mine:
+                reads[row] = p
+        self.most = rounded(max(Counter(reads).values()))
+        self.prompt, self.order = torch.tensor(reads, device=device).sort(stable=True)
+        self.inverse = self.order.argsort()
 
     def key(self):
-        return self.P, self.g, self.Lp, self.m, self.rows is None
+        return self.P, self.g, self.Lp, self.m, self.most, self.rows is None
 
     def copy_(self, other):
         """The numbers of `other`, whose key is the same, for a captured graph that reads these tensors."""
-        self.bias.copy_(other.bias)
-        if self.rows is not None:
-            self.rows.copy_(other.rows)
-            self.place.copy_(other.place)
+        for name, mine in vars(self).items():
+            if torch.is_tensor(mine):
+                mine.copy_(getattr(other, name))
 
     def gather(self, t, G):
         """[m G, X, D] -> [P G, g X, D]"""
@@ -129,6 +139,9 @@ class Cache:
         m, T = at_mT.shape
         self.m, self.length = m, length
         self.index = torch.arange(m, device=at_mT.device).unsqueeze(1), at_mT
+        self.kernel = self.own.cfg.mla and fused(at_mT)
+        if self.kernel:
+            return
         hide = torch.arange(length, device=at_mT.device) > at_mT.unsqueeze(-1)
         bias = torch.zeros(m, T, length, dtype=dtype, device=at_mT.device).masked_fill_(hide, float('-inf'))
         self.bias = bias.view(m, 1, T, 1, length).expand(m, self.G, T, self.R, length).reshape(m * self.G, T * self.R, length)
@@ -140,6 +153,13 @@ class Cache:
         """q [m, T, H, D], entry [m, T, W] of the new tokens -> o [m, T, H, Dv]. One softmax over prompt and own tokens."""
         m, T, G = self.m, q.shape[1], self.G
         self.own.put(layer, self.index, entry)
+        if self.kernel:
+            seen, (latent,), c = self.index[1][:, 0] + 1, self.own.layers[layer][2], self.own.cfg.kv_lora_rank
+            if self.prefix is None:
+                return mla_decode(q, latent[:m], seen, scale, c)
+            g, (prefix,) = self.groups, self.prefix.layers[layer][2]
+            return mla_decode(q.index_select(0, g.order), latent[:m], seen.index_select(0, g.order), scale, c, prefix[:g.P], g.ends, g.prompt,
+                              g.most, g.order).index_select(0, g.inverse)
         k, v, _ = self.own.layers[layer]
         k, v = k[:m, :, :, :self.length].flatten(0, 1), v[:m, :, :self.length].flatten(0, 1)
         q = q.unflatten(2, (G, self.R)).transpose(1, 2).reshape(m * G, T * self.R, -1)
@@ -318,6 +338,12 @@ def free_memory(device):
             return next((int(line.split()[1]) * 1024 for line in f if line.startswith('MemAvailable')), None)
 
 
+def bucket(n):
+    """n, rounded up to three binary digits: 1 .. 8, 10, 12, 14, 16, 20, ..."""
+    unit = 1 << max(0, n.bit_length() - 3)
+    return -(-n // unit) * unit
+
+
 class Run:
     """The slots of one `generate`: caches, what each slot holds, and the CUDA graphs of its steps. A slot's `cur` is its newest token,
     not yet fed; `made` counts its tokens; rows that are done go on computing and write to a spare column."""
@@ -470,10 +496,7 @@ class Run:
 
     def rounded(self, n):
         """Sizes that a CUDA graph is captured for: at most a quarter more than n. On CPU n itself."""
-        if self.device.type == 'cpu' or n <= 4:
-            return n
-        unit = 1 << max(0, n.bit_length() - 3)
-        return -(-n // unit) * unit
+        return n if self.device.type == 'cpu' else bucket(n)
 
     # ---- steps
 

@@ -51,6 +51,7 @@ class Config:
     think_end: str = '</think>'            # the text that ends the thinking
     wait: str = 'Wait'                     # the text that keeps it going
     best_of: dict = field(default_factory=dict)  # report the best of n by these rewards and weights, e.g. {'preference': 1.0}
+    instruction: str = ''                  # text added to the end of each problem, for example how to mark the answer
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
     seed: int = 1                          # of the sampling noise
     slots: int = 256                       # rows decoded at once
@@ -76,6 +77,15 @@ class Config:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # evaluation
+
+
+def instructed(row, text):
+    """The row with `text` as a last line of what the user says last."""
+    if not text:
+        return row
+    if isinstance(row['prompt'], str):
+        return {**row, 'prompt': f'{row["prompt"]}\n{text}'}
+    return {**row, 'prompt': [*row['prompt'][:-1], {**row['prompt'][-1], 'content': f'{row["prompt"][-1]["content"]}\n{text}'}]}
 
 
 def encode_prompts(tokenizer, rows, prefill=''):
@@ -377,7 +387,7 @@ def main(cfg):
     think = think if cfg.think_budget or cfg.think_at_least else None
     if cfg.keep_rows:  # of this rank
         cfg.keep_rows = max(1, (cfg.keep_rows + world - 1 - rank) // world)
-    files = {path: read_rows(path, require=('prompt', 'task'))[:cfg.limit or None] for path in cfg.data}
+    files = {path: [instructed(row, cfg.instruction) for row in read_rows(path, require=('prompt', 'task'))[:cfg.limit or None]] for path in cfg.data}
     weights = {**cfg.rewards, **{name: cfg.rewards.get(name, 0.0) for name in cfg.best_of}}
     rewards.prepare(weights, {row['task'] for rows in files.values() for row in rows}, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
     numbers, written, partials = {}, [], []

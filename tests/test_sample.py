@@ -1,11 +1,15 @@
-"""sample.py against a sampler without a cache, closed forms, and enumeration."""
+"""decode.py and sample.py against a sampler without a cache, closed forms, and enumeration."""
 import itertools
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import decode
 import sample
 from data.countdown.prepare import toy_tokenizer
 from decode import Completion, Sampler, pick, uniform
@@ -189,3 +193,246 @@ def test_chat_streams_an_answer(tmp_path, monkeypatch, capsys):
         [{'role': 'user', 'content': ' 1 2 3 make 6'}], add_generation_prompt=True)[0]], 1, 8, seed=2)[0][0]
     assert isinstance(expected, Completion)
     assert tokenizer.decode([t for t in expected.tokens if t not in tokenizer.stop_ids]).split('�')[0] in said.replace('\x1b[0m', '')
+
+
+# ---- the engine's other ways
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_speculation_gives_the_stream_of_plain_decoding(temperature):
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig(vocab_size=12, max_position_embeddings=64, initializer_range=0.2, num_nextn_predict_layers=1, **MODELS['mla']))
+    prompts, limits = [p[:3] and [t % 12 for t in p] for p in PROMPTS], [30, 11, 30, 2]
+    plain = Sampler(model, [3], speculate=0).generate(prompts, 3, limits, temperature, seed=4, routes=True)
+    for slots, check in [(100, 4), (5, 1), (1, 7)]:
+        drafting = Sampler(model, [3], slots, check, speculate=100)
+        drafting.speculating = lambda run, queue: not queue and run.m > 0         # however bad this model's drafts are
+        got = drafting.generate(prompts, 3, limits, temperature, seed=4, routes=True)
+        for a, b in zip((c for group in plain for c in group), (c for group in got for c in group)):
+            assert a.tokens == b.tokens and a.finished == b.finished and a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+            assert torch.equal(a.routes, b.routes)
+        assert 0 < drafting.accepted < drafting.drafted
+
+
+def test_drafting_stops_where_it_does_not_pay():
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig(vocab_size=40, max_position_embeddings=128, num_nextn_predict_layers=1, **MODELS['mla']))
+    sampler = Sampler(model, speculate=4)
+    sampler.generate([[1, 2, 3]], 2, 120, seed=1)
+    assert 64 <= sampler.drafted < 100 and sampler.accepted < sampler.drafted / 2
+    assert not make('gqa').cfg.num_nextn_predict_layers and Sampler(make('gqa'), speculate=9).speculate == 0
+
+
+@pytest.mark.parametrize('kind', MODELS)
+def test_sizes_rounded_for_graphs_change_nothing(kind, monkeypatch):
+    model = make(kind)
+    expected = Sampler(model, [3], slots=9).generate(PROMPTS, 5, 20, 1.0, seed=5)
+    monkeypatch.setattr(decode.Run, 'rounded', lambda self, n: decode.bucket(n))
+    got = Sampler(model, [3], slots=9).generate(PROMPTS, 5, 20, 1.0, seed=5)
+    assert [[c.tokens for c in group] for group in got] == [[c.tokens for c in group] for group in expected]
+    assert [decode.bucket(n) for n in (1, 4, 5, 8, 9, 17, 33, 100)] == [1, 4, 5, 8, 10, 20, 40, 112]
+
+
+def test_the_kernel_is_given_rows_and_prompts_in_order(monkeypatch):
+    model = make('mla')  # mla_decode takes its PyTorch reference on CPU
+    expected = Sampler(model, [3], slots=7).generate(PROMPTS, 5, 20, 1.0, seed=5)
+    monkeypatch.setattr(decode, 'fused', lambda x: True)
+    got = Sampler(model, [3], slots=7).generate(PROMPTS, 5, 20, 1.0, seed=5)
+    assert [[c.tokens for c in group] for group in got] == [[c.tokens for c in group] for group in expected]
+
+
+@pytest.mark.parametrize('kind', MODELS)
+def test_each_request_has_its_own_length(kind):
+    model, limits = make(kind), [[1, 5], [9, 2], [3, 3], [12, 1]]
+    whole = Sampler(model, slots=3).generate(PROMPTS, 2, 12, 1.0, seed=5)
+    cut = Sampler(model, slots=3).generate(PROMPTS, 2, limits, 1.0, seed=5)
+    for p in range(4):
+        for s in range(2):
+            assert cut[p][s].tokens == whole[p][s].tokens[:limits[p][s]] and not cut[p][s].finished
+            assert cut[p][s].logprobs == pytest.approx(whole[p][s].logprobs[:limits[p][s]], abs=1e-5)
+
+
+@pytest.mark.parametrize('slots, check', [(1, 1), (5, 4), (50, 16)])
+def test_a_stop_string_ends_at_the_token_that_completes_it(slots, check):
+    model, tokenizer = make('gqa'), type('Letters', (), {'decode': lambda self, ids: ''.join(chr(97 + i % 26) for i in ids)})()
+    free = Sampler(model, [3]).generate(PROMPTS, 6, 40, 1.0, seed=9)
+    got = Sampler(model, [3], slots, check, stop_strings=['ab', 'q'], tokenizer=tokenizer).generate(PROMPTS, 6, 40, 1.0, seed=9)
+    ended = 0
+    for a, b in zip((c for group in free for c in group), (c for group in got for c in group)):
+        text = tokenizer.decode(a.tokens)
+        ends = [text.find(s) + len(s) for s in ('ab', 'q') if s in text]
+        assert b.tokens == a.tokens[:min(ends)] if ends else b.tokens == a.tokens
+        assert b.finished == (bool(ends) or a.finished) and len(b.logprobs) == len(b.tokens)
+        ended += bool(ends)
+    assert ended > 3
+    with pytest.raises(ValueError, match='stop strings need the tokenizer'):
+        Sampler(model, stop_strings='x').generate([[1]], 1, 4)
+
+
+@pytest.mark.parametrize('filters, inside', [({'top_k': 2}, 2), ({'min_p': 0.3}, 2), ({'min_p': 0.9}, 1), ({'top_k': 4, 'top_p': 0.9}, 3), ({'top_k': 9}, 5)])
+def test_frequencies_follow_the_filters(filters, inside):
+    logits, n = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0]), 20000
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    p = logits.softmax(-1)
+    x, logp = pick(logits.expand(n, -1), u, 1.0, **filters)
+    expected = p.clone()
+    expected[inside:] = 0
+    assert torch.allclose(torch.bincount(x, minlength=5) / n, expected / expected.sum(), atol=1e-4)
+    assert torch.allclose(logp, p.log()[x], atol=1e-5)
+
+
+@pytest.mark.parametrize('V', [40, 512, 513, 5000])
+def test_inversion_in_blocks_equals_the_plain_cumulative_sum(V):
+    torch.manual_seed(V)
+    p = (3 * torch.randn(300, V)).softmax(-1)
+    p[:, V // 3:V // 2] = 0
+    u = torch.rand(300, dtype=torch.float64)
+    x, cdf = decode.invert(p, u), p.double().cumsum(-1)
+    plain = (cdf <= u[:, None] * cdf[:, -1:]).sum(-1)
+    assert (x == plain).float().mean() > 0.99 and (cdf.gather(1, x[:, None])[:, 0] - u * cdf[:, -1] > -1e-6).all()
+    assert (p.gather(1, decode.invert(p, torch.full((300,), 1 - 2**-53, dtype=torch.float64))[:, None]) > 0).all()
+
+
+def test_policy_gradients_can_refuse_a_changed_distribution():
+    for change in ({'top_p': 0.9}, {'top_k': 5}, {'min_p': 0.1}):
+        with pytest.raises(ValueError, match='biases the ratio'):
+            Sampler(make('gqa')).generate([[1]], 1, 4, unbiased=True, **change)
+
+
+@pytest.mark.parametrize('slots', [2, 50])
+def test_routes_are_those_of_the_training_forward(slots):
+    model = make('mla')
+    got = Sampler(model, [3], slots).generate(PROMPTS, 3, 12, 1.0, seed=2, routes=True)
+    for prompt, group in zip(PROMPTS, got):
+        for c in group:
+            ids, routes = torch.tensor([prompt + c.tokens])[:, :-1], []
+            rope, mask = model.context(ids)
+            with torch.no_grad():
+                model.hidden(ids, rope, mask, routes)
+            assert c.routes.shape == (ids.shape[1], 1, 2)
+            assert torch.equal(c.routes.long().sort(-1).values, torch.stack([chosen for _, chosen in routes], 1).sort(-1).values)
+
+
+def test_memory_is_planned_and_the_slots_that_fit_are_named(monkeypatch):
+    model = make('gqa')
+    monkeypatch.setattr(decode, 'free_memory', lambda device: 100_000)
+    with pytest.raises(ValueError, match=r'slots=\d+ fit') as error:
+        Sampler(model, slots=1000).generate(PROMPTS, 100, 40)
+    fit = int(str(error.value).split('slots=')[1].split()[0])
+    Sampler(model, slots=fit).check(PROMPTS, 100, [[40] * 100] * 4, 1.0, 1.0, 0, 0.0, False)
+    with pytest.raises(ValueError, match='slots=0 fit: shorten'):
+        monkeypatch.setattr(decode, 'free_memory', lambda device: 1000)
+        Sampler(model, slots=2).generate(PROMPTS, 100, 40)
+
+
+def test_what_was_finished_before_a_bad_logit_is_kept():
+    model, heard = make('gqa'), []
+    with torch.no_grad():
+        model.model.embed_tokens.weight[39] = float('nan')
+    with pytest.raises(FloatingPointError, match='prompt 2, sample 0 are not finite') as error:
+        Sampler(model, slots=1).generate([[5, 6], [7], [8, 39]], 1, 6, on_done=lambda p, s, c: heard.append((p, c.tokens)))
+    kept = error.value.completions
+    assert heard == [(0, kept[0][0].tokens), (1, kept[1][0].tokens)] and kept[2] == [None]
+
+
+# ---- evaluation
+
+
+def tiny_checkpoint(folder, rows=3):
+    tokenizer = toy_tokenizer()
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**{**MODELS['gqa'], 'vocab_size': tokenizer.vocab_size, 'max_position_embeddings': 96}))
+    model.save_pretrained(folder / 'm')
+    tokenizer.save_pretrained(folder / 'm')
+    rows = [{'prompt': f' 1 2 {i + 1} make 6', 'task': 'countdown', 'numbers': [1, 2, i + 1], 'target': 6, 'language': 'en'} for i in range(rows)]
+    (folder / 'p.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return model, tokenizer, dict(checkpoint=str(folder / 'm'), data=[str(folder / 'p.jsonl')], n=2, max_new_tokens=12, slots=2, threads=1)
+
+
+def test_a_stopped_evaluation_goes_on_to_the_same_samples(tmp_path, monkeypatch):
+    *_, settings = tiny_checkpoint(tmp_path)
+    sample.main(sample.Config(**settings, out=str(tmp_path / 'whole.jsonl')))
+    whole, drawn = Sampler.generate, []
+
+    def stops(self, prompts, *args, on_done, **more):
+        drawn.append(len(prompts))
+        def done(*completion):
+            on_done(*completion)
+            if sum(drawn) < 10 and completion[0] == 1:
+                raise KeyboardInterrupt
+        return whole(self, prompts, *args, on_done=done, **more)
+    monkeypatch.setattr(Sampler, 'generate', stops)
+    out = str(tmp_path / 'o.jsonl')
+    with pytest.raises(KeyboardInterrupt):
+        sample.main(sample.Config(**settings, out=out))
+    assert len((tmp_path / 'o.jsonl.partial').read_text().splitlines()) == 2 and not (tmp_path / 'o.jsonl').exists()
+    with open(out + '.partial', 'a') as f:
+        f.write('["samples", 2, [[[1, 2')                             # a line cut short
+    drawn[:] = [10]
+    sample.main(sample.Config(**settings, out=out))
+    assert drawn == [10, 2, 3] and (tmp_path / 'o.jsonl').read_text() == (tmp_path / 'whole.jsonl').read_text()
+    assert not (tmp_path / 'o.jsonl.partial').exists()
+
+
+def test_a_partial_file_of_other_settings_is_not_used(tmp_path, capsys):
+    first = sample.Partial(tmp_path / 'x', {'seed': 1})
+    first.add('samples', 0, 0, 1, Completion([1, 2], [], True))
+    assert sample.Partial(tmp_path / 'x', {'seed': 1}).get('samples', 0)[0].tokens == [1, 2]
+    assert sample.Partial(tmp_path / 'x', {'seed': 2}).get('samples', 0) is None and 'begun anew' in capsys.readouterr().err
+
+
+def test_budget_forcing_cuts_and_prolongs_the_thinking(tmp_path):
+    model, tokenizer, _ = tiny_checkpoint(tmp_path)
+    end, wait = tokenizer.encode('</think>'), tokenizer.encode(' no')
+    prompts = [[5, 6, 7], [8, 9]]
+    sampler = lambda stops: Sampler(model, stops, slots=3, tokenizer=tokenizer)  # noqa: E731
+    free = sampler([]).generate(prompts, 2, 6, 1.0, seed=3, keys=[0, 1_000_000])
+    got = sample.forced(sampler([]), tokenizer, prompts, 2, 20, 1.0, seed=3, think_budget=6)
+    for p, group in enumerate(got):
+        for s, c in enumerate(group):
+            alone = sampler([]).generate([prompts[p]], 1, 6, 1.0, seed=3, keys=[p * 1_000_003 + s])[0][0].tokens
+            assert c.tokens[:7] == alone + end and len(c.tokens) == 20 and not c.finished and c.logprobs[6] == 0.0
+    assert len(free[0][0].tokens) == 6
+    # every token ends the thinking: it is replaced by `wait` until there are 8 tokens
+    text = tokenizer.decode([int(t) for t in got[0][0].tokens[:1]])
+    loud = type('Loud', (), {'encode': staticmethod(tokenizer.encode), 'decode': staticmethod(lambda ids: ''.join(f'[{i}]' for i in ids)),
+                             'stop_ids': [], 'text': text})()
+    c = sample.forced(Sampler(model, slots=2, tokenizer=loud), loud, [prompts[0]], 1, 20, 1.0, seed=3, think_budget=10, think_at_least=8, think_end=']',
+                      wait=' no')[0][0]
+    assert c.tokens[:8] == wait * 8 and len(c.tokens) == 20
+
+
+def test_best_of_majority_and_the_bootstrap():
+    def s(answer, right, judge):
+        return {'answer': answer, 'rewards': {'accuracy': float(right), 'judge': judge, 'format': 1.0}}
+    scored = [[s('1', 1, 0.2), s('2', 0, 0.9)], [s('1', 1, 0.8), s('2', 0, 0.1)]]
+    assert sample.best_of(scored, {'judge': 1.0}) == [0.0, 1.0] and sample.best_of(scored, {'judge': -1.0}) == [1.0, 0.0]
+    values = [1.0] * 30 + [0.0] * 70
+    low, high = sample.bootstrap(values, 20000)
+    assert (low, high) == (pytest.approx(0.3 - 1.96 * math.sqrt(0.21 / 100), abs=0.012), pytest.approx(0.3 + 1.96 * math.sqrt(0.21 / 100), abs=0.012))
+
+
+def test_kept_samples_lie_in_their_bands():
+    def s(text, length=5, right=1.0):
+        return {'response': text, 'finished': True, 'length': length, 'rewards': {'accuracy': right}}
+    rows = [{'prompt': name, 'task': 'match'} for name in 'abc']
+    scored = [[s('a1'), s('a2')], [s('b1', 9), s('b2'), s('b3', right=0.0)], [s('c1', right=0.0), s('c2', right=0.0)]]
+    texts = lambda **band: [row['messages'][-1]['content'] for row in sample.kept(sample.Config(**band), rows, scored)]  # noqa: E731
+    assert texts(keep_pass_rate=[0.1, 0.9]) == ['b1', 'b2', 'b3'] and texts(keep_pass_rate=[0.0, 0.0]) == ['c1', 'c2']
+    assert texts(keep_length=[6, 10]) == ['b1'] and texts(keep={'accuracy': 1}, keep_length=[1, 8]) == ['a1', 'b2', 'a2']
+
+
+@pytest.mark.slow
+def test_ranks_share_the_problems_and_write_one_file_each(tmp_path):
+    *_, settings = tiny_checkpoint(tmp_path, rows=5)
+    one = sample.main(sample.Config(**settings, out=str(tmp_path / 'one.jsonl')))
+    flags = [f'--{key}={value!r}' if key == 'data' else f'--{key}={value}' for key, value in settings.items()]
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29631', 'sample.py', *flags,
+                    f'--out={tmp_path}/two.jsonl', f'--summary={tmp_path}/s.json'], check=True, cwd=Path(__file__).parents[1], timeout=240)
+    lines = lambda name: (tmp_path / name).read_text().splitlines()  # noqa: E731
+    both = [lines('two-00000-of-00002.jsonl'), lines('two-00001-of-00002.jsonl')]
+    assert [len(x) for x in both] == [3, 2]
+    samples = [json.loads(both[i % 2][i // 2])['samples'] for i in range(5)]
+    assert samples == [json.loads(line)['samples'] for line in lines('one.jsonl')]
+    (path,), two = settings['data'], json.loads((tmp_path / 's.json').read_text())
+    assert two[path]['pass1'] == one[path]['pass1'] and two[path]['greedy'] == pytest.approx(one[path]['greedy'])

@@ -1,0 +1,111 @@
+"""
+Test-time compute: accuracy against tokens spent on a problem, before and after RL, as RUN/budget.png and budget.json.
+
+    python budget.py --run=out/r1                    # base and zero of `make r1`; needs the [plot] extra
+    make plot-budget RUN=out/r1
+
+Three ways to spend: thinking cut at a budget or prolonged to one (budget forcing, one sample), and the majority of 1, 2, 4, ... samples
+whose thinking is free. A point is accuracy with its 95% interval over problems, at the mean number of tokens of all samples it used.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from configurator import configure
+from data.loader import read_rows
+from data.tokenizer import Tokenizer
+from model import Transformer
+from sample import bootstrap, evaluate, majority
+
+
+@dataclass
+class Config:
+    run: str = 'out/r1'                    # folder with the stages, and where the results go
+    stages: list = field(default_factory=lambda: ['base', 'zero'])  # checkpoints in it: before and after
+    data: str | None = None                # problem file; None: RUN/data/test.jsonl
+    limit: int = 128                       # problems
+    n: int = 8                             # samples a problem
+    budgets: list = field(default_factory=lambda: [4, 8, 16, 32, 64])  # tokens at which the thinking is cut
+    prolong: list = field(default_factory=lambda: [48, 96])            # tokens up to which it is kept going
+    think_end: str = '</think>'            # the text that ends the thinking
+    wait: str = '\n'                       # the text that keeps it going
+    max_new_tokens: int = 160              # longest completion
+    temperature: float = 1.0               # of the samples
+    slots: int = 1024                      # rows decoded at once
+    seed: int = 1234                       # of the sampling noise
+    threads: int = 2                       # CPU threads
+    device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
+
+
+def votes(scored, k):
+    """-> each problem's share of right majorities among its n // k groups of k samples"""
+    groups = [[samples[i:i + k] for i in range(0, len(samples) - k + 1, k)] for samples in scored]
+    return [sum(map(majority, g)) / len(g) for g in groups]
+
+
+def point(stage, way, scored, k, size):
+    right = votes(scored, k)
+    tokens = [s['length'] for samples in scored for s in samples]
+    return {'stage': stage, 'way': way, 'size': size, 'tokens': k * sum(tokens) / len(tokens), 'accuracy': sum(right) / len(right),
+            'interval': bootstrap(right)}
+
+
+def points(cfg, stage, model, tokenizer, rows):
+    def run(**think):
+        think = {'think_end': cfg.think_end, 'wait': cfg.wait, **think} if think else None
+        return evaluate(model, tokenizer, rows, cfg.n, cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, greedy=False,
+                        slots=cfg.slots, weights={'accuracy': 1.0}, think=think)[1]
+    free = run()
+    for k in (2**i for i in range(cfg.n.bit_length()) if 2**i <= cfg.n):
+        yield point(stage, 'vote', free, k, k)
+    for budget in cfg.budgets:
+        yield point(stage, 'cut', run(think_budget=budget), 1, budget)
+    for least in cfg.prolong:
+        yield point(stage, 'prolong', run(think_at_least=least), 1, least)
+
+
+def draw(found, path):
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+    stages = list(dict.fromkeys(p['stage'] for p in found))
+    marks = {'vote': ('o-', 'majority of k'), 'cut': ('s--', 'thinking cut'), 'prolong': ('^:', 'thinking prolonged')}
+    for color, stage in enumerate(stages):
+        for way, (style, label) in marks.items():
+            mine = sorted((p for p in found if p['stage'] == stage and p['way'] == way), key=lambda p: p['tokens'])
+            if mine:
+                off = [[max(0.0, p['accuracy'] - p['interval'][0]) for p in mine], [max(0.0, p['interval'][1] - p['accuracy']) for p in mine]]
+                axes.errorbar([p['tokens'] for p in mine], [p['accuracy'] for p in mine], off, fmt=style, color=f'C{color}', capsize=2, ms=4,
+                              label=f'{stage}: {label}')
+    axes.set(xscale='log', xlabel='tokens a problem', ylabel='accuracy', ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main(cfg):
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        sys.exit("budget.py: matplotlib is missing; pip install -e '.[plot]'")
+    torch.set_num_threads(cfg.threads)
+    device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+    run, found = Path(cfg.run), []
+    rows = read_rows(cfg.data or run / 'data' / 'test.jsonl', require=('prompt', 'task'))[:cfg.limit]
+    for stage in cfg.stages:
+        model, tokenizer = Transformer.from_pretrained(run / stage, device=device).eval(), Tokenizer.from_pretrained(run / stage)
+        for p in points(cfg, stage, model, tokenizer, rows):
+            found.append(p)
+            print(f'{stage:10s} {p["way"]:8s} {p["size"]:4d}  tokens {p["tokens"]:7.1f}  accuracy {p["accuracy"]:.3f} '
+                  f'({p["interval"][0]:.3f} to {p["interval"][1]:.3f})', flush=True)
+    (run / 'budget.json').write_text(json.dumps(found, indent=1) + '\n')
+    draw(found, run / 'budget.png')
+
+
+if __name__ == '__main__':
+    main(configure(Config, sys.argv[1:]))

@@ -1,0 +1,9 @@
+# AIME 2025, 30 problems: python data/math/prepare.py --dataset=aime25; then give --checkpoint (and --out to be able to resume).
+data = ['data/math/aime25.jsonl']
+instruction = 'Please reason step by step, and put your final answer within \\boxed{}.'
+n = 16
+greedy = False
+temperature = 0.6
+top_p = 0.95
+max_new_tokens = 16384
+rewards = {'accuracy': 1.0}

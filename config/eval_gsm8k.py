@@ -1,0 +1,8 @@
+# GSM8K's test problems: python data/gsm8k/prepare.py; then give --checkpoint (and --out to be able to resume).
+data = ['data/gsm8k/test.jsonl']
+instruction = 'Please reason step by step, and put your final answer within \\boxed{}.'
+n = 4
+temperature = 0.6
+top_p = 0.95
+max_new_tokens = 2048
+rewards = {'accuracy': 1.0}

@@ -1,0 +1,7 @@
+# MBPP's 500 test problems, all three asserts shown: python data/code/prepare.py --dataset=mbpp --split=test --shown=3; then give --checkpoint.
+data = ['data/code/mbpp_test.jsonl']
+n = 4
+temperature = 0.6
+top_p = 0.95
+max_new_tokens = 4096
+rewards = {'accuracy': 1.0}

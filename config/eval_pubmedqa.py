@@ -1,0 +1,8 @@
+# PubMedQA's 500 test questions: python data/medical/prepare.py --dataset=pubmedqa --split=test; then give --checkpoint.
+data = ['data/medical/pubmedqa.jsonl']
+instruction = 'Please reason step by step, and put the letter of your final answer within \\boxed{}.'
+n = 4
+temperature = 0.6
+top_p = 0.95
+max_new_tokens = 2048
+rewards = {'accuracy': 1.0}
