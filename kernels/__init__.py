@@ -85,6 +85,12 @@ def precision():
     return 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'ieee'
 
 
+def chip(device):
+    """-> the GPU's architecture, 80 or 90 or 100 and so on; 90 for Triton's interpreter"""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == 'cuda' else (9, 0)
+    return 10 * major + minor
+
+
 def next_power_of_2(n):
     return 1 << max(0, n - 1).bit_length()
 

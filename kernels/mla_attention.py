@@ -21,7 +21,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from kernels import cdiv, fused, jit, next_power_of_2, tl
+from kernels import cdiv, chip, fused, jit, next_power_of_2, tl
 
 
 def attention(q, k, v, scale, mask=None, q_rope=None, k_rope=None):
@@ -176,29 +176,25 @@ def _backward_kv(q, qr, k, kr, v, do, lse, D, dk, dkr, dv, start, end, T, H, sca
     if D_r:
         rope, dkr_acc = _tile(kr + row * kr_t, first, T, kr_t, D_r, N, r), tl.zeros([N, r], tl.float32)
     at = first + tl.arange(0, N)[:, None]
-    b = (first + N + M - 1) // M * M                                       # queries [first, b) and [c, hi) need the mask, [b, c) does not
-    c = tl.maximum(b, tl.load(end + row + first) // M * M)
-    hi = tl.load(end + row + tl.minimum(first + N, T) - 1)
+    hi = tl.load(end + row + tl.minimum(first + N, T) - 1)                 # no later query sees any of these keys
     for h in range(g * GROUP, g * GROUP + GROUP):
-        for part in tl.static_range(3):
-            for j in range(first // M * M if part == 0 else (b if part == 1 else c), b if part == 0 else (c if part == 1 else hi), M):
-                i = j + tl.arange(0, M)
-                at_lse = (row * H + h * tl.cast(T, tl.int64)) + i
-                queries = _tile(q + row * q_t + h * q_h, j, T, q_t, D_n, M, n)
-                s = _dot(key, tl.trans(queries), tl.zeros([N, M], tl.float32))
-                if D_r:
-                    ropes = _tile(qr + row * qr_t + h * qr_h, j, T, qr_t, D_r, M, r)
-                    s = _dot(rope, tl.trans(ropes), s)
-                p = tl.exp2(s * scale - tl.load(lse + at_lse, i < T, other=0.0)[None, :])
-                if part != 1:
-                    p = tl.where((at <= i[None, :]) & (at >= tl.load(start + row + i, i < T, other=T)[None, :]), p, 0.0)
-                grad = _tile(do + row * do_t + h * do_h, j, T, do_t, D_w, M, w)
-                dv_acc = _dot(p.to(grad.dtype), grad, dv_acc)
-                dp = _dot(value, tl.trans(grad), tl.zeros([N, M], tl.float32))
-                ds = (p * (dp - tl.load(D + at_lse, i < T, other=0.0)[None, :])).to(queries.dtype)
-                dk_acc = _dot(ds, queries, dk_acc)
-                if D_r:
-                    dkr_acc = _dot(ds, ropes, dkr_acc)
+        for j in range(first // M * M, hi, M):
+            i = j + tl.arange(0, M)
+            at_lse = (row * H + h * tl.cast(T, tl.int64)) + i
+            queries = _tile(q + row * q_t + h * q_h, j, T, q_t, D_n, M, n)
+            s = _dot(key, tl.trans(queries), tl.zeros([N, M], tl.float32))
+            if D_r:
+                ropes = _tile(qr + row * qr_t + h * qr_h, j, T, qr_t, D_r, M, r)
+                s = _dot(rope, tl.trans(ropes), s)
+            p = tl.exp2(s * scale - tl.load(lse + at_lse, i < T, other=0.0)[None, :])
+            p = tl.where((at <= i[None, :]) & (at >= tl.load(start + row + i, i < T, other=T)[None, :]), p, 0.0)
+            grad = _tile(do + row * do_t + h * do_h, j, T, do_t, D_w, M, w)
+            dv_acc = _dot(p.to(grad.dtype), grad, dv_acc)
+            dp = _dot(value, tl.trans(grad), tl.zeros([N, M], tl.float32))
+            ds = (p * (dp - tl.load(D + at_lse, i < T, other=0.0)[None, :])).to(queries.dtype)
+            dk_acc = _dot(ds, queries, dk_acc)
+            if D_r:
+                dkr_acc = _dot(ds, ropes, dkr_acc)
     _put(dk + (row * G + g) * D_n, dk_acc * (scale * 0.6931471805599453), first, T, G * D_n, D_n, N, n)
     _put(dv + (row * G + g) * D_w, dv_acc, first, T, G * D_w, D_w, N, w)
     if D_r:
@@ -208,14 +204,15 @@ def _backward_kv(q, qr, k, kr, v, do, lse, D, dk, dkr, dv, start, end, T, H, sca
 # ---------------------------------------------------------------------------------------------------------------------
 # autograd
 
-# M queries, N keys, warps, stages for half precision and for float32
-BLOCKS = {'forward': ((128, 64, 8, 2), (64, 32, 4, 2)), 'q': ((64, 64, 4, 2), (32, 32, 4, 1)), 'kv': ((64, 128, 8, 2), (32, 32, 4, 1))}
+# M queries, N keys, warps, stages on sm_80 and on later chips, for half precision and for float32
+BLOCKS = {'forward': ((128, 64, 8, 2, 3), (64, 32, 4, 1, 2)), 'q': ((128, 32, 8, 2, 2), (32, 32, 4, 1, 1)),
+          'kv': ((32, 128, 8, 2, 2), (32, 32, 4, 1, 1))}
 
 
-def sizes(kernel, itemsize, n, r, w):
-    M, N, warps, stages = BLOCKS[kernel][itemsize > 2]
+def sizes(kernel, sm, itemsize, n, r, w):
+    M, N, warps, *stages = BLOCKS[kernel][itemsize > 2]
     pad = [max(16, next_power_of_2(d)) if d else 0 for d in (n, r, w)]
-    return dict(D_n=n, D_r=r, D_w=w, n=pad[0], r=pad[1], w=pad[2], M=M, N=N), dict(num_warps=warps, num_stages=stages)
+    return dict(D_n=n, D_r=r, D_w=w, n=pad[0], r=pad[1], w=pad[2], M=M, N=N), dict(num_warps=warps, num_stages=stages[sm >= 90])
 
 
 def even(x):
@@ -229,7 +226,7 @@ class Attention(torch.autograd.Function):
         q, qr, k, kr, v = map(even, (q, qr, k, kr, v))
         (B, T, H, n), r, w = q.shape, qr.shape[-1], v.shape[-1]
         o, lse = q.new_empty(B, T, H, w), torch.empty(B * H, T, dtype=torch.float32, device=q.device)
-        dims, options = sizes('forward', q.itemsize, n, r, w)
+        dims, options = sizes('forward', chip(q.device), q.itemsize, n, r, w)
         ctx.scale, ctx.group = scale / math.log(2), H // k.shape[2]
         ctx.save_for_backward(q, qr, k, kr, v, bounds, o, lse)
         if o.numel():
@@ -247,10 +244,10 @@ class Attention(torch.autograd.Function):
         dkr, D = torch.empty(B, T, G, r, dtype=torch.float32, device=q.device), torch.empty_like(lse)
         at = *strides(q, qr, k, kr, v), do.stride(1), do.stride(2)
         if do.numel():
-            dims, options = sizes('q', q.itemsize, n, r, w)
+            dims, options = sizes('q', chip(q.device), q.itemsize, n, r, w)
             _backward_q[(cdiv(T, dims['M']), B * H)](q, qr, k, kr, v, o, do, lse, D, dq, dqr, bounds[0], T, H, ctx.scale, *at, GROUP=ctx.group,
                                                      **dims, **options)
-            dims, options = sizes('kv', q.itemsize, n, r, w)
+            dims, options = sizes('kv', chip(q.device), q.itemsize, n, r, w)
             _backward_kv[(cdiv(T, dims['N']), B * G)](q, qr, k, kr, v, do, lse, D, dk, dkr, dv, bounds[0], bounds[1], T, H, ctx.scale, *at,
                                                       GROUP=ctx.group, **dims, **options)
         return dq, dqr, dk, dkr.sum(2).to(kr.dtype), dv, None, None
@@ -268,7 +265,8 @@ def compile_cases():
     types = pointers | numbers
     for name, group, dims in (('192/128', 1, (128, 64, 128)), ('GQA 128', 6, (128, 0, 128))):
         for kind, kernel in (('forward', _forward), ('q', _backward_q), ('kv', _backward_kv)):
-            constants, options = sizes(kind, 2, *dims)
+            constants, options = sizes(kind, 90, 2, *dims)
+            stages = {sm: sizes(kind, sm, 2, *dims)[1]['num_stages'] for sm in (80, 90, 100)}
             signature = {a: types[a] for a in inspect.signature(kernel.fn).parameters if a in types}
             yield (f'{kind if kind == "forward" else "backward " + kind} {name}', kernel, signature, {**constants, 'GROUP': group},
-                   options['num_warps'], options['num_stages'], 0)
+                   options['num_warps'], stages, 0)

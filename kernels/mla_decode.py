@@ -20,7 +20,7 @@ import math
 
 import torch
 
-from kernels import cdiv, fused, jit, next_power_of_2, tl
+from kernels import cdiv, chip, fused, jit, next_power_of_2, tl
 
 
 def mla_decode(q, cache, length, scale, c, prefix=None, prefix_length=None, prompt=None, group=None, rows_of=None):
@@ -50,7 +50,7 @@ def mla_decode(q, cache, length, scale, c, prefix=None, prefix_length=None, prom
     lse = torch.full((parts, rows), float('-inf'), dtype=torch.float32, device=q.device)
     at = 0
     for (entries, which, first, past, lengths, slots, step), (R, splits, share) in zip(regions, plans):
-        sizes, options = blocks(q.itemsize, R, W, c)
+        sizes, options = blocks(chip(q.device), q.itemsize, R, W, c)
         if entries.numel():
             entries = entries if entries.stride(2) == 1 else entries.contiguous()
             _partial[(cdiv(slots * T * H, R), splits, len(which))](
@@ -95,14 +95,14 @@ def _partial(q, entries, which, part, lse, first, past, length, rows, keys, T, H
     lo, hi = split * share, tl.minimum(split * share + share, tl.max(tl.where(mine, limit, 0), 0))
     if lo < hi:
         latent, rope = tl.arange(0, C), tl.arange(0, ROPE)
-        q += row.to(tl.int64)[None, :] * W
-        q_c = tl.load(q + latent[:, None], mine[None, :] & (latent < c)[:, None], other=0.0)                       # [C, R]
-        q_r = tl.load(q + c + rope[:, None], mine[None, :] & (rope < W - c)[:, None], other=0.0)                   # [ROPE, R]
-        entries += tl.load(which + unit) * tl.cast(unit_stride, tl.int64)
+        queries = q + row.to(tl.int64)[None, :] * W
+        q_c = tl.load(queries + latent[:, None], mine[None, :] & (latent < c)[:, None], other=0.0)                       # [C, R]
+        q_r = tl.load(queries + c + rope[:, None], mine[None, :] & (rope < W - c)[:, None], other=0.0)                   # [ROPE, R]
+        first_entry = entries + tl.load(which + unit) * tl.cast(unit_stride, tl.int64)
         acc, total, top = tl.zeros([C, R], tl.float32), tl.zeros([R], tl.float32), tl.full([R], -1e30, tl.float32)
         for j in range(lo, hi, N):
             key = j + tl.arange(0, N)
-            at = entries + key[:, None] * key_stride
+            at = first_entry + key[:, None] * key_stride
             k_c = tl.load(at + latent[None, :], (key < hi)[:, None] & (latent < c)[None, :], other=0.0)            # [N, C]
             k_r = tl.load(at + c + rope[None, :], (key < hi)[:, None] & (rope < W - c)[None, :], other=0.0)
             s = tl.dot(k_c, q_c, input_precision='ieee')
@@ -131,11 +131,11 @@ def _merge(part, lse, o, parts, rows, c: tl.constexpr, C: tl.constexpr, PARTS: t
     tl.store(o + row * c + cols, (acc / tl.maximum(total, 1e-30)).to(o.dtype.element_ty), cols < c)
 
 
-def blocks(itemsize, R, W, c):
+def blocks(sm, itemsize, R, W, c):
     """-> constexprs and launch options for R rows a program"""
     N = 64 if itemsize == 2 else 16
     return dict(W=W, c=c, C=max(16, next_power_of_2(c)), R=R, ROPE=max(16, next_power_of_2(W - c)), N=N), \
-        dict(num_warps=8 if R > 32 else 4, num_stages=2 if itemsize == 2 else 1)
+        dict(num_warps=8 if R > 32 else 4, num_stages=2 if itemsize == 2 and sm >= 90 else 1)
 
 
 def plan(entries, rows, device):
@@ -154,6 +154,7 @@ def compile_cases():
     numbers = {name: 'i32' for name in ('rows', 'keys', 'T', 'H', 'share')} | {'unit_stride': 'i32:16', 'key_stride': 'i32:16', 'scale': 'fp32'}
     pointers = dict(q='*bf16', entries='*bf16', which='*i32', part='*fp32', lse='*fp32', first='*i32', past='*i32', length='*i32')
     for R in (16, 32, 64):
-        sizes, options = blocks(2, R, 576, 512)
-        yield f'partial 512+64, {R} rows', _partial, {**pointers, **numbers}, {**sizes, 'STEP': 1}, options['num_warps'], options['num_stages'], 0
+        sizes, options = blocks(90, 2, R, 576, 512)
+        stages = {sm: blocks(sm, 2, R, 576, 512)[1]['num_stages'] for sm in (80, 90, 100)}
+        yield f'partial 512+64, {R} rows', _partial, {**pointers, **numbers}, {**sizes, 'STEP': 1}, options['num_warps'], stages, 0
     yield ('merge', _merge, dict(part='*fp32', lse='*fp32', o='*bf16', parts='i32', rows='i32'), dict(c=512, C=512, PARTS=8), 4, 3, 0)

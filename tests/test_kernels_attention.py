@@ -151,7 +151,8 @@ def test_the_triton_paths_in_the_interpreter():
 @pytest.fixture
 def triton_path(monkeypatch):
     """Small blocks, so that short rows have several, of queries wider and narrower than of keys"""
-    monkeypatch.setattr(mla_attention, 'BLOCKS', {'forward': ((32, 16, 4, 1),) * 2, 'q': ((16, 32, 4, 1),) * 2, 'kv': ((16, 32, 4, 1),) * 2})
+    monkeypatch.setattr(mla_attention, 'BLOCKS', {'forward': ((32, 16, 4, 1, 1),) * 2, 'q': ((16, 32, 4, 1, 1),) * 2,
+                                               'kv': ((16, 32, 4, 1, 1),) * 2})
     kernels.use('triton')
     yield
     kernels.use('auto')
