@@ -18,7 +18,8 @@ WORD = re.compile(  # one script a group; a run of letters is a word, but each H
 SCRIPT_LANGUAGES = {'kana': 'ja', 'hangul': 'ko', 'cyrillic': 'ru', 'greek': 'el', 'arabic': 'ar', 'hebrew': 'he',
                     'devanagari': 'hi', 'thai': 'th'}
 FUNCTION_WORDS = {  # frequent in one of these languages, rare in the others and in formulas
-    'en': 'the of and is are was to that this with for we it if then which have has be by from so can now let but not',
+    'en': 'the of and is are was to that this with for we it if then which have has be by from so can now let but not as per he she '
+          'his her they their you at each how many much will would there more than after does',
     'de': 'der die das und ist sind ein eine nicht wir mit von zu den dem für auf auch wenn dann oder wird aber es',
     'fr': 'le les est sont et une des du nous avec pour dans que qui sur donc alors mais pas ou cette ce il elle au',
     'es': 'el los las es son y una del con para por que como entonces pero lo si cuando este esta al hay se',

@@ -155,6 +155,14 @@ def test_the_question_is_compared_not_what_is_around_it(tmp_path):
 
 
 @needs_files
+def test_real_english_is_english(tmp_path):
+    """GSM8K's solutions: "5 miles per hour ... per day" and "as many as" are no Italian or Portuguese."""
+    rows = [json.loads(line) for line in open(SHARED / 'gsm8k' / 'test.jsonl')]
+    numbers, kept = run(tmp_path, [r['answer'].split('####')[0] for r in rows], languages=['en'])
+    assert len(kept) >= 0.999 * len(rows)
+
+
+@needs_files
 def test_the_known_counts_of_math(tmp_path):
     """Published: 619 of MATH's training problems share an 8-gram with MATH-500, none is equal; 529 and 32 are too short for one."""
     for dataset, folder in (('math', 'math_train'), ('math500', 'math500')):
