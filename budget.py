@@ -32,7 +32,7 @@ class Config:
     budgets: list = field(default_factory=lambda: [4, 8, 16, 32, 64])  # tokens at which the thinking is cut
     prolong: list = field(default_factory=lambda: [48, 96])            # tokens up to which it is kept going
     think_end: str = '</think>'            # the text that ends the thinking
-    wait: str = '\n'                       # the text that keeps it going
+    wait: str = ' ,'                       # the text that keeps it going; in the toy's notation, another line
     max_new_tokens: int = 160              # longest completion
     temperature: float = 1.0               # of the samples
     slots: int = 1024                      # rows decoded at once

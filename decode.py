@@ -70,7 +70,7 @@ class Region:
         """entry [..., W], as `Transformer.prefill` and the attention layers make them, at [rows, length][index]"""
         parts = [entry] if self.cfg.mla else entry.unflatten(-1, (2, self.cfg.num_key_value_heads, self.cfg.head_dim)).unbind(-3)
         for place, part in zip(self.layers[layer][2], parts):
-            place[index] = part
+            place[index] = part.to(place.dtype)
 
     def move(self, to, source, length):
         for *_, places in self.layers:
@@ -153,6 +153,7 @@ class Cache:
         """q [m, T, H, D], entry [m, T, W] of the new tokens -> o [m, T, H, Dv]. One softmax over prompt and own tokens."""
         m, T, G = self.m, q.shape[1], self.G
         self.own.put(layer, self.index, entry)
+        q = q.to(self.own.layers[layer][0].dtype)
         if self.kernel:
             seen, (latent,), c = self.index[1][:, 0] + 1, self.own.layers[layer][2], self.own.cfg.kv_lora_rank
             if self.prefix is None:
@@ -351,7 +352,8 @@ class Run:
     def __init__(self, sampler, prompts, n, limits, seed, keys, routes, how):
         self.sampler, self.model, self.device, self.how = sampler, sampler.model, sampler.device, how
         self.prompts, self.limits, self.cfg = prompts, limits, sampler.model.cfg
-        cfg, device, self.dtype = self.cfg, self.device, sampler.model.head_weight.dtype
+        cfg, device = self.cfg, self.device
+        self.dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.model.head_weight.dtype
         self.S, self.L = min(sampler.slots, len(prompts) * n), max(map(max, limits))
         P = min(len(prompts), self.S + 1)
         self.prefix = Region(cfg, cfg.num_hidden_layers, P, max(map(len, prompts)), self.dtype, device)
