@@ -88,7 +88,7 @@ def parts_of(message: dict) -> tuple[str, str]:
         thought = ''.join(text_in(p) for p in content if isinstance(p, dict) and p.get('type') in ('thinking', 'reasoning'))
         content = ''.join(text_in(p) for p in content if isinstance(p, str) or p.get('type') not in ('thinking', 'reasoning'))
     thought = next((text for text in (text_in(message.get(key)) for key in FIELDS) if text.strip()), thought)
-    if '</think>' in content:
+    if '</think>' in content and (not thought or content.lstrip().startswith('<think>')):
         inside, content = content.split('</think>', 1)
         thought = thought or inside.strip().removeprefix('<think>')
     elif content.lstrip().startswith('<think>'):
@@ -145,7 +145,7 @@ def request(cfg: Config, chat: list, seed: int, stop: threading.Event) -> dict:
 
 
 def patiently(cfg: Config, chat: list, seed: int, stop: threading.Event) -> tuple[dict, Counter]:
-    """request(), repeated -> (answer, faults by kind). Raises Stopped, Refused, or the last fault when retries are used up."""
+    """request(), repeated -> (answer, faults by kind). Raises Stopped or Refused."""
     faults = Counter()
     for attempt in itertools.count():
         try:

@@ -173,7 +173,8 @@ def test_parts_of_by_hand():
     assert parts_of({'content': None, 'reasoning': 'b'}) == ('b', '')
     assert parts_of({'content': 'a', 'reasoning': 'b', 'reasoning_details': [{'text': 'b'}]}) == ('b', 'a')   # told twice, kept once
     assert parts_of({'content': '<think>b</think>a', 'reasoning_content': ''}) == ('b', 'a')
-    assert parts_of({'content': 'x < y </think> a', 'reasoning_content': 'b'}) == ('b', 'a')
+    assert parts_of({'content': '<think>b</think> a', 'reasoning_content': 'b'}) == ('b', 'a')
+    assert parts_of({'content': 'the tag </think> ends it', 'reasoning_content': 'b'}) == ('b', 'the tag </think> ends it')
     assert parts_of({'reasoning_details': [{'type': 'reasoning.summary', 'summary': 'b'}], 'content': 'a'}) == ('b', 'a')
 
 
