@@ -135,12 +135,12 @@ def blocks(sm, itemsize, R, W, c):
     """-> constexprs and launch options for R rows a program"""
     N = 64 if itemsize == 2 else 16
     return dict(W=W, c=c, C=max(16, next_power_of_2(c)), R=R, ROPE=max(16, next_power_of_2(W - c)), N=N), \
-        dict(num_warps=8 if R > 32 else 4, num_stages=2 if itemsize == 2 and sm >= 90 else 1)
+        dict(num_warps=8 if R > 16 else 4, num_stages=2 if itemsize == 2 and sm >= 90 else 1)
 
 
 def plan(entries, rows, device):
     """-> rows a program, splits, keys a split (a multiple of 64): two programs for every multiprocessor, but not under 128 keys a split"""
-    R = min(64, max(16, next_power_of_2(rows)))
+    R = min(32, max(16, next_power_of_2(rows)))                                   # 64 would spill registers
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == 'cuda' else 4
     units, keys = max(1, len(entries) * cdiv(rows, R)), entries.shape[1]
     splits = max(1, min(cdiv(2 * processors, units), keys // 128))
@@ -149,11 +149,11 @@ def plan(entries, rows, device):
 
 
 def compile_cases():
-    """(name, kernel, signature, constexprs, num_warps, num_stages, spills tolerated): V3's latent with 16 heads (or a share of them under
-    tensor parallelism) and with all 128 or a group's heads in blocks of 64. A dense model decodes without a latent."""
+    """(name, kernel, signature, constexprs, num_warps, num_stages, spills tolerated): V3's latent with 16 heads (its
+    share of a GPU among eight), and with all 128 or a group's heads in blocks of 32. A dense model decodes without a latent."""
     numbers = {name: 'i32' for name in ('rows', 'keys', 'T', 'H', 'share')} | {'unit_stride': 'i32:16', 'key_stride': 'i32:16', 'scale': 'fp32'}
     pointers = dict(q='*bf16', entries='*bf16', which='*i32', part='*fp32', lse='*fp32', first='*i32', past='*i32', length='*i32')
-    for R in (16, 32, 64):
+    for R in (16, 32):
         sizes, options = blocks(90, 2, R, 576, 512)
         stages = {sm: blocks(sm, 2, R, 576, 512)[1]['num_stages'] for sm in (80, 90, 100)}
         yield f'partial 512+64, {R} rows', _partial, {**pointers, **numbers}, {**sizes, 'STEP': 1}, options['num_warps'], stages, 0
