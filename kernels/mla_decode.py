@@ -133,9 +133,9 @@ def _merge(part, lse, o, parts, rows, c: tl.constexpr, C: tl.constexpr, PARTS: t
 
 def blocks(sm, itemsize, R, W, c):
     """-> constexprs and launch options for R rows a program"""
-    N = 64 if itemsize == 2 else 16
+    N, hopper = 64 if itemsize == 2 else 16, 90 <= sm < 100
     return dict(W=W, c=c, C=max(16, next_power_of_2(c)), R=R, ROPE=max(16, next_power_of_2(W - c)), N=N), \
-        dict(num_warps=8 if R > 16 else 4, num_stages=2 if itemsize == 2 and sm >= 90 else 1)
+        dict(num_warps=4 if R == 16 and hopper else 8, num_stages=2 if itemsize == 2 and hopper else 1)
 
 
 def plan(entries, rows, device):
@@ -154,7 +154,8 @@ def compile_cases():
     numbers = {name: 'i32' for name in ('rows', 'keys', 'T', 'H', 'share')} | {'unit_stride': 'i32:16', 'key_stride': 'i32:16', 'scale': 'fp32'}
     pointers = dict(q='*bf16', entries='*bf16', which='*i32', part='*fp32', lse='*fp32', first='*i32', past='*i32', length='*i32')
     for R in (16, 32):
-        sizes, options = blocks(90, 2, R, 576, 512)
-        stages = {sm: blocks(sm, 2, R, 576, 512)[1]['num_stages'] for sm in (80, 90, 100)}
-        yield f'partial 512+64, {R} rows', _partial, {**pointers, **numbers}, {**sizes, 'STEP': 1}, options['num_warps'], stages, 0
+        sizes = blocks(90, 2, R, 576, 512)[0]
+        warps, stages = ({sm: blocks(sm, 2, R, 576, 512)[1][name] for sm in (80, 90, 100)} for name in ('num_warps', 'num_stages'))
+        yield (f'partial 512+64, {R} rows', _partial, {**pointers, **numbers}, {**sizes, 'STEP': 1}, warps, stages,
+               {80: 32, 90: 0, 100: 32 if R == 16 else 160})
     yield ('merge', _merge, dict(part='*fp32', lse='*fp32', o='*bf16', parts='i32', rows='i32'), dict(c=512, C=512, PARTS=8), 4, 3, 0)
