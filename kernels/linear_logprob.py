@@ -3,7 +3,7 @@ Hidden states × head -> log-probability of each label and entropy, and their gr
 
     z = h Wᵀ / τ                 logits at temperature τ, float32           [chunk, V]
     logp = z_y - lse(z)          y the label, lse = log sum exp
-    H = lse(z) - sum_j p_j z_j   entropy, p = softmax(z)
+    H = -sum_j p_j log p_j       entropy, p = softmax(z)
     dz = τ⁻¹ [g_l (1_y - p) - g_H p ⊙ (log p + H)]        for the incoming gradients g_l of logp and g_H of H
     dh = dz W,  dW = dzᵀ h       one chunk of tokens after the other, dW summed in float32
 
@@ -52,8 +52,8 @@ def rows_forward(z, labels, temperature, entropy):
         return rows_forward_triton(z, labels, temperature)
     z = z / temperature if temperature != 1 else z
     lse = z.logsumexp(-1)
-    H = lse - ((z - lse[:, None]).exp() * z).sum(-1) if entropy else None
-    return z.gather(1, labels[:, None])[:, 0] - lse, lse, H
+    logp = z - lse[:, None] if entropy else None
+    return z.gather(1, labels[:, None])[:, 0] - lse, lse, -(logp.exp() * logp).sum(-1) if entropy else None
 
 
 def rows_backward(z, labels, temperature, lse, H, g_logp, g_H, dtype):

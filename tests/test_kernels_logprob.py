@@ -46,8 +46,8 @@ def compare(dtype, temperature, with_entropy, sizes, tolerance):
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
 def test_the_torch_path_against_float64(temperature, with_entropy):
     compare(torch.float64, temperature, with_entropy, SIZES, (1e-12, 1e-12))
-    compare(torch.float32, temperature, with_entropy, SIZES, (2e-6, 2e-6))
-    compare(torch.bfloat16, temperature, with_entropy, SIZES, (2e-6, 8e-3))     # gradients are rounded to bf16, log-probs are not
+    compare(torch.float32, temperature, with_entropy, SIZES, (5e-6, 1e-5))
+    compare(torch.bfloat16, temperature, with_entropy, SIZES, (5e-6, 8e-3))     # gradients are rounded to bf16, log-probs are not
 
 
 def test_no_tensor_is_larger_than_a_chunk_of_logits():
@@ -76,6 +76,15 @@ def test_empty_and_misshapen():
     assert logp.shape == (0,) and not w.grad.any()
     with pytest.raises(ValueError, match=r'h \[3, 4\], weight \[9, 5\] and labels \[3\]'):
         linear_logprob(torch.zeros(3, 4), torch.zeros(9, 5), torch.zeros(3, dtype=torch.int64))
+
+
+def test_either_output_may_go_unused():
+    h, w, labels, _, _ = draw(6, 4, 9, torch.float64)
+    logp, H = linear_logprob(h, w, labels, 0.8, entropy=True, chunk=4)
+    for out, g_logp, g_H in ((logp, 1, 0), (H, 0, 1)):
+        ours = torch.autograd.grad(out.sum(), (h, w), retain_graph=True)
+        for a, b in zip(ours, truth(h, w, labels, g_logp, g_H, 0.8)[2:]):
+            assert torch.allclose(a, b, atol=1e-12)
 
 
 def policy_loss(old, advantage, weight, clip, beta):
@@ -136,7 +145,7 @@ def triton_path():
 @pytest.mark.parametrize('temperature, with_entropy', [(1.0, True), (0.7, True), (1.3, False)])
 def check_the_kernels_against_float64(triton_path, dtype, temperature, with_entropy):
     sizes = SIZES + [(3, 8, 4096, None), (5, 8, 4097, 2), (2, 8, 9000, None)]      # the kernels' block is 4096
-    compare(dtype, temperature, with_entropy, sizes, (5e-6, 5e-6 if dtype == torch.float32 else 2e-3))
+    compare(dtype, temperature, with_entropy, sizes, (5e-6, 1e-5 if dtype == torch.float32 else 2e-3))
 
 
 def check_far_logits(triton_path):
