@@ -57,10 +57,15 @@ if "hush-hush" in seen:
 import os
 if os.getppid() > 2 or len([p for p in os.listdir("/proc") if p.isdigit()]) > 3:
     print("BREACH")''',
-    'memory of the first process': '''
-print(open("/proc/1/cmdline").read()[:0])
-open("/proc/1/mem", "r+b").write(b"x")
-print("BREACH")''',
+    'ruining the memory of the timer within': '''
+import time
+with open("/proc/1/mem", "r+b", buffering=0) as memory:
+    for line in open("/proc/1/maps"):
+        start, end = (int(x, 16) for x in line.split()[0].split("-"))
+        if "rw" in line.split()[1]:
+            memory.seek(start)
+            memory.write(b"x" * (end - start))
+time.sleep(1000)''',
     'overwriting a library': '''
 import json, os
 open(json.__file__, "a").write("raise SystemExit(0)")
@@ -253,7 +258,7 @@ def test_attack(name, watched, monkeypatch, tmp_path):
     assert 'BREACH' not in result.stdout and len(result.stdout) <= sandbox.OUTPUT
     assert os.getppid() > 0 and not list(tmp_path.iterdir())
     if name in ('CPU', 'CPU in one operation', 'sleeping', 'deaf to signals', 'regular expression', 'endless errors', 'crash', 'memory',
-                'stopping the timer within'):
+                'stopping the timer within', 'ruining the memory of the timer within'):
         assert result.timed_out or result.code != 0
     if name == 'fork bomb':
         assert int(result.stdout.split()[-1]) < 30
@@ -425,28 +430,27 @@ def real_rows(step):
     out = []
     with gzip.open(SHARED / 'humaneval/HumanEval.jsonl.gz', 'rt') as f:
         for row in map(json.loads, f):
-            out.append((row['canonical_solution'], row['entry_point'], {'asserts': [f'check({row["entry_point"]})'], 'setup': row['prompt'] + row['test'],
+            out.append((row['canonical_solution'], [row['entry_point']], {'asserts': [f'check({row["entry_point"]})'], 'setup': row['prompt'] + row['test'],
                                                                        'entry_point': row['entry_point'], 'starter': row['prompt']}))
     for row in map(json.loads, (SHARED / 'mbpp/mbpp.jsonl').read_text().splitlines()):
-        called = re.findall(r'\w+', row['test_list'][0].split('assert', 1)[1].replace('set(', '').replace('not ', ''))
-        name = next(word for word in called if re.search(rf'def {word}\b', row['code']))
-        out.append((row['code'], name, {'asserts': row['test_list'] + row['challenge_test_list'], 'setup': row['test_setup_code']}))
+        out.append((row['code'], re.findall(r'^(?:def|class) (\w+)', row['code'], re.MULTILINE), {'asserts': row['test_list'] + row['challenge_test_list'], 'setup': row['test_setup_code']}))
     return out[::step]
 
 
 def right_and_broken(step):
     wrong = []
-    for program, name, row in real_rows(step):
+    for program, names, row in real_rows(step):
         if code_reward(f'```python\n{program}\n```', row) != 1:
-            wrong.append(('right', name, row['asserts'][0]))
-        if code_reward(f'```python\n{program}\n\ndef {name}(*args, **named):\n    return None\n```', row) != 0:
-            wrong.append(('broken', name, row['asserts'][0]))
+            wrong.append(('right', names, row['asserts'][0]))
+        broken = '\n\n'.join(f'def {name}(*args, **named):\n    return None' for name in names)
+        if code_reward(f'```python\n{program}\n\n{broken}\n```', row) != 0:
+            wrong.append(('broken', names, row['asserts'][0]))
     return wrong
 
 
 @needs_sandbox
 def test_some_of_humaneval_and_mbpp():
-    assert right_and_broken(37) == []
+    assert right_and_broken(53) == []
 
 
 @needs_sandbox
