@@ -147,6 +147,7 @@ def sample(prompts=32, samples=8, prompt=64, new=128, rounds=2, threads=2, model
                                       stopping_criteria=transformers.StoppingCriteriaList([Ended()]))
         tried = {}
         for name, (model, cache) in copies.items():
+            theirs(model, cache, [[2] * samples] * prompts)
             began = time.perf_counter()
             theirs(model, cache, [[new // 8] * samples] * prompts)
             tried[name] = time.perf_counter() - began
@@ -162,18 +163,20 @@ def sample(prompts=32, samples=8, prompt=64, new=128, rounds=2, threads=2, model
                 same = theirs(copies[best][0], copies[best][1], [[4] * samples] * prompts)[:, prompt:].tolist()
                 agree = [row[:4] == c.tokens[:4] for row, c in zip(same, [c for group in mine for c in group])]
                 yield {'sample': kind, 'lengths': shape, 'first_tokens_agree': sum(agree) / len(agree)}
-            seconds = {name: [] for name in sides}
+            seconds, busy = {name: [] for name in sides}, {name: 0.0 for name in sides}
             for _ in range(rounds):
                 for name, run in sides.items():
-                    began = time.perf_counter()
+                    began, cpu = time.perf_counter(), time.process_time()
                     run()
                     seconds[name].append(time.perf_counter() - began)
+                    busy[name] += (time.process_time() - cpu) / rounds
             bound = machine_bound(ours, useful)
             for name, s in seconds.items():
-                yield {'sample': kind, 'lengths': shape, 'side': name, **summary(s), 'useful_tokens_per_second': round(useful / statistics.median(s)),
+                yield {'sample': kind, 'lengths': shape, 'side': name, **summary(s), 'cpu_seconds': round(busy[name], 2), 'useful_tokens_per_second': round(useful / statistics.median(s)),
                        'share_of_bound': round(bound / statistics.median(s), 3)}
             if tried:
-                yield {'sample': kind, 'lengths': shape, 'ratio': round(statistics.median(seconds[best]) / statistics.median(seconds['nanoR1']), 2)}
+                yield {'sample': kind, 'lengths': shape, 'ratio': round(statistics.median(seconds[best]) / statistics.median(seconds['nanoR1']), 2),
+                       'ratio_cpu': round(busy[best] / busy['nanoR1'], 2)}
 
 
 # ---- RL and SFT steps beside TRL's trainers (the [bench] extra)

@@ -207,20 +207,16 @@ def invert(p_SV, u_S, width=64):
     """-> the first token at which the cumulative sum of p exceeds u times its total; blocks of tokens first, then inside the block,
     because a cumulative sum in double over a whole vocabulary is slow."""
     S, V = p_SV.shape
-    if V <= 8 * width:
-        block, target = p_SV, None
-    else:
-        blocks = F.pad(p_SV, (0, -V % width)).view(S, -1, width)
-        cdf = blocks.sum(-1).double().cumsum(-1)
-        target = u_S.unsqueeze(1) * cdf[:, -1:]
-        b = torch.searchsorted(cdf, target, right=True).clamp(max=cdf.shape[1] - 1)
-        target = target - F.pad(cdf, (1, 0)).gather(1, b)
-        block = blocks.gather(1, b.unsqueeze(-1).expand(-1, 1, width)).squeeze(1)
-    cdf = block.double().cumsum(-1)
-    target = u_S.unsqueeze(1) * cdf[:, -1:] if target is None else target
+    blocks = F.pad(p_SV, (0, -V % width)).view(S, -1, width)
+    cdf = blocks.sum(-1).double().cumsum(-1)
+    target = u_S.unsqueeze(1) * cdf[:, -1:]
+    b = torch.searchsorted(cdf, target, right=True).clamp(max=cdf.shape[1] - 1)
+    target = target - F.pad(cdf, (1, 0)).gather(1, b)
+    first = torch.arange(0, blocks.shape[0] * blocks.shape[1], blocks.shape[1], device=b.device)
+    cdf = blocks.flatten(0, 1).index_select(0, first + b.squeeze(1)).double().cumsum(-1)
     i = torch.searchsorted(cdf, target, right=True).squeeze(1)
     i = torch.minimum(i, (cdf < cdf[:, -1:]).sum(-1))          # rounding never leads past the last token of positive probability
-    return i if V <= 8 * width else b.squeeze(1) * width + i
+    return b.squeeze(1) * width + i
 
 
 def mix(h, key):
