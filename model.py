@@ -18,7 +18,7 @@ YaRN arXiv:2309.00071.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hub
+from kernels import fused
 from kernels.linear_logprob import linear_logprob
+from kernels.mla_attention import attention as packed_attention, document_mask
+from kernels.moe import experts
+from kernels.rmsnorm import rms_norm
+from kernels.rope import apply_rope
+from kernels.router import route
+from kernels.swiglu import swiglu
 
 # ---------------------------------------------------------------------------------------------------------------------
 # configuration
@@ -98,6 +105,12 @@ class ModelConfig:
         cfg.check(where)
         return cfg
 
+    @classmethod
+    def read(cls, path, **changes):
+        """path of a config.json; changes: values of ModelConfig other than the file's"""
+        cfg = cls.from_hub(hub.read_json(path), str(path))
+        return cls.from_hub({**asdict(cfg), **changes}, f'{path} with {changes}') if changes else cfg
+
     def check(self, where='config'):
         """ValueError naming the first value that cannot be right."""
         for f in fields(self):
@@ -144,10 +157,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x):
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
+    def forward(self, x, residual=None):
+        """-> y; with a residual (y, x + residual), y being the norm of that sum"""
+        return rms_norm(x, self.weight, self.eps, residual)
 
 
 def rope_frequencies(cfg):
@@ -178,19 +190,14 @@ def yarn_mscale(factor, mscale):
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def apply_rope(x, rope, interleaved):
-    """x [B, T, H, d]; rope = (cos, sin) [B or 1, T, 1, d/2]. Pairs are (2i, 2i+1) when interleaved, else (i, i+d/2); both come
-    out in the half-split order, a permutation that q and k share and q·k does not see."""
-    cos, sin = rope
-    x1, x2 = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
-    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1).to(x.dtype)
-
-
 def attention(q, k, v, mask, scale=None):
     """q [B, H, T, d], k and v [B, H or fewer, L, ·] -> [B, H, T, ·]. mask: None (causal), True where visible [B, 1, T, L], or a function of
     (q, k, v, scale) that attends in its own way."""
     if callable(mask):
         return mask(q, k, v, scale)
+    if q.dtype == torch.bfloat16 and q.device.type == 'cpu':   # its bfloat16 kernel is three times slower
+        with torch.autocast('cpu', enabled=False):
+            return attention(q.float(), k.float(), v.float(), mask, scale).bfloat16()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
@@ -201,12 +208,15 @@ def shared_prefix(lengths_P, rows_N, Lp, Lc):
     seen = torch.arange(Lp, device=rows_N.device) < lengths_P[rows_N].unsqueeze(1)
     own = torch.ones(Lc, Lc, dtype=torch.bool, device=rows_N.device).tril()
     mask = torch.cat([seen.unsqueeze(1).expand(N, Lc, Lp), own.expand(N, Lc, Lc)], dim=2).unsqueeze(1)
+    if mask.device.type == 'cpu':  # which would turn it into numbers in every layer
+        mask = torch.zeros(mask.shape).masked_fill_(~mask, float('-inf'))
 
     def attend(q, k, v, scale):
-        (q1, q2), (k1, k2), (v1, v2) = ((t[0, :, :P * Lp].unflatten(1, (P, Lp)).transpose(0, 1), t[0, :, P * Lp:].unflatten(1, (N, Lc)).transpose(0, 1))
-                                        for t in (q, k, v))
+        parts = (t.squeeze(0).split((P * Lp, N * Lc), dim=1) for t in (q, k, v))
+        (q1, q2), (k1, k2), (v1, v2) = ((a.unflatten(1, (P, Lp)).transpose(0, 1), b.unflatten(1, (N, Lc)).transpose(0, 1)) for a, b in parts)
         o1 = attention(q1, k1, v1, None, scale)
-        o2 = attention(q2, torch.cat([k1[rows_N], k2], dim=2), torch.cat([v1[rows_N], v2], dim=2), mask, scale)
+        k2, v2 = (torch.cat([a.index_select(0, rows_N), b], dim=2) for a, b in ((k1, k2), (v1, v2)))
+        o2 = attention(q2, k2, v2, mask, scale)
         return torch.cat([o.transpose(0, 1).flatten(1, 2) for o in (o1, o2)], dim=1).unsqueeze(0)
     return attend
 
@@ -251,11 +261,13 @@ class MLA(nn.Module):
             cache_out.append(latent)
         c, k_rope = latent.split([self.c, self.r], dim=-1)
         k_nope, v = self.kv_b_proj(c).view(B, T, self.H, self.n + self.v).split([self.n, self.v], dim=-1)
-        k = torch.cat([k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.H, -1)], dim=-1)
-        q = torch.cat([q_nope, q_rope], dim=-1)                                                # [B, T, H, n + r]
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                      # [B, H, T, ·]
-        o = attention(q, k, v, mask, self.scale)
-        return self.o_proj(o.transpose(1, 2).reshape(B, T, self.H * self.v))
+        if fused(q_nope) and not callable(mask):
+            o = packed_attention(q_nope, k_nope, v, self.scale, mask, q_rope, k_rope)
+        else:
+            k = torch.cat([k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.H, -1)], dim=-1)
+            q = torch.cat([q_nope, q_rope], dim=-1)                                            # [B, T, H, n + r]
+            o = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, self.scale).transpose(1, 2)
+        return self.o_proj(o.reshape(B, T, self.H * self.v))
 
     def decode(self, x_BTC, rope, cache, layer):
         """x: the T newest tokens of each row; `cache` (decode.py) takes their entries and attends."""
@@ -294,16 +306,15 @@ class GQA(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return apply_rope(q, rope, interleaved=False), apply_rope(k, rope, interleaved=False), v
 
-    def attend(self, q, k, v, mask):
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        o = attention(q, k, v, mask)
-        return self.o_proj(o.transpose(1, 2).flatten(2))
-
     def forward(self, x_BTC, rope, mask, cache_out=None):
         q, k, v = self.project(x_BTC, rope)
         if cache_out is not None:
             cache_out.append(torch.cat([k, v], dim=2).flatten(2))
-        return self.attend(q, k, v, mask)
+        if fused(q) and not callable(mask):
+            o = packed_attention(q, k, v, self.d ** -0.5, mask)
+        else:
+            o = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2)
+        return self.o_proj(o.flatten(2))
 
     def decode(self, x_BTC, rope, cache, layer):
         """As MLA.decode."""
@@ -321,7 +332,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Gate(nn.Module):
@@ -340,20 +351,9 @@ class Gate(nn.Module):
         cfg = self.cfg
         with torch.autocast(x_NC.device.type, enabled=False):  # in bf16 ties would flip experts
             logits = F.linear(x_NC.float(), self.weight.float())
-        scores_NE = logits.softmax(dim=-1) if cfg.scoring_func == 'softmax' else logits.sigmoid()
-        if chosen_NK is None:
-            v3 = cfg.topk_method == 'noaux_tc'
-            choice = scores_NE.detach() + (self.e_score_correction_bias if v3 else 0)
-            if cfg.n_group > 1 and cfg.topk_method != 'greedy':
-                grouped = choice.view(len(choice), cfg.n_group, -1)
-                group_score = grouped.topk(2, dim=-1).values.sum(-1) if v3 else grouped.amax(-1)
-                best = torch.zeros_like(group_score, dtype=torch.bool).scatter_(1, group_score.topk(cfg.topk_group).indices, True)
-                choice = grouped.masked_fill(~best.unsqueeze(-1), float('-inf') if v3 else 0.0).flatten(1)
-            chosen_NK = choice.topk(cfg.num_experts_per_tok, dim=-1).indices
-        weights_NK = scores_NE.gather(1, chosen_NK)
-        if cfg.norm_topk_prob and cfg.num_experts_per_tok > 1:
-            weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + 1e-20)
-        return weights_NK * cfg.routed_scaling_factor, chosen_NK, scores_NE
+        groups = (1, 1) if cfg.topk_method == 'greedy' else (cfg.n_group, cfg.topk_group)
+        return route(logits, self.e_score_correction_bias if cfg.topk_method == 'noaux_tc' else None, cfg.num_experts_per_tok, *groups,
+                     cfg.scoring_func == 'sigmoid', cfg.norm_topk_prob, cfg.routed_scaling_factor, chosen_NK)
 
 
 class Experts(nn.Module):
@@ -366,18 +366,9 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(E, C, I))
 
     def forward(self, x_NC, weights_NK, chosen_NK):
-        N, K = chosen_NK.shape
-        flat = chosen_NK.flatten()
-        order = flat.argsort(stable=True)                                                      # [N K] slots, by expert
-        counts = torch.zeros(len(self.down_proj), dtype=torch.int32, device=flat.device)
-        ends = counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
         device = x_NC.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_NC.dtype
-        x = x_NC.to(dtype).index_select(0, order // K)                                         # [N K, C]
-        gate, up = F.grouped_mm(x, self.gate_up_proj.to(dtype).transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        y = F.grouped_mm(F.silu(gate) * up, self.down_proj.to(dtype).transpose(1, 2), offs=ends)
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(N * K, device=order.device))
-        return (y.index_select(0, back).view(N, K, -1) * weights_NK.unsqueeze(-1).to(y.dtype)).sum(dim=1)
+        return experts(x_NC.to(dtype), self.gate_up_proj.to(dtype), self.down_proj.to(dtype), weights_NK, chosen_NK)
 
 
 class MoE(nn.Module):
@@ -411,8 +402,7 @@ class Layer(nn.Module):
 
     def forward(self, x, attend, chosen=None):
         """attend: how self_attn is called, `lambda attn, x: attn(x, rope, mask)` or its decode form. -> x, route or None"""
-        x = x + attend(self.self_attn, self.input_layernorm(x))
-        h, route = self.post_attention_layernorm(x), None
+        (h, x), route = self.post_attention_layernorm(attend(self.self_attn, self.input_layernorm(x)), residual=x), None
         if isinstance(self.mlp, MoE):
             h, route = self.mlp(h, chosen)
         else:
@@ -487,8 +477,7 @@ class Transformer(nn.Module):
             positions = torch.arange(T, device=input_ids.device).unsqueeze(0)
         mask = None
         if doc_ids is not None:
-            causal = torch.ones(T, T, dtype=torch.bool, device=input_ids.device).tril()
-            mask = (causal & (doc_ids.unsqueeze(2) == doc_ids.unsqueeze(1))).unsqueeze(1)      # [B, 1, T, T]
+            mask = document_mask(doc_ids)
         return self.rope(positions), mask
 
     def hidden(self, input_ids, rope, mask, routes=None, replay=None, cache_out=None):
@@ -539,7 +528,7 @@ class Transformer(nn.Module):
             at = [torch.arange(ids.shape[1], device=ids.device).expand_as(ids), lengths[rows].unsqueeze(1) + torch.arange(T, device=ids.device)]
             rope, mask = self.rope(torch.cat([t.flatten() for t in at]).unsqueeze(0)), shared_prefix(lengths, rows, ids.shape[1], T)
             h = self.hidden(torch.cat([ids.flatten(), input_ids.flatten()]).unsqueeze(0), rope, mask, routes, replay)
-            h = h[0, ids.numel():].unflatten(0, (B, T))
+            h = h.squeeze(0).split((ids.numel(), B * T))[1].unflatten(0, (B, T))
         chosen = labels != -100
         logp, H = linear_logprob(h[chosen], self.head_weight, labels[chosen], temperature, entropy)
         mtp_logp = None
@@ -613,7 +602,7 @@ class Transformer(nn.Module):
         tensor that is missing, unexpected or misshapen. changes: values of ModelConfig other than the file's. shard(model): FSDP2's
         fully_shard, applied before there is memory; each rank then allocates and reads the rows that it keeps."""
         folder = hub.local_folder(source)
-        cfg = ModelConfig.from_hub({**hub.read_json(folder / 'config.json'), **changes}, str(folder / 'config.json'))
+        cfg = ModelConfig.read(folder / 'config.json', **changes)
         files = hub.checkpoint_files(folder)
         with torch.device('meta'):
             model = cls(cfg)

@@ -59,8 +59,12 @@ def dequantise(q, scale, dtype=torch.float32):
     if scale.shape != (cdiv(len(q), rows), cdiv(q.shape[1], 128)):
         raise ValueError(f'FP8 tensor {list(q.shape)} and scales {list(scale.shape)} do not fit blocks of {rows}×128')
     if not usable(q):
-        s = scale.float().repeat_interleave(rows, 0).repeat_interleave(128, 1)
-        return (q.float() * s[:q.shape[0], :q.shape[1]]).to(dtype)
+        out, wide = q.float(), scale.float().repeat_interleave(128, 1)[:, :q.shape[1]]
+        if rows == 1:
+            return (out * wide).to(dtype)
+        for i, row in enumerate(wide):             # one row of blocks after the other: no second copy of a large matrix
+            out[i * 128:(i + 1) * 128] *= row
+        return out.to(dtype)
     out, scale = torch.empty(q.shape, dtype=dtype, device=q.device), scale.float().contiguous()
     if out.numel():
         _dequantise[(cdiv(len(q), 32), cdiv(q.shape[1], 128))](q.contiguous(), scale, out, *q.shape, scale.shape[1], ROWS=rows, BM=32, num_warps=8)
