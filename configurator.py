@@ -12,7 +12,7 @@ Arguments are read from left to right and the later one wins:
     config/x.py    Python lines `key = value`, run in an empty namespace; imported modules and names that begin with _
                    (helpers of the file) are no keys
     --key=value    value as a Python literal (1e-4, True, None, "{'format': 0.5}"), else the text itself. The = is
-                   required: `--key value` and a bare `--key` are refused
+                   required: `--key value` is refused, and a bare `--key` is True where the key takes that
     --help         every key with its type, default and comment
 A list or dict replaces the default as a whole. Unknown keys are refused with the nearest known one named. A value must
 fit the field's annotation: an int may stand for a float, a float for an int only where it is whole (1e3), nothing but
@@ -58,6 +58,8 @@ def parse(cls, argv: list[str]):
     for arg in argv:
         if arg.startswith('-'):
             key, equals, text = arg.removeprefix('--').partition('=')
+            if not equals and bool in (annotations.get(key), *typing.get_args(annotations.get(key))):
+                equals, text = '=', 'True'
             if not arg.startswith('--') or not equals:
                 raise ConfigError(f'{arg}: write --{key.lstrip("-")}=VALUE (see --help)')
             source, settings, convert = 'command line', {key: text}, from_text

@@ -28,7 +28,6 @@ advantage; they are counted and, unless they carry a KL term, not computed. The 
 Left out: asynchronous rollouts, a value network, a second inference engine (and so no weights to synchronise).
 """
 
-import copy
 import json
 import sys
 import time
@@ -41,6 +40,7 @@ import torch
 import torch.distributed as dist
 
 import checkpoint
+import plan
 import rewards
 from configurator import configure
 from data.loader import read_rows
@@ -113,6 +113,7 @@ class Config:
     keep: int = 2                          # checkpoints kept
     resume: bool = True                    # go on from the newest checkpoint in out_dir
     wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)
+    plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
 
     def __post_init__(self):
         for key, choices in CHOICES.items():
@@ -354,6 +355,8 @@ def warnings_of(n, first):
 
 
 def main(cfg):
+    if cfg.plan:
+        return plan.show(cfg, cfg.init_from, cfg.plan)
     device, rank, world = start_processes(cfg)
     if (Path(cfg.out_dir) / 'config.json').exists():
         return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
@@ -364,7 +367,7 @@ def main(cfg):
     rewards.prepare(cfg.rewards, tasks, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
     active, E = model.num_params(active=True), model.cfg.n_routed_experts
     moe = sum(hasattr(layer.mlp, 'gate') for layer in model.model.layers[:model.cfg.num_hidden_layers])
-    reference = shard(copy.deepcopy(model).requires_grad_(False), cfg, device) if cfg.kl_coef else None
+    reference = shard(load_model(cfg, device)[0].requires_grad_(False), cfg, device) if cfg.kl_coef else None
     model = shard(model, cfg, device)
     optimizers = make_optimizers(model, cfg, device)
 

@@ -25,6 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from kernels.fp8 import dequantise
+
 BLOCK = 128  # rows and columns of an FP8 block that share a scale
 FILES = ('config.json', 'generation_config.json', '*.safetensors', '*.safetensors.index.json')
 
@@ -246,15 +248,7 @@ def read(files, name, rows=slice(None)):
         block = first // BLOCK
         with safe_open(files[scales][0], 'pt') as other:
             scale = other.get_slice(scales)[block:-(-last // BLOCK)]
-        return expand_fp8(part[block * BLOCK:last], scale)[first - block * BLOCK:]
-
-
-def expand_fp8(w, scale_inv):
-    """E4M3 [M, N] and float32 scales [ceil(M/128), ceil(N/128)] -> float32: each block times its scale ("inv" notwithstanding)."""
-    w = w.float()
-    for i, row in enumerate(scale_inv.float()):
-        w[i * BLOCK:(i + 1) * BLOCK] *= row.repeat_interleave(BLOCK)[:w.shape[1]]
-    return w
+        return dequantise(part[block * BLOCK:last], scale)[first - block * BLOCK:]
 
 
 def save_tensors(folder, tensors, config, dtype, max_shard_bytes):

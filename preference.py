@@ -123,7 +123,7 @@ def train(cfg):
         return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
     if cfg.judged not in JUDGED or cfg.batch_rows % world:
         raise ValueError(f'judged={cfg.judged!r} must be one of {JUDGED}, and batch_rows={cfg.batch_rows} divide into {world} ranks')
-    language_model, tokenizer = load_model(cfg, device)
+    language_model, tokenizer = load_model(cfg, device, whole=True)
     model = RewardModel.from_language_model(language_model)
     del language_model
     pairs, held_out = ([pair for path in paths for pair in read_pairs(path, tokenizer, cfg.judged, cfg.row_len)]

@@ -24,6 +24,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+import hub
+import plan
 import rewards
 from configurator import configure
 from data import teacher
@@ -35,7 +37,7 @@ from model import Transformer
 
 @dataclass
 class Config:
-    checkpoint: str = 'out/r1/final'       # folder with config.json, *.safetensors and the tokenizer
+    checkpoint: str = 'out/r1/final'       # folder with config.json, *.safetensors and the tokenizer, or a hub id
     data: list = field(default_factory=lambda: ['data/countdown/test.jsonl'])  # problem files: rows with "prompt", "task", ...
     limit: int = 0                         # use the first so many problems; 0: all
     n: int = 8                             # samples a problem
@@ -70,7 +72,8 @@ class Config:
     keep_pass_rate: list = field(default_factory=list)  # of problems of which [least, most] of the samples are right, e.g. [0.1, 0.9]
     keep_per_prompt: int = 0               # of those, at most so many different ones a problem; 0: all
     keep_rows: int = 0                     # and at most so many in all; 0: all
-    chat: bool = False                     # talk to the checkpoint instead
+    chat: bool = False                     # talk to the checkpoint instead, sampling as its generation_config.json says
+    plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
     endpoint: str | None = None            # ask an OpenAI-compatible server instead; `checkpoint` is then the model's name there
     remote: dict = field(default_factory=dict)  # more settings for that, see data/teacher.py
 
@@ -329,9 +332,23 @@ def kept(cfg, rows, scored):
 # chat
 
 
+def chat_settings(cfg, generation):
+    """What chat samples with: what was set, else what the checkpoint's generation_config.json recommends, else the defaults."""
+    theirs = {'temperature': 0.0} if generation.get('do_sample') is False else \
+        {name: generation[name] for name in ('temperature', 'top_p', 'top_k', 'min_p') if generation.get(name) is not None}
+    if generation.get('max_new_tokens'):
+        theirs['max_new_tokens'] = generation['max_new_tokens']
+    ours = {name: getattr(cfg, name) for name in ('temperature', 'top_p', 'top_k', 'min_p', 'max_new_tokens')}
+    return {name: theirs.get(name, value) if value == getattr(Config, name) else value for name, value in ours.items()}
+
+
 def chat(cfg, model, tokenizer):
     """Reads lines from the terminal and streams answers; an empty line or Ctrl-D ends. <think> text is dimmed."""
     messages, dim, plain = [], '\x1b[2m', '\x1b[0m'
+    how = chat_settings(cfg, tokenizer.generation)
+    print(f'{dim}{", ".join(f"{name}={value:g}" for name, value in how.items())}{plain}')
+    if tokenizer.generation.get('repetition_penalty', 1.0) != 1.0:
+        print(f'{dim}not applied: repetition_penalty={tokenizer.generation["repetition_penalty"]}{plain}')
     while True:
         try:
             text = input('> ')
@@ -342,14 +359,15 @@ def chat(cfg, model, tokenizer):
         messages.append({'role': 'user', 'content': text})
         prompt, _ = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         stream, said = tokenizer.stream(), []
+        if '<think>' in tokenizer.generation_prefill(messages) + cfg.prefill:
+            print(dim, end='')
         def show(_, __, token):
             if token not in tokenizer.stop_ids:
                 said.append(piece := stream.add(token))
                 print(piece.replace('<think>', dim + '<think>').replace('</think>', '</think>' + plain), end='', flush=True)
         try:
             Sampler(model, tokenizer.stop_ids, slots=1, check_every=1, stop_strings=cfg.stop, tokenizer=tokenizer, speculate=cfg.speculate).generate(
-                [prompt + tokenizer.encode_assistant(cfg.prefill)], 1, cfg.max_new_tokens, cfg.temperature, cfg.top_p,
-                cfg.seed + len(messages), on_token=show, top_k=cfg.top_k, min_p=cfg.min_p)
+                [prompt + tokenizer.encode_assistant(cfg.prefill)], 1, seed=cfg.seed + len(messages), on_token=show, **how)
         except ValueError as error:  # the conversation no longer fits
             messages.clear()
             print(f'[{error}; starting afresh]', end='')
@@ -371,6 +389,8 @@ def write_jsonl(path, rows):
 def main(cfg):
     if cfg.endpoint:
         return teacher.from_sample(cfg)
+    if cfg.plan:
+        return plan.show(cfg, cfg.checkpoint, cfg.plan)
     torch.set_num_threads(cfg.threads)
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
@@ -379,6 +399,7 @@ def main(cfg):
         device = f'cuda:{os.environ["LOCAL_RANK"]}' if device == 'cuda' else device
     model = Transformer.from_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device).eval()
     tokenizer = Tokenizer.from_pretrained(cfg.checkpoint)
+    tokenizer.check_model(model.cfg.vocab_size, f'tokenizer and model in {cfg.checkpoint}')
     if cfg.chat:
         return chat(cfg, model, tokenizer)
     out = cfg.out and Path(cfg.out)
@@ -397,7 +418,7 @@ def main(cfg):
         if out:
             hidden = ('out', 'summary', 'slots', 'threads', 'device', 'rewards', 'best_of', 'keep', 'speculate', 'reward_workers', 'chat', 'data')
             settings = {name: value for name, value in vars(cfg).items() if not name.startswith(('keep_', *hidden))}
-            stamp = (Path(cfg.checkpoint) / 'config.json').stat().st_mtime_ns
+            stamp = (hub.local_folder(cfg.checkpoint) / 'config.json').stat().st_mtime_ns
             partial = Partial(f'{out}.partial{i or ""}', {**settings, 'stamp': stamp, 'data': path, 'problems': len(rows), 'ranks': world})
             partials.append(partial)
         numbers[path], scored = evaluate(

@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 import checkpoint
 import kernels
+import plan
 from configurator import configure
 from data.loader import PackedBatches, read_rows
 from data.tokenizer import Tokenizer
@@ -92,6 +93,7 @@ class Config:
     keep: int = 2                          # checkpoints kept
     resume: bool = True                    # go on from the newest checkpoint in out_dir
     wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)
+    plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,21 +114,27 @@ def start_processes(cfg):
     return torch.device(device), rank, world
 
 
-def shard(model, cfg, device):
+def into_units(model, cfg, device):
     """FSDP2: each layer is a unit, the embedding, norm and head another. With `shard_ranks` every so many ranks (a node) share a copy of
-    the weights and gradients are averaged over the copies (HSDP); else all ranks share one. Nothing to do in one process."""
+    the weights and gradients are averaged over the copies (HSDP); else all ranks share one."""
+    world = dist.get_world_size()
+    if world % (cfg.shard_ranks or world):
+        raise ValueError(f'shard_ranks={cfg.shard_ranks} does not divide {world} ranks')
+    shape = (world // cfg.shard_ranks, cfg.shard_ranks) if cfg.shard_ranks else (world,)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=('copies', 'ranks')[-len(shape):])
+    bf16 = cfg.dtype == 'bfloat16' and device.type == 'cuda'
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def shard(model, cfg, device):
+    """The model ready for training: in FSDP units, if a checkpoint was not read into them already. Nothing to do in one process."""
     model.activation_checkpointing = cfg.activation_checkpointing
     if dist.is_initialized():
-        world = dist.get_world_size()
-        if world % (cfg.shard_ranks or world):
-            raise ValueError(f'shard_ranks={cfg.shard_ranks} does not divide {world} ranks')
-        shape = (world // cfg.shard_ranks, cfg.shard_ranks) if cfg.shard_ranks else (world,)
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=('copies', 'ranks')[-len(shape):])
-        bf16 = cfg.dtype == 'bfloat16' and device.type == 'cuda'
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
-        for layer in model.model.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        if not isinstance(model, FSDPModule):
+            into_units(model, cfg, device)
         register_fsdp_forward_method(model, 'logprobs')
         with torch.no_grad():  # the first unit to run becomes the root: it must be the whole model, not a layer that the sampler calls
             blank = torch.zeros(1, 2, dtype=torch.int64, device=device)
@@ -374,22 +382,21 @@ def finish(cfg, model, tokenizer, rank):
         dist.barrier()
 
 
-def load_model(cfg, device):
-    """-> model, tokenizer, from init_from or new."""
+def load_model(cfg, device, whole=False):
+    """-> model, tokenizer, from init_from or new. Under torchrun each rank reads only its shards of a checkpoint, unless `whole`."""
     source = cfg.tokenizer or cfg.init_from
     if source is None:
         raise ValueError('set init_from (a checkpoint) or tokenizer (and model) to start from')
     tokenizer = Tokenizer.from_pretrained(source)
     torch.manual_seed(cfg.seed)
     if cfg.init_from:
-        model = Transformer.from_pretrained(cfg.init_from, device=device, **(getattr(cfg, 'model', None) or {}))
-        if tokenizer.vocab_size > model.cfg.vocab_size:
-            raise ValueError(f'the tokenizer of {source} has {tokenizer.vocab_size} tokens, the model of {cfg.init_from} an embedding '
-                             f'of {model.cfg.vocab_size}; they do not belong together')
+        parts = None if whole or not dist.is_initialized() else lambda model: into_units(model, cfg, device)
+        model = Transformer.from_pretrained(cfg.init_from, device=device, shard=parts, **getattr(cfg, 'model', {}))
+        tokenizer.check_model(model.cfg.vocab_size, f'{source} and {cfg.init_from}')
     else:
         ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
         model = Transformer(ModelConfig.from_hub({'vocab_size': tokenizer.vocab_size, **ids, **cfg.model}, 'model')).to(device)
-    return fp8.convert(model) if cfg.fp8 else model, tokenizer
+    return model, tokenizer
 
 
 def tokenise(cfg, tokenizer):
@@ -409,6 +416,8 @@ def tokenise(cfg, tokenizer):
 
 
 def main(cfg):
+    if cfg.plan:
+        return plan.show(cfg, cfg.init_from or {'vocab_size': Tokenizer.from_pretrained(cfg.tokenizer).vocab_size, **cfg.model}, cfg.plan)
     if cfg.objective == 'preference':
         import preference  # which is built from the pieces above
         return preference.train(cfg)

@@ -88,13 +88,15 @@ class Tokenizer:
     """A tiktoken encoding with its added tokens, chat template and stop tokens.
 
     special_tokens: text -> id of every added token; vocab_size: highest id + 1; bos_id, eos_id: int or None;
-    stop_ids: ids that end a completion; chat_template: Jinja text or None, free to be set.
+    stop_ids: ids that end a completion; chat_template: Jinja text or None, free to be set; generation: what the folder's
+    generation_config.json recommends (temperature, top_p, ...).
     """
 
     def __init__(self, ranks: dict[bytes, int], spec: dict, config: dict, stop_ids: list[int] | None = None):
         """`ranks`: bytes -> id; `spec`: a tokenizer.json less its model; `config`: a tokenizer_config.json."""
         self.ranks, self.spec, self.config = ranks, spec, config
         self.chat_template = config.get("chat_template")
+        self.generation = {}
         self.special_tokens = _checked_added_tokens(spec["added_tokens"], ranks)
         self._nfc = _uses_nfc(spec.get("normalizer"))
         self._encoding = tiktoken.Encoding("nanoR1", pat_str=_pattern(spec["pre_tokenizer"], ranks),
@@ -157,15 +159,18 @@ class Tokenizer:
             elif isinstance(template, list):
                 config["chat_template"] = {t["name"]: t["template"] for t in template}.get("default")
             ranks, spec = _read_files(folder, config)
-            stop_ids = _read_json(folder / "generation_config.json", {}).get("eos_token_id")
-            return cls(ranks, spec, config, [stop_ids] if isinstance(stop_ids, int) else stop_ids)
+            generation = _read_json(folder / "generation_config.json", {})
+            stop_ids = generation.get("eos_token_id")
+            tokenizer = cls(ranks, spec, config, [stop_ids] if isinstance(stop_ids, int) else stop_ids)
+            tokenizer.generation = generation
+            return tokenizer
         except ValueError as e:
             raise ValueError(f"tokenizer in {folder}: {e}") from e
         except (KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"tokenizer in {folder} is malformed: {e!r}") from e
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, which from_pretrained and transformers read."""
+        """Writes tokenizer.json, tokenizer_config.json and generation_config.json, which from_pretrained and transformers read."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tokens = sorted(self.ranks, key=self.ranks.get)
@@ -179,8 +184,17 @@ class Tokenizer:
         config = {k: v for k, v in self.config.items() if k not in ("auto_map", "added_tokens_decoder")}
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": self.chat_template,
                    "stop_tokens": [self.decode([i]) for i in self.stop_ids if i in self._bytes]}
-        for name, data in (("tokenizer.json", self.spec | {"model": model}), ("tokenizer_config.json", config)):
+        generation = self.generation | {"eos_token_id": self.stop_ids} | ({} if self.bos_id is None else {"bos_token_id": self.bos_id})
+        for name, data in (("tokenizer.json", self.spec | {"model": model}), ("tokenizer_config.json", config),
+                           ("generation_config.json", generation)):
             (folder / name).write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    def check_model(self, vocab_size: int, where: str) -> None:
+        """ValueError unless a model with an embedding of `vocab_size` rows can be this tokenizer's: rows for all tokens, and no more rows
+        without one than come from rounding up."""
+        spare = vocab_size - self.vocab_size
+        if spare < 0 or spare > max(1024, vocab_size // 10):
+            raise ValueError(f"{where} do not belong together: the tokenizer has {self.vocab_size} tokens, the model an embedding of {vocab_size}")
 
     # ---- Text to ids and back ----
 
@@ -520,10 +534,11 @@ def _local_folder(source: str | os.PathLike) -> Path:
         return Path(source)
     from huggingface_hub import snapshot_download
     names = ["tokenizer*", "chat_template.jinja", "generation_config.json", "vocab.json", *_FILES]
+    name, _, revision = str(source).partition("@")
     try:
-        return Path(snapshot_download(str(source), allow_patterns=names))
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{source} is no folder, and the hub gave no tokenizer: {e}".splitlines()[0]) from e
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=names, ignore_patterns=["*/*"]))
+    except Exception as e:  # of the hub, of its HTTP client, of the disk
+        raise ValueError(f"{source} is no folder here, and the hub gave no tokenizer: {' '.join(str(e).split())[:300]}") from e
 
 
 def _read_json(path: Path, default=None):

@@ -142,7 +142,8 @@ def test_missing_file_and_malformed_arguments(tmp_path):
     (tmp_path / 'latin.py').write_bytes(b'out_dir = "\xff"')
     with pytest.raises(ConfigError, match='latin.py:1: UnicodeDecodeError'):
         parse(Config, [str(tmp_path / 'latin.py')])
-    for arg in ('--compile', '--steps', '-steps=3', '--'):
+    assert parse(Config, ['--compile']).compile is True
+    for arg in ('--out_dir', '--steps', '-steps=3', '--', '-compile'):
         with pytest.raises(ConfigError, match='write --'):
             parse(Config, [arg, '3'])
     with pytest.raises(ConfigError, match="unknown key 'stepz'; the nearest known one is 'steps'"):
