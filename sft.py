@@ -396,7 +396,7 @@ def load_model(cfg, device, whole=False):
     else:
         ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
         model = Transformer(ModelConfig.from_hub({'vocab_size': tokenizer.vocab_size, **ids, **cfg.model}, 'model')).to(device)
-    return model, tokenizer
+    return fp8.convert(model) if cfg.fp8 else model, tokenizer
 
 
 def tokenise(cfg, tokenizer):
