@@ -370,6 +370,7 @@ def main(cfg):
     reference = shard(load_model(cfg, device)[0].requires_grad_(False), cfg, device) if cfg.kl_coef else None
     model = shard(model, cfg, device)
     optimizers = make_optimizers(model, cfg, device)
+    planned = plan.needs(cfg, model.cfg, world, device.type == 'cuda')['peak'] / plan.GIB if rank == 0 else 0.0
 
     # go on from the newest checkpoint
     step, drawn, bad, seconds, flops, first = 0, 0, 0, 0.0, 0.0, None
@@ -501,7 +502,7 @@ def main(cfg):
             'mismatch': stats[6] / n, 'mismatch_max': worst[1].item(), 'mismatch_kl': stats[7] / n, 'grad_norm': mean(norms), 'skipped': skipped,
             'sampled_groups': len(every), 'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()),
             'seconds': seconds + time.time() - began, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg),
-            'tokens_per_second': sampled / (sampling + training), 'memory_gib': peak_memory(device)}
+            'tokens_per_second': sampled / (sampling + training), 'memory_gib': peak_memory(device), 'memory_plan_gib': planned}
         if drafts[0]:
             numbers['mtp_acceptance'] = (drafts[1] / drafts[0]).item()
         if peak:

@@ -358,7 +358,8 @@ def router_bias(model):
 
 
 def peak_memory(device):
-    """-> GiB at the peak so far: this rank's tensors on a GPU, the whole process on a CPU"""
+    """-> GiB at the peak so far: this rank's tensors on a GPU; on a CPU the whole process, about 0.6 of it Python and libraries. The logs
+    have it beside memory_plan_gib, what plan.py expects of the tensors."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == 'darwin' else 2**20)
@@ -434,6 +435,7 @@ def main(cfg):
     moe = any(hasattr(layer.mlp, 'gate') for layer in model.model.layers)
     model = shard(model, cfg, device)
     optimizers = make_optimizers(model, cfg, device)
+    planned = plan.needs(cfg, model.cfg, world, device.type == 'cuda')['peak'] / plan.GIB if rank == 0 else 0.0
 
     # go on from the newest checkpoint
     step, seconds, flops, tokens, bad = 0, 0.0, 0.0, 0, 0
@@ -492,7 +494,7 @@ def main(cfg):
         if step % cfg.log_every == 0 or step == cfg.steps:
             sums, now, peak = sums.tolist(), seconds + time.time() - began, 1e12 * peak_tflops(cfg, device) * world
             numbers = {'step': step, 'loss': sums[0], 'lr': schedule(step - 1, cfg), 'grad_norm': norm or 0.0, 'skipped': int(bad > 0),
-                       'tokens': tokens, 'flops': flops, 'seconds': now, 'tokens_per_second': tokens / now, 'memory_gib': peak_memory(device)}
+                       'tokens': tokens, 'flops': flops, 'seconds': now, 'tokens_per_second': tokens / now, 'memory_gib': peak_memory(device), 'memory_plan_gib': planned}
             numbers.update({'mfu': flops / now / peak} if peak else {})
             numbers.update({'mtp_loss': sums[1]} if mtp else {})
             if moe:  # 1: every expert gets the same
