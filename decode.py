@@ -22,7 +22,9 @@ verify a draft), L own tokens, W numbers cached a token. Left out: paged caches 
 import os
 import warnings
 from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event, Lock
 
 import torch
 import torch.nn.functional as F
@@ -258,6 +260,7 @@ class Sampler:
         self.speculate = (4 if self.device.type == 'cpu' else 16) if speculate is None else speculate
         self.speculate *= bool(model.cfg.num_nextn_predict_layers)
         self.drafted = self.accepted = 0
+        self.rows_a_thread = 64            # CPU: fewer are not worth a thread
 
     @torch.no_grad()
     def generate(self, prompts, n=1, max_new_tokens=256, temperature=1.0, top_p=1.0, seed=0, keys=None, on_token=None, progress=None,
@@ -273,22 +276,69 @@ class Sampler:
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
         limits = [[limit] * n if isinstance(limit, int) else list(limit) for limit in limits]
         self.check(prompts, n, limits, temperature, top_p, top_k, min_p, unbiased)
-        run = Run(self, prompts, n, limits, seed, keys, routes, dict(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p))
-        queue = deque((p, s) for p in range(len(prompts)) for s in range(n))
-        while run.m or queue:
-            run.fill(queue)
-            run.advance(self.check_every, speculating := self.speculating(run, queue))
-            run.harvest(on_token, on_done, progress)
-            if not queue:
-                run.shrink()
-            run.forget(queue)
-            if not speculating:
-                run.mtp = None
-        return run.results
+        how = dict(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+        results, lock, stopped = [[None] * n for _ in prompts], Lock(), Event()
+        self.drafted = self.accepted = 0
+
+        def told(function):
+            def call(*args):
+                with lock:
+                    function(*args)
+            return function and call
+        listeners = told(on_token), told(on_done), told(progress.update if progress is not None else None)
+
+        def serve(mine):
+            """The requests of some prompts, from queue to results."""
+            slots = min(-(-self.slots // T), len(mine) * n)
+            run, queue = Run(self, prompts, mine, slots, limits, seed, keys, routes, how, results), deque((p, s) for p in mine for s in range(n))
+            while (run.m or queue) and not stopped.is_set():
+                run.fill(queue)
+                run.advance(self.check_every, speculating := self.speculating(run, queue))
+                run.harvest(*listeners)
+                if not queue:
+                    run.shrink()
+                run.forget(queue)
+                if not speculating:
+                    run.mtp = None
+            with lock:
+                self.drafted, self.accepted = self.drafted + run.drafted, self.accepted + run.accepted
+
+        T = self.threads(len(prompts), n)
+        if T == 1:
+            serve(range(len(prompts)))
+        else:
+            self.in_threads(T, serve, len(prompts), stopped)
+        return results
+
+    def threads(self, P, n):
+        """On CPU each thread decodes prompts of its own, when there are enough rows: most of a step's operations are too small to be split."""
+        return 1 if self.device.type != 'cpu' else max(1, min(torch.get_num_threads(), P, min(self.slots, P * n) // self.rows_a_thread))
+
+    def in_threads(self, T, serve, P, stopped):
+        cast, dtype, threads = torch.is_autocast_enabled('cpu'), torch.get_autocast_dtype('cpu'), torch.get_num_threads()
+
+        def work(i):
+            try:
+                with torch.no_grad(), torch.autocast('cpu', dtype, enabled=cast):     # both are the thread's own
+                    serve(range(i, P, T))                                             # always the same share: the same bits
+            except BaseException:
+                stopped.set()
+                raise
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(T) as pool:
+                works = [pool.submit(work, i) for i in range(T)]
+                try:
+                    for each in works:
+                        each.result()
+                finally:
+                    stopped.set()
+        finally:
+            torch.set_num_threads(threads)
 
     def speculating(self, run, queue):
         """Drafts cost a forward of the MTP layer: only where a second token is nearly free, and only while enough are accepted."""
-        useful = self.drafted < 64 or self.accepted > 0.5 * self.drafted   # a verified step costs 1.2 to 1.5 plain ones
+        useful = run.drafted < 64 or run.accepted > 0.5 * run.drafted   # a verified step costs 1.2 to 1.5 plain ones
         return not queue and 0 < run.m <= self.speculate and useful
 
     def check(self, prompts, n, limits, temperature, top_p, top_k, min_p, unbiased):
@@ -342,17 +392,17 @@ def bucket(n):
 
 
 class Run:
-    """The slots of one `generate`: caches, what each slot holds, and the CUDA graphs of its steps. A slot's `cur` is its newest token,
+    """The slots of one `generate`, or of one thread's prompts `mine`: caches, what each slot holds, and the CUDA graphs of its steps. A slot's `cur` is its newest token,
     not yet fed; `made` counts its tokens; rows that are done go on computing and write to a spare column."""
 
-    def __init__(self, sampler, prompts, n, limits, seed, keys, routes, how):
+    def __init__(self, sampler, prompts, mine, slots, limits, seed, keys, routes, how, results):
         self.sampler, self.model, self.device, self.how = sampler, sampler.model, sampler.device, how
         self.prompts, self.limits, self.cfg = prompts, limits, sampler.model.cfg
         cfg, device = self.cfg, self.device
         self.dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.model.head_weight.dtype
-        self.S, self.L = min(sampler.slots, len(prompts) * n), max(map(max, limits))
-        P = min(len(prompts), self.S + 1)
-        self.prefix = Region(cfg, cfg.num_hidden_layers, P, max(map(len, prompts)), self.dtype, device)
+        self.S, self.L, self.longest_prompt = slots, max(max(limits[p]) for p in mine), max(len(prompts[p]) for p in mine)
+        P = min(len(mine), self.S + 1)
+        self.prefix = Region(cfg, cfg.num_hidden_layers, P, self.longest_prompt, self.dtype, device)
         self.cache = Cache(Region(cfg, cfg.num_hidden_layers, self.S, self.L, self.dtype, device), self.prefix)
         self.cur, self.start, self.made, self.cap, self.noise = torch.zeros(5, self.S, dtype=torch.int64, device=device).unbind()
         self.done, self.bad = torch.ones(self.S, dtype=torch.bool, device=device), torch.zeros(self.S, dtype=torch.bool, device=device)
@@ -370,7 +420,8 @@ class Run:
         self.request = [None] * self.S                  # (prompt, sample) of each slot
         self.held = {}                                  # prompt -> (its slot in the prefix region, logits after it, its routes)
         self.free = list(range(P))[::-1]
-        self.told, self.results = {}, [[None] * n for _ in prompts]
+        self.told, self.results = {}, results
+        self.drafted = self.accepted = 0
         self.mtp, self.graphs, self.fresh_groups = None, {}, True
 
     # ---- requests in and out
@@ -454,8 +505,8 @@ class Run:
                 self.results[p][s], self.request[i] = c, None
                 if on_done:
                     on_done(p, s, c)
-                if progress is not None:
-                    progress.update()
+                if progress:
+                    progress()
         if any(bad):
             p, s = self.request[bad.index(1)]
             complete = sum(c is not None for r in self.results for c in r)
@@ -542,7 +593,7 @@ class Run:
         self.counts += torch.stack([live.sum(), (live & (x == self.draft[:m])).sum()])
         y, logp = self.draw(logits[:, 1], noise, made + 1)
         self.note(rows, y, logp, hit)
-        self.propose(h, torch.stack([x, y], 1), self.start[:m, None] + at, hit.long(), self.start_longest + length)
+        self.propose(h, torch.stack([x, y], 1), self.start[:m, None] + at, hit.long(), self.longest_prompt + length)
 
     def propose(self, h, next_ids, positions, last, length):
         """MTP layer on the newest hidden states and the tokens after them -> drafts, from the `last` of each row."""
@@ -557,8 +608,7 @@ class Run:
         rows = [self.prompts[r[0]] + self.tokens[i, :made[i]].tolist() if (r := self.request[i]) else [0, 0] for i in range(m)]
         T = max(map(len, rows)) - 1
         ids = torch.tensor([row + [0] * (T + 1 - len(row)) for row in rows], device=self.device)
-        self.start_longest = max(map(len, self.prompts))
-        self.mtp = Cache(Region(self.cfg, 1, m, self.start_longest + self.L, self.dtype, self.device))
+        self.mtp = Cache(Region(self.cfg, 1, m, self.longest_prompt + self.L, self.dtype, self.device))
         self.draft, self.counts = torch.zeros(m, dtype=torch.int64, device=self.device), torch.zeros(2, dtype=torch.int64, device=self.device)
         entries, (rope, mask) = [], self.model.context(ids[:, :-1])
         h = self.model.mtp_hidden(self.model.hidden(ids[:, :-1], rope, mask), ids[:, 1:], rope, mask, cache_out=entries)
@@ -591,7 +641,7 @@ class Run:
                 step(length)
         if speculating:
             drafted, accepted = self.counts.tolist()
-            self.sampler.drafted, self.sampler.accepted = self.sampler.drafted + drafted, self.sampler.accepted + accepted
+            self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
             self.counts.zero_()
 
     def replay(self, step, length, count):

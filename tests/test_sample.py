@@ -436,3 +436,26 @@ def test_ranks_share_the_problems_and_write_one_file_each(tmp_path):
     assert samples == [json.loads(line)['samples'] for line in lines('one.jsonl')]
     (path,), two = settings['data'], json.loads((tmp_path / 's.json').read_text())
     assert two[path]['pass1'] == one[path]['pass1'] and two[path]['greedy'] == pytest.approx(one[path]['greedy'])
+
+
+def test_threads_share_the_prompts_and_change_nothing():
+    model, prompts, heard = make('mla'), PROMPTS * 3, []
+    expected = Sampler(model, [3], slots=9).generate(prompts, 2, 12, 1.0, seed=5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        sampler = Sampler(model, [3], slots=9)
+        sampler.rows_a_thread = 2
+        assert sampler.threads(len(prompts), 2) == 3
+        got = sampler.generate(prompts, 2, 12, 1.0, seed=5, on_done=lambda p, s, c: heard.append((p, s)))
+        with torch.autocast('cpu', torch.bfloat16):
+            assert sampler.generate(prompts, 2, 12, 1.0, seed=5)[0][0].logprobs != expected[0][0].logprobs
+        with torch.no_grad():
+            model.model.embed_tokens.weight[30] = float('nan')
+        with pytest.raises(FloatingPointError, match='prompt (3|7|11), sample 0'):
+            sampler.generate(prompts, 2, 12, 1.0, seed=5)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert [[c.tokens for c in group] for group in got] == [[c.tokens for c in group] for group in expected]
+    assert sorted(heard) == [(p, s) for p in range(12) for s in range(2)]
