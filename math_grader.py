@@ -701,6 +701,8 @@ def math_equal(gold, answer):
     try:
         golds, answers = ([text, THOUSANDS.sub(lambda m: m[0].replace(',', ''), text)]
                           for text in (_plain(gold), _plain(answer)))
+        if golds[0] and golds[0] == answers[0]:
+            return True
         for texts, others in ((golds, answers), (answers, golds)):
             if '.' in others[0] and re.fullmatch(r'-?\d+,\d+', texts[1]):
                 texts.append(texts[1].replace(',', '.'))  # a decimal comma
