@@ -270,23 +270,26 @@ def save_tensors(folder, tensors, config, dtype, max_shard_bytes):
     folder.parent.mkdir(parents=True, exist_ok=True)
     temp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.saving-', dir=folder.parent))
     try:
-        for file, names in zip(files, shards):
-            save_file({name: cast(name, tensors[name]) for name in names}, temp / file, metadata={'format': 'pt'})
-        if len(files) > 1:
-            index = {'metadata': {'total_size': total}, 'weight_map': {n: f for f, names in zip(files, shards) for n in names}}
-            (temp / 'model.safetensors.index.json').write_text(json.dumps(index, indent=1))
-        (temp / 'config.json').write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
-        for path in temp.iterdir():
-            with open(path, 'rb') as file:
-                os.fsync(file.fileno())
-        folder.mkdir(exist_ok=True)
-        stale = {p.name for p in folder.glob('model*.safetensors*')} - {p.name for p in temp.iterdir()}
+        try:
+            for file, names in zip(files, shards):
+                save_file({name: cast(name, tensors[name]) for name in names}, temp / file, metadata={'format': 'pt'})
+            if len(files) > 1:
+                index = {'metadata': {'total_size': total}, 'weight_map': {n: f for f, names in zip(files, shards) for n in names}}
+                (temp / 'model.safetensors.index.json').write_text(json.dumps(index, indent=1))
+            (temp / 'config.json').write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
+            for path in temp.iterdir():
+                with open(path, 'rb') as file:
+                    os.fsync(file.fileno())
+            folder.mkdir(exist_ok=True)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f'{folder}: saving failed, what was there is untouched: {error}') from error
+        new = sorted(path.name for path in temp.iterdir() if path.name != 'config.json')
         (folder / 'config.json').unlink(missing_ok=True)
-        for path in sorted(temp.iterdir(), key=lambda p: p.name == 'config.json'):
-            os.replace(path, folder / path.name)
-        for name in stale:
-            (folder / name).unlink()
-    except (OSError, SafetensorError) as error:
-        raise OSError(f'{folder}: saving failed, what was there is untouched: {error}') from error
+        for name in new:
+            os.replace(temp / name, folder / name)
+        for path in folder.glob('model*.safetensors*'):
+            if path.name not in new:
+                path.unlink()
+        os.replace(temp / 'config.json', folder / 'config.json')
     finally:
         shutil.rmtree(temp, ignore_errors=True)

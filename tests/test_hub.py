@@ -1,0 +1,310 @@
+"""hub.py: checkpoints by hub id, damaged and wrong ones, shards read by their ranks, memory, atomic saving."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+
+import hub
+from data.tokenizer import Tokenizer
+from model import ModelConfig, Transformer
+
+ROOT = Path(__file__).resolve().parents[1]
+MOE = dict(model_type='deepseek_v3', vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, q_lora_rank=24,
+           kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=12, n_routed_experts=6, num_experts_per_tok=3,
+           moe_intermediate_size=16, num_nextn_predict_layers=1, max_position_embeddings=64, initializer_range=0.2)
+DENSE = dict(model_type='qwen2', vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+             intermediate_size=48, max_position_embeddings=64, tie_word_embeddings=True)
+
+
+def made(shape, **changes):
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(**{**shape, **changes}))
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+# ---- hub ids
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A cache as the hub's client keeps it, with a model and a tokenizer as owner/name."""
+    commit = '0123456789abcdef0123456789abcdef01234567'
+    repo = tmp_path / 'cache' / 'models--owner--name'
+    model = made(MOE, vocab_size=258)
+    model.save_pretrained(repo / 'snapshots' / commit, max_shard_bytes=60_000)
+    Tokenizer.from_words([], ['<|user|>', '<|end|>']).save_pretrained(repo / 'snapshots' / commit)
+    (repo / 'refs').mkdir()
+    (repo / 'refs' / 'main').write_text(commit)
+    return model, repo / 'snapshots' / commit
+
+
+def test_a_hub_id_is_read_from_the_cache_without_a_connection(cached, tmp_path):
+    model, folder = cached
+    code = ('import sys, torch; from model import Transformer; from data.tokenizer import Tokenizer\n'
+            'm = Transformer.from_pretrained("owner/name"); Tokenizer.from_pretrained("owner/name").check_model(m.cfg.vocab_size, "owner/name")\n'
+            'torch.save(m.state_dict(), sys.argv[1])\n'
+            'try: Transformer.from_pretrained("owner/other")\n'
+            'except FileNotFoundError as error: print(error)')
+    env = {**os.environ, 'HF_HUB_CACHE': str(tmp_path / 'cache'), 'HF_HUB_OFFLINE': '1'}
+    said = subprocess.run([sys.executable, '-c', code, tmp_path / 'read.pt'], cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+    read = torch.load(tmp_path / 'read.pt')
+    assert all(torch.equal(read[name], t) for name, t in model.state_dict().items())
+    assert said.startswith('owner/other is no folder here, and the hub gave no such model:') and said.count('\n') == 1
+
+
+def test_what_is_asked_of_the_hub(cached, monkeypatch):
+    model, folder = cached
+    asked = []
+
+    def download(name, **how):
+        asked.append((name, how['revision'], how['allow_patterns'], how['ignore_patterns']))
+        return str(folder)
+    monkeypatch.setattr('huggingface_hub.snapshot_download', download)
+    assert same(Transformer.from_pretrained('owner/name@v1.0'), model)
+    Tokenizer.from_pretrained('owner/name@v1.0')
+    assert [a[:2] for a in asked] == [('owner/name', 'v1.0')] * 2
+    assert '*.safetensors' in asked[0][2] and 'config.json' in asked[0][2] and not any('bin' in p for p in asked[0][2])
+    assert '*.safetensors' not in asked[1][2] and asked[0][3] == ['*/*']   # original/consolidated... of some repositories
+
+
+@pytest.mark.parametrize('failure', [ConnectionError('the network is down'), OSError(28, 'No space left on device'), RuntimeError('?\nno')])
+def test_a_failed_download_is_one_line(failure, monkeypatch):
+    def download(*_, **__):
+        raise failure
+    monkeypatch.setattr('huggingface_hub.snapshot_download', download)
+    with pytest.raises(FileNotFoundError) as error:
+        Transformer.from_pretrained('owner/name')
+    assert str(error.value).startswith('owner/name is no folder here') and '\n' not in str(error.value)
+    with pytest.raises(FileNotFoundError, match='is no folder'):
+        Transformer.from_pretrained('/nowhere/at/all')
+
+
+# ---- bad input
+
+
+def test_numbers_of_wrong_tensors_stand_in_ranges(tmp_path):
+    made(MOE).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / 'model.safetensors')
+    for e in (0, 1, 2, 5):
+        del tensors[f'model.layers.1.mlp.experts.{e}.up_proj.weight'], tensors[f'model.layers.2.mlp.experts.{e}.up_proj.weight']
+    del tensors['model.norm.weight']
+    tensors['model.layers.0.mlp.gate_proj.weight'] = torch.zeros(2, 2)
+    tensors['model.layers.0.self_attn.rotary_emb.inv_freq'] = torch.zeros(2)    # stray, as in some checkpoints
+    tensors['score.weight'] = torch.zeros(1)
+    save_file(tensors, tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError) as error:
+        Transformer.from_pretrained(tmp_path)
+    said = str(error.value).split(': ', 2)[2].split('; ')
+    assert said == ['misshapen model.layers.0.mlp.gate_proj.weight: [2, 2] in the file, [48, 32] by config.json',
+                    'missing model.layers.{1-2}.mlp.experts.{0-2,5}.up_proj.weight', 'missing model.norm.weight', 'unexpected score.weight']
+
+
+@pytest.mark.parametrize('change, said', [
+    ({'model_type': 'mamba', 'architectures': ['MambaForCausalLM']}, "model_type 'mamba' (architectures ['MambaForCausalLM']) is not supported"),
+    ({'rms_norm_eps': 'small'}, "rms_norm_eps must be a number >= 0, got 'small'"),
+    ({'rope_theta': -1}, 'rope_theta must be a number >= 0'),
+    ({'tie_word_embeddings': 'yes'}, "tie_word_embeddings must be bool, got 'yes'"),
+    ({'num_hidden_layers': 2.5}, 'num_hidden_layers must be an integer >= 1, got 2.5'),
+    ({'rope_scaling': {'type': 'yarn'}}, 'rope_scaling needs a number > 0 for factor'),
+    ({'rope_scaling': [1]}, 'rope_scaling must be an object'),
+    ({'topk_method': 'best'}, 'topk_method must be one of greedy'),
+    ({'num_experts_per_tok': 7}, 'num_experts_per_tok=7 exceeds'),
+    ({'n_group': 4}, 'do not split into n_group=4'),
+    ({'quantization_config': {'quant_method': 'awq'}}, "quantization_config 'awq'"),
+    ({'quantization_config': {'quant_method': 'fp8', 'weight_block_size': [64, 64]}}, 'weight_block_size=[64, 64]'),
+])
+def test_a_wrong_value_is_named_with_its_file(tmp_path, change, said):
+    made(MOE).save_pretrained(tmp_path)
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError) as error:
+        Transformer.from_pretrained(tmp_path)
+    assert said in str(error.value) and str(error.value).startswith(str(path)) and '\n' not in str(error.value)
+
+
+def test_broken_files_are_named(tmp_path):
+    made(DENSE).save_pretrained(tmp_path, max_shard_bytes=10_000)
+    shards, index = sorted(tmp_path.glob('model-*')), tmp_path / 'model.safetensors.index.json'
+    whole = shards[1].read_bytes()
+    for cut in (len(whole) - 1, 100, 4, 0):
+        shards[1].write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=f'{shards[1].name}: damaged or truncated'):
+            Transformer.from_pretrained(tmp_path)
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=f'{shards[1].name} is named by {index.name} but does not exist'):
+        Transformer.from_pretrained(tmp_path)
+    index.write_text('{"metadata": {}}')
+    with pytest.raises(ValueError, match='no "weight_map"'):
+        Transformer.from_pretrained(tmp_path)
+    index.write_text('{')
+    with pytest.raises(ValueError, match='not valid JSON'):
+        Transformer.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    tokenizer = Tokenizer.from_words(['ab'], ['<|end|>'])    # 258 tokens
+    tokenizer.check_model(258, 'x')
+    tokenizer.check_model(384, 'x')                          # rounded up
+    for rows in (257, 151_936):
+        with pytest.raises(ValueError, match=f'x and y do not belong together: the tokenizer has 258 tokens, the model an embedding of {rows}'):
+            tokenizer.check_model(rows, 'x and y')
+
+
+# ---- each rank reads what it keeps
+
+
+def read_by_two_ranks(rank, folder, shapes):
+    from torch.distributed.fsdp import fully_shard
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2)
+    read, elements, places = hub.read, [], []
+
+    def counted(files, name, rows=slice(None)):
+        part = read(files, name, rows)
+        elements.append(part.numel())
+        return part
+
+    def into_units(model):
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    for name, dtype in shapes:
+        hub.read, elements[:] = counted, []
+        model = Transformer.from_pretrained(folder / name, dtype, shard=into_units)
+        hub.read = read
+        whole = Transformer.from_pretrained(folder / name, dtype)
+        assert all(isinstance(p, DTensor) for p in model.parameters())
+        for (key, a), b in zip(model.state_dict().items(), whole.state_dict().values(), strict=True):
+            assert torch.equal(a.full_tensor() if isinstance(a, DTensor) else a, b), key
+        kept = sum(p.to_local().numel() for p in model.parameters()) + sum(b.numel() for b in model.buffers())
+        assert sum(elements) == kept, (sum(elements), kept)   # nothing was read that this rank does not keep
+        ids = torch.arange(20)[None]
+        torch.testing.assert_close(model(ids), whole(ids))
+        places.append(kept)
+    torch.save(places, folder / f'kept{rank}')
+    dist.destroy_process_group()
+
+
+def test_each_rank_reads_only_the_rows_that_it_keeps(tmp_path):
+    made(MOE, n_routed_experts=5).save_pretrained(tmp_path / 'moe', max_shard_bytes=60_000)    # 5 experts and 97 rows do not halve
+    made(DENSE).save_pretrained(tmp_path / 'dense')
+    jobs = [('moe', torch.float32), ('dense', torch.bfloat16)]
+    torch.multiprocessing.start_processes(read_by_two_ranks, (tmp_path, jobs), nprocs=2, start_method='spawn')
+    for i, shape in enumerate((dict(MOE, n_routed_experts=5), DENSE)):
+        kept, model = [torch.load(tmp_path / f'kept{rank}')[i] for rank in (0, 1)], made(shape)
+        assert sum(kept) == sum(p.numel() for p in model.parameters()) + 2 * sum(b.numel() for b in model.buffers())
+        assert max(kept) < 0.6 * sum(kept)
+
+
+def test_rows_of_fp8_blocks_are_the_rows_of_the_whole(tmp_path):
+    w = (torch.randn(300, 200) * 20).to(torch.float8_e4m3fn)
+    scale = torch.rand(3, 2)
+    save_file({'w': w, 'w_scale_inv': scale}, tmp_path / 'model.safetensors')
+    files = hub.checkpoint_files(tmp_path)
+    expected = w.float() * scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[:300, :200]
+    for rows in (slice(None), slice(0, 150), slice(150, 300), slice(128, 256), slice(299, 300)):
+        assert torch.equal(hub.read(files, 'w', rows), expected[rows])
+
+
+# ---- memory
+
+
+PEAK = '''
+import sys, threading, time, torch
+from model import Transformer
+def rss(what):
+    with open('/proc/self/status') as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(what))
+torch.set_num_threads(1)
+torch.nn.functional.silu(torch.randn(64, 64) @ torch.randn(64, 64))     # the libraries' own memory
+Transformer.from_pretrained(sys.argv[2], getattr(torch, sys.argv[3]))(torch.arange(8)[None])
+before = rss('VmRSS')
+with open('/proc/self/clear_refs', 'w') as f:
+    f.write('5')                                                        # forget the peak so far
+model = Transformer.from_pretrained(sys.argv[1], getattr(torch, sys.argv[3]))
+loaded = rss('VmHWM') - before
+with torch.no_grad():
+    model(torch.arange(16)[None])
+size = sum(t.nbytes for t in model.state_dict().values())
+print(size, loaded, rss('VmHWM') - before)
+'''
+
+
+@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='needs Linux to say what the peak was')
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_loading_and_a_forward_pass_peak_near_the_size_of_the_weights(tmp_path, dtype):
+    shape = dict(MOE, vocab_size=4096, hidden_size=512, num_hidden_layers=6, intermediate_size=2048, moe_intermediate_size=512,
+                 n_routed_experts=16, kv_lora_rank=64)
+    made(shape).save_pretrained(tmp_path / 'big', dtype=torch.bfloat16)     # one file: mapped whole it would count twice
+    made(MOE).save_pretrained(tmp_path / 'small')
+    run = subprocess.run([sys.executable, '-c', PEAK, tmp_path / 'big', tmp_path / 'small', dtype], cwd=ROOT, capture_output=True, text=True, check=True)
+    size, loaded, peak = map(int, run.stdout.split())
+    print(f'{dtype}: {size / 2**20:.0f} MiB, loading {loaded / size:.3f}, with a forward pass {peak / size:.3f}')
+    assert 0.9 * size < loaded <= peak < 1.2 * size
+
+
+# ---- saving
+
+
+def test_shards_are_of_the_size_asked_for_and_keep_every_tensor(tmp_path):
+    model = made(MOE)
+    model.save_pretrained(tmp_path, dtype=torch.bfloat16, max_shard_bytes=20_000)
+    index = json.loads((tmp_path / 'model.safetensors.index.json').read_text())
+    sizes, names = [], {}
+    for path in sorted(tmp_path.glob('model-*.safetensors')):
+        tensors = load_file(path)
+        sizes.append(sum(t.nbytes for t in tensors.values()))
+        assert sizes[-1] <= 20_000 or len(tensors) == 1
+        names.update({name: path.name for name in tensors})
+        with safe_open(path, 'pt') as f:
+            assert f.metadata() == {'format': 'pt'}
+    assert names == index['weight_map'] and sum(sizes) == index['metadata']['total_size'] and len(sizes) > 3
+    assert {'model.layers.3.eh_proj.weight', 'model.layers.3.mlp.experts.5.down_proj.weight'} <= set(names)   # the MTP layer
+    again = Transformer.from_pretrained(tmp_path, torch.bfloat16)
+    for (name, a), b in zip(again.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b.to(a.dtype)), name
+
+
+@pytest.mark.parametrize('before, after', [(20_000, 2**30), (2**30, 20_000), (20_000, 20_000)])
+def test_a_save_that_is_killed_while_it_replaces_leaves_no_mixture(tmp_path, monkeypatch, before, after):
+    """Stopped after any number of its renames and deletions, the folder holds the old model, the new one, or none that loads."""
+    old, new = made(MOE), made(MOE)
+    with torch.no_grad():
+        for p in new.parameters():
+            p.add_(1)
+    for steps in range(30):
+        folder, left = tmp_path / str(steps), [steps]
+        old.save_pretrained(folder, max_shard_bytes=before)
+
+        def counted(function):
+            def run(*args, **kwargs):
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+                return function(*args, **kwargs)
+            return run
+        with monkeypatch.context() as m:
+            m.setattr(os, 'replace', counted(os.replace))
+            m.setattr(Path, 'unlink', counted(Path.unlink))
+            try:
+                new.save_pretrained(folder, max_shard_bytes=after)
+                break
+            except KeyboardInterrupt:
+                pass
+        try:
+            found = Transformer.from_pretrained(folder)
+        except FileNotFoundError as error:
+            assert 'config.json does not exist' in str(error)
+        else:
+            assert same(found, old) or same(found, new)
+    assert steps > 2 and same(Transformer.from_pretrained(folder), new)
