@@ -179,6 +179,63 @@ def sample(prompts=32, samples=8, prompt=64, new=128, rounds=2, threads=2, model
                        'ratio_cpu': round(busy[best] / busy['nanoR1'], 2)}
 
 
+RANDOM = {  # shapes of released models, for speed without their weights
+    'tiny': MOE,
+    '1.5B': dict(model_type='qwen2', vocab_size=151936, hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+                 head_dim=128, intermediate_size=8960, max_position_embeddings=4096, tie_word_embeddings=True),
+    '16B-A3B': dict(model_type='deepseek_v3', vocab_size=163840, hidden_size=2048, num_hidden_layers=27, num_attention_heads=16, q_lora_rank=None,
+                    kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, intermediate_size=11264, first_k_dense_replace=1,
+                    n_routed_experts=64, num_experts_per_tok=6, n_shared_experts=2, moe_intermediate_size=1408, max_position_embeddings=4096),
+}
+
+
+def decode(models='1.5B,16B-A3B', batches='8,64,256', group=8, prompt=512, new=256, dtype='bfloat16'):
+    """Decoding on a GPU (any device with models=tiny): tokens a second and the share of the bound, a step's longest of reading weights and
+    cache at the measured bandwidth and of its multiplications at the measured rate."""
+    from decode import Sampler
+    device, kind = 'cuda' if torch.cuda.is_available() else 'cpu', getattr(torch, dtype)
+    if device == 'cpu' and models != 'tiny':
+        return
+
+    def clock(run, times):
+        run()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(times):
+            run()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) / times
+    size = 8192 if device == 'cuda' else 512
+    a, b = torch.randn(size, size, dtype=kind, device=device), torch.randn(size, size, dtype=kind, device=device)
+    peak, big = 2 * size**3 / clock(lambda: a @ b, 10), torch.empty(size * size * 4, dtype=kind, device=device)
+    bandwidth = 2 * big.nbytes / clock(lambda: big.clone(), 10)
+    for name in models.split(','):
+        cfg = ModelConfig(**RANDOM[name])
+        torch.manual_seed(0)
+        with torch.device(device):
+            torch.set_default_dtype(kind)
+            model = Transformer(cfg).eval()
+            torch.set_default_dtype(torch.float32)
+        moe = [layer.mlp.experts for layer in model.model.layers if hasattr(layer.mlp, 'experts')]
+        routed = sum(p.numel() for experts in moe for p in experts.parameters())
+        rest = sum(p.numel() for p in model.parameters()) - routed - (0 if cfg.tie_word_embeddings else model.model.embed_tokens.weight.numel())
+        for batch in map(int, batches.split(',')):
+            prompts = torch.randint(0, cfg.vocab_size, (max(1, batch // group), prompt)).tolist()
+            sampler, n = Sampler(model, slots=batch), min(group, batch)
+            run = lambda length: sampler.generate(prompts, n, length, 1.0)  # noqa: E731
+            run(new)                                                                       # warms up
+            few, many = clock(lambda: run(new // 2), 1), clock(lambda: run(new), 1)
+            step = (many - few) / (new - new // 2)
+            touched = rest + routed * (1 - (1 - cfg.num_experts_per_tok / cfg.n_routed_experts) ** batch if moe else 0)
+            cache = (len(prompts) * prompt + batch * new * 3 / 4) * cfg.cache_width * cfg.num_hidden_layers
+            bound = max((touched + cache) * a.element_size() / bandwidth, 2 * model.num_params(active=True) * batch / peak)
+            yield {'decode': name, 'batch': batch, 'tokens_per_second': round(batch / step), 'milliseconds_a_step': round(step * 1e3, 3),
+                   'share_of_bound': round(bound / step, 3), 'bandwidth_GBps': round(bandwidth / 1e9), 'peak_TFLOPs': round(peak / 1e12, 1)}
+        del model
+
+
 # ---- RL and SFT steps beside TRL's trainers (the [bench] extra)
 
 
@@ -363,7 +420,7 @@ def logits_memory(tokens=2048, vocabulary=131072, width=64):
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-COMPARISONS = [train, sample, grpo, sft, logits_memory]
+COMPARISONS = [train, sample, decode, grpo, sft, logits_memory]
 
 
 def main(argv):
