@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import budget
+import configurator
 import decode
 import sample
 from data.countdown.prepare import toy_tokenizer
@@ -459,3 +461,36 @@ def test_threads_share_the_prompts_and_change_nothing():
         torch.set_num_threads(before)
     assert [[c.tokens for c in group] for group in got] == [[c.tokens for c in group] for group in expected]
     assert sorted(heard) == [(p, s) for p in range(12) for s in range(2)]
+
+
+def test_the_cache_holds_c_plus_r_numbers_a_token_and_layer():
+    for kind, width in (('mla', 32 + 16), ('gqa', 2 * 2 * 8)):
+        cfg = make(kind).cfg
+        region = decode.Region(cfg, 2, 3, 10, torch.float32, torch.device('cpu'))
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for k, v, _ in region.layers for t in (k, v)}
+        assert sum(storages.values()) == 4 * 2 * 3 * 10 * width
+
+
+def test_an_instruction_is_the_users_last_line():
+    assert sample.instructed({'prompt': 'a', 'x': 1}, 'do') == {'prompt': 'a\ndo', 'x': 1}
+    chat = [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'a'}]
+    assert sample.instructed({'prompt': chat}, 'do')['prompt'] == [chat[0], {'role': 'user', 'content': 'a\ndo'}] and chat[1]['content'] == 'a'
+    assert sample.instructed({'prompt': 'a'}, '') == {'prompt': 'a'}
+
+
+def test_the_evaluation_configs_name_keys_and_fit(monkeypatch):
+    folder = Path(__file__).parents[1] / 'config'
+    protocol = configurator.parse(sample.Config, [str(folder / 'eval_aime24.py'), str(folder / 'eval_deepseek.py')])
+    assert (protocol.temperature, protocol.top_p, protocol.n, protocol.greedy) == (0.6, 0.95, 64, False) and 'aime24' in protocol.data[0]
+    for path in folder.glob('eval_*.py'):
+        configurator.parse(sample.Config, [str(path)])
+    assert len(list(folder.glob('eval_*.py'))) >= 10
+
+
+def test_the_budget_plot_of_a_tiny_run(tmp_path):
+    pytest.importorskip('matplotlib')
+    model, tokenizer, _ = tiny_checkpoint(tmp_path)
+    budget.main(budget.Config(run=str(tmp_path), stages=['m'], data=str(tmp_path / 'p.jsonl'), n=2, budgets=[3], prolong=[6], max_new_tokens=12, threads=1))
+    points = json.loads((tmp_path / 'budget.json').read_text())
+    assert [(p['way'], p['size']) for p in points] == [('vote', 1), ('vote', 2), ('cut', 3), ('prolong', 6)]
+    assert points[0]['tokens'] <= 12 and points[1]['tokens'] == 2 * points[0]['tokens'] and (tmp_path / 'budget.png').stat().st_size > 5000
