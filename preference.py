@@ -1,5 +1,9 @@
 """
-The learned reward: which of two answers would be preferred? Trained by `python sft.py --objective=preference`.
+The learned reward: which of two answers would be preferred? Trained by sft.py; pairs may come from people, or from scored samples:
+
+    python sample.py --checkpoint=out/r1/reject --data="['sort.jsonl']" --n=8 --out=samples.jsonl
+    python preference.py --samples="['samples.jsonl']" --tokenizer=out/r1/reject --out=pairs.jsonl --held_out=100
+    python sft.py --objective=preference --init_from=out/r1/reject --data="['pairs.jsonl']" --eval_data="['pairs.held_out.jsonl']"
 
     p(chosen is preferred to rejected) = sigmoid(s(chosen) - s(rejected)),   loss = -log p       (Bradley and Terry, 1952)
 
@@ -11,10 +15,11 @@ by the checkpoint, in `rewards.preference_reward`, which is sigmoid(s): how like
 Left out: margins and ties in the data, other losses of pairs (DPO trains a policy, not a reward).
 """
 
-import dataclasses
 import json
+import random
 import sys
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import checkpoint
+from configurator import configure
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
 from model import Transformer
@@ -35,7 +41,7 @@ class RewardModel(Transformer):
     """A Transformer whose output is one number a conversation. lm_head stays in the checkpoint, frozen."""
 
     def __init__(self, cfg):
-        super().__init__(dataclasses.replace(cfg, num_nextn_predict_layers=0))
+        super().__init__(replace(cfg, num_nextn_predict_layers=0))
         self.score = nn.Linear(cfg.hidden_size, 1)
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
@@ -175,6 +181,45 @@ def train(cfg):
     log.close()
 
 
+@dataclass
+class PairsConfig:
+    samples: list = field(default_factory=list)  # files that sample.py wrote with --out: rows with "prompt" and scored "samples"
+    tokenizer: str = ''                    # folder of the tokenizer that they were sampled with
+    prefill: str = ''                      # text the assistant's turn was given to start with
+    per_prompt: int = 1                    # pairs of a prompt at most
+    held_out: int = 0                      # prompts set aside into *.held_out.jsonl
+    seed: int = 1                          # of the choice among equals
+    out: str = 'pairs.jsonl'               # file to write
+
+
+def pairs_of(row, prefill, per_prompt, rng):
+    """A row with scored samples -> pairs of a sample of the best total and one of the worst, where these differ"""
+    prompt = row['prompt'] if isinstance(row['prompt'], list) else [{'role': 'user', 'content': row['prompt']}]
+    totals = [s['total'] for s in row['samples']]
+    best, worst = (list(dict.fromkeys(s['response'] for s in row['samples'] if s['total'] == end)) for end in (max(totals), min(totals)))
+    if max(totals) == min(totals):
+        return []
+    rng.shuffle(best)
+    rng.shuffle(worst)
+    said = lambda response: [*prompt, {'role': 'assistant', 'content': prefill + response}]  # noqa: E731
+    return [{'chosen': said(good), 'rejected': said(bad)} for good, bad in zip(best[:per_prompt], worst)]
+
+
+def write_pairs(cfg):
+    rng, prefill = random.Random(cfg.seed), Tokenizer.from_pretrained(cfg.tokenizer).generation_prefill() + cfg.prefill
+    rows = [row for path in cfg.samples for row in read_rows(path, require=('prompt', 'samples'))]
+    found = [pairs for row in rows if (pairs := pairs_of(row, prefill, cfg.per_prompt, rng))]
+    rng.shuffle(found)
+    if len(found) <= cfg.held_out:
+        raise ValueError(f'{len(rows)} prompts, {len(found)} of them with samples that score differently: not enough to hold out {cfg.held_out}')
+    out = Path(cfg.out)
+    for path, part in ((out, found[cfg.held_out:]), (out.with_suffix('.held_out.jsonl'), found[:cfg.held_out])):
+        lines = [json.dumps(pair, ensure_ascii=False) + '\n' for pairs in part for pair in pairs]
+        if lines:
+            path.write_text(''.join(lines), encoding='utf-8')
+            print(f'{len(lines)} pairs of {len(part)} prompts -> {path}')
+
+
 class Judge:
     """A trained reward model, to ask: judge(prompt, text), or judge.read(many) first, which reads them in batches."""
 
@@ -205,3 +250,7 @@ class Judge:
         for i in range(0, len(keys), rows):
             part = keys[i:i + rows]
             self.known.update(zip(part, self.model.scores(*padded([docs[key] for key in part], self.device)).sigmoid().tolist()))
+
+
+if __name__ == '__main__':
+    write_pairs(configure(PairsConfig, sys.argv[1:]))

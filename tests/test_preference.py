@@ -14,7 +14,7 @@ import rewards
 import sft
 from data.countdown import prepare
 from model import Transformer
-from preference import Judge, RewardModel, accuracy, conversation, padded, read_pairs
+from preference import Judge, PairsConfig, RewardModel, accuracy, conversation, padded, read_pairs, write_pairs
 
 TINY = dict(model_type='qwen2', num_hidden_layers=2, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64,
             max_position_embeddings=128)
@@ -167,6 +167,20 @@ def test_reinforcement_learning_asks_the_reward_model(toy, trained, tmp_path):
     lines = metrics(tmp_path / 'rl')
     assert len(lines) == 2 and all(0 < line['reward'] < 1 for line in lines)
     assert rewards.FAILURES.total() == before
+
+
+def test_pairs_from_scored_samples(toy, tmp_path):
+    rows = [{'prompt': f'{n}', 'samples': [{'response': f'<think>1</think> {r}', 'total': t} for r, t in zip('abcd', (0.0, 1.0, 0.5, 1.0))]} for n in range(6)]
+    rows.append({'prompt': 'all alike', 'samples': [{'response': 'a', 'total': 1.0}] * 4})
+    (tmp_path / 'samples.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    write_pairs(PairsConfig(samples=[str(tmp_path / 'samples.jsonl')], tokenizer=str(toy / 'tokenizer'), out=str(tmp_path / 'pairs.jsonl'), held_out=2))
+    parts = [[json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ('pairs.jsonl', 'pairs.held_out.jsonl')]
+    assert [len(part) for part in parts] == [4, 2]
+    for r in parts[0] + parts[1]:
+        assert r['chosen'][-1]['content'][-1] in 'bd' and r['rejected'][-1]['content'][-1] == 'a' and r['chosen'][:-1] == r['rejected'][:-1]
+    assert {r['chosen'][0]['content'] for r in parts[0]}.isdisjoint(r['chosen'][0]['content'] for r in parts[1])
+    with pytest.raises(ValueError, match='7 prompts, 6 of them'):
+        write_pairs(PairsConfig(samples=[str(tmp_path / 'samples.jsonl')], tokenizer=str(toy / 'tokenizer'), held_out=6))
 
 
 @pytest.mark.slow
