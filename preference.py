@@ -167,7 +167,8 @@ def train(cfg):
             right, interval, loss = accuracy(*judge_pairs(model, held_out, device, cfg.micro_rows))
             log.write({'step': step, 'eval_accuracy': right, 'eval_accuracy_ci': interval, 'eval_loss': loss}, ('eval_accuracy',))
             if rank == 0 and step == cfg.steps:
-                print(f'{len(held_out)} held-out pairs: {right:.3f} right, 95% interval {interval[0]:.3f} to {interval[1]:.3f}', file=sys.stderr)
+                low, high = interval
+                print(f'{len(held_out)} held-out pairs: {right:.3f} right, 95% interval {low:.3f} to {high:.3f}', file=sys.stderr)
         if (cfg.save_every and step % cfg.save_every == 0) or stop.wanted(device):
             seconds, began = seconds + time.time() - began, time.time()
             checkpoint.save(cfg.out_dir, step, model, optimizers, {'seconds': seconds}, cfg.keep)
@@ -211,7 +212,8 @@ def write_pairs(cfg):
     found = [pairs for row in rows if (pairs := pairs_of(row, prefill, cfg.per_prompt, rng))]
     rng.shuffle(found)
     if len(found) <= cfg.held_out:
-        raise ValueError(f'{len(rows)} prompts, {len(found)} of them with samples that score differently: not enough to hold out {cfg.held_out}')
+        raise ValueError(f'{len(rows)} prompts, {len(found)} of them with samples that score differently: too few to hold out '
+                         f'{cfg.held_out}')
     out = Path(cfg.out)
     for path, part in ((out, found[cfg.held_out:]), (out.with_suffix('.held_out.jsonl'), found[:cfg.held_out])):
         lines = [json.dumps(pair, ensure_ascii=False) + '\n' for pairs in part for pair in pairs]
@@ -228,8 +230,8 @@ class Judge:
         if not about.exists():
             raise ValueError(f'{folder} holds no reward model: train one with python sft.py --objective=preference --out_dir={folder}')
         self.judged = json.loads(about.read_text())['judged']
-        self.model, self.tokenizer, self.device = RewardModel.from_pretrained(folder, device=device), Tokenizer.from_pretrained(folder), device
-        self.known = {}
+        self.model, self.tokenizer = RewardModel.from_pretrained(folder, device=device), Tokenizer.from_pretrained(folder)
+        self.device, self.known = device, {}
 
     def __call__(self, prompt, text):
         """prompt: messages or text; text: the assistant's whole turn -> sigmoid(s)"""

@@ -168,8 +168,8 @@ def ask(what, *args, **named):
         raise EOFError
     kind, value = json.loads(line)
     if kind == 'error':
-        raise {'StopIteration': StopIteration, 'ValueError': ValueError, 'TypeError': TypeError, 'KeyError': KeyError,
-               'IndexError': IndexError, 'AttributeError': AttributeError, 'ZeroDivisionError': ZeroDivisionError}.get(value, RuntimeError)(value)
+        known = {e.__name__: e for e in (StopIteration, ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError)}
+        raise known.get(value, RuntimeError)(value)
     return decode(value, other)
 
 class Remote:
@@ -232,9 +232,9 @@ except BaseException:
 
 def _bubblewrap(prefix):
     """The command that a program's command is appended to; `prefix`: where the interpreter lives, if outside /usr."""
-    return [*'''bwrap --unshare-all --unshare-user --disable-userns --as-pid-1 --die-with-parent --new-session --clearenv --setenv PATH /usr/bin:/bin
-        --setenv HOME /tmp --setenv LANG C.UTF-8 --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64
-        --ro-bind-try /etc/ld.so.cache /etc/ld.so.cache'''.split(),
+    return [*'''bwrap --unshare-all --unshare-user --disable-userns --as-pid-1 --die-with-parent --new-session --clearenv
+        --setenv PATH /usr/bin:/bin --setenv HOME /tmp --setenv LANG C.UTF-8 --ro-bind /usr /usr
+        --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64 --ro-bind-try /etc/ld.so.cache /etc/ld.so.cache'''.split(),
         *([] if prefix == '/usr' or prefix.startswith('/usr/') else ['--ro-bind', prefix, prefix]),
         *'''--proc /proc --dev /dev --remount-ro /dev --size 67108864 --tmpfs /tmp --chdir /tmp --cap-drop ALL --uid 65534 --gid 65534
         --hostname box --remount-ro /'''.split()]
