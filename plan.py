@@ -29,9 +29,9 @@ GIB = 2**30
 PROMPT = 512  # tokens of the longest prompt that is planned for; the data is not read
 
 
-def saved_bytes(cfg, index, rows, length, autocast, dtype=torch.float32):
-    """What autograd keeps for the backward pass of layer `index` on [rows, length] tokens with a mask of documents, bytes. dtype: of the
-    weights as the layer sees them; autocast: to bf16, whose copies of the weights are kept too."""
+def saved_bytes(cfg, index, rows, length, autocast=False, dtype=torch.float32, masked=True):
+    """What autograd keeps for the backward pass of layer `index` on [rows, length] tokens, bytes. dtype: of the weights as the layer
+    sees them; autocast: to bf16, whose copies of the weights are kept too; masked: documents by a mask, not inside Triton's kernel."""
     kept, grouped_mm = {}, F.grouped_mm
     with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         torch.set_default_dtype(dtype)   # a fake module does not take .to(dtype)
@@ -42,8 +42,8 @@ def saved_bytes(cfg, index, rows, length, autocast, dtype=torch.float32):
         x = torch.empty(rows, length, cfg.hidden_size, dtype=dtype, requires_grad=True)
         half = (cfg.qk_rope_head_dim if cfg.mla else cfg.head_dim) // 2
         rope = torch.empty(rows, length, 1, half), torch.empty(rows, length, 1, half)
-        mask = document_mask(torch.zeros(rows, length, dtype=torch.int64))
-        outside = {t.untyped_storage()._cdata for t in (*rope, mask, *layer.parameters())}
+        mask = document_mask(torch.zeros(rows, length, dtype=torch.int64)) if masked else None
+        outside = {t.untyped_storage()._cdata for t in (*rope, *([mask] if masked else []), *layer.parameters())}
 
         def keep(t):
             storage = t.untyped_storage()
@@ -60,7 +60,7 @@ def saved_bytes(cfg, index, rows, length, autocast, dtype=torch.float32):
 
 
 def plan(cfg, train=True, rows=1, length=1024, dtype='float32', ranks=1, shards=None, optimizer_bytes=8, reference=False,
-         checkpointing=False, slots=0, prompts=0, prompt=PROMPT, new_tokens=0, gpu=True):
+         checkpointing=False, slots=0, prompts=0, prompt=PROMPT, new_tokens=0, gpu=True, triton=True):
     """Bytes of each part on one rank -> {part: bytes}, with 'peak' the larger of training and sampling.
 
     cfg: ModelConfig. train: gradients and optimizer too, on micro-batches of [rows, length] tokens. shards: ranks that share a copy of
@@ -80,7 +80,7 @@ def plan(cfg, train=True, rows=1, length=1024, dtype='float32', ranks=1, shards=
         if shards > 1:                                      # this layer, the next one, and the gradient of this one
             parts['gathered'] = (seen.itemsize + 4) * root + (2 * seen.itemsize + 4) * max(map(count, layers))
         moe = [cfg.is_moe(i) for i in range(len(layers))]
-        bytes_of = {kind: saved_bytes(cfg, moe.index(kind), rows, length, half and not fsdp, seen) for kind in set(moe)}
+        bytes_of = {kind: saved_bytes(cfg, moe.index(kind), rows, length, half and not fsdp, seen, not (gpu and triton)) for kind in set(moe)}
         boundary = rows * length * cfg.hidden_size * seen.itemsize
         copies = 2 * P if half and not fsdp else 0          # autocast keeps them while the forward pass runs
         parts['activations'] = boundary * len(layers) + max(max(bytes_of.values()), copies) if checkpointing else sum(bytes_of[kind] for kind in moe)
@@ -108,7 +108,8 @@ def needs(run, model, ranks, gpu):
     if hasattr(run, 'checkpoint'):
         return plan(model, train=False, slots=run.slots, new_tokens=new, **{**common, 'ranks': 1})
     # Muon keeps one momentum where AdamW keeps two moments; it takes nearly all of the weights
-    common |= dict(shards=run.shard_ranks or None, optimizer_bytes=4 if run.muon_learning_rate else 8, checkpointing=run.activation_checkpointing)
+    common |= dict(shards=run.shard_ranks or None, optimizer_bytes=4 if run.muon_learning_rate else 8,
+                   checkpointing=run.activation_checkpointing, triton=run.kernels != 'torch')
     if hasattr(run, 'group'):
         samples, length = run.prompts * run.group // ranks, PROMPT + new
         return plan(model, rows=max(1, run.micro_tokens // length), length=length, reference=bool(run.kl_coef), new_tokens=new,
@@ -143,8 +144,9 @@ def advice(run, model, ranks, gpu, limit):
                 return write(changed) + ' fits'
     if not hasattr(run, 'checkpoint'):
         for n in (2**i for i in range(1, 11)):
-            if n > ranks and peak(changed, n) <= limit:
-                return f'{write(changed)} on {n} ranks fits'.strip()
+            for change in ({}, changed):
+                if n > ranks and peak(change, n) <= limit:
+                    return f'{write(change)} on {n} ranks fits'.strip()
     return 'nothing short of a smaller model or a larger device fits'
 
 

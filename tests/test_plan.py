@@ -1,6 +1,7 @@
 """plan.py against what runs allocate, and against the sizes that released models are known by."""
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import grpo
 import plan
 import sample
 import sft
+from configurator import parse
 from decode import Sampler
 from model import ModelConfig, Transformer
 
@@ -73,3 +75,58 @@ def test_the_peak_of_sampling_is_as_planned(shape):
     planned = plan.plan(model.cfg, train=False, slots=128, prompts=16, prompt=200, new_tokens=8, gpu=False)
     print(f'{planned["peak"] / 2**20:.1f} MiB planned, {peak / 2**20:.1f} measured', {k: round(v / 2**20, 2) for k, v in planned.items()})
     assert 0.7 < planned['peak'] / peak < 1.3
+
+
+@pytest.mark.parametrize('name', RELEASED)
+def test_parameters_are_those_of_the_released_model(name):
+    shape, count = RELEASED[name]
+    cfg = ModelConfig.from_hub(shape)
+    assert plan.plan(cfg, train=False, dtype='bfloat16')['parameters'] == 2 * count
+    parts = plan.plan(cfg, rows=1, length=512, ranks=8)
+    assert [parts[k] for k in ('parameters', 'gradients', 'optimizer')] == [4 * count // 8, 4 * count // 8, 8 * count // 8]
+
+
+PRESETS = {'grpo_qwen2.5_1.5b': (grpo, 'Qwen2.5-1.5B'), 'grpo_qwen2.5_7b': (grpo, 'Qwen2.5-7B'), 'grpo_moonlight': (grpo, 'Moonlight-16B-A3B'),
+           'distill_qwen2.5_math_7b': (sft, 'Qwen2.5-7B')}
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_presets_are_planned_refused_and_advised(preset, tmp_path, capsys):
+    script, name = PRESETS[preset]
+    (tmp_path / 'config.json').write_text(json.dumps(RELEASED[name][0]))     # no weights: none are read
+    args = [str(Path(__file__).resolve().parents[1] / 'config' / f'{preset}.py'), f'--init_from={tmp_path}', f'--out_dir={tmp_path}/out']
+    script.main(parse(script.Config, [*args, '--plan=8x80']))
+    shown = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[1:]}
+    assert shown['parameters'] == pytest.approx(4 * RELEASED[name][1] / 8 / 2**30, abs=1e-3) and 1 < shown['peak'] < 80e9 / 2**30
+    with pytest.raises(SystemExit, match=r'does not fit: the peak of [\d.]+ GiB is above 22.4 GiB; ') as refused:
+        script.main(parse(script.Config, [*args, '--plan=1x24']))
+    run, cfg = parse(script.Config, args), ModelConfig.from_hub(RELEASED[name][0])
+    said = str(refused.value).split('; ')[1]
+    if 'nothing' not in said:  # what it advises does fit
+        ranks = int(said.split(' on ')[1].split()[0])
+        changed = parse(script.Config, args + [word for word in said.split() if word.startswith('--')])
+        assert plan.needs(changed, cfg, ranks, True)['peak'] <= 24e9 < plan.needs(run, cfg, 1, True)['peak']
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('change, knob', [(dict(micro_tokens=2**19), '--micro_tokens='), (dict(slots=4096, prompts=4096), '--slots='),
+                                          (dict(activation_checkpointing=False, micro_tokens=2**15), '--'), (dict(dtype='float32', slots=700), '--')])
+def test_the_one_knob_that_would_make_it_fit_is_named(change, knob):
+    cfg = ModelConfig.from_hub(RELEASED['Qwen2.5-1.5B'][0])
+    run = dataclasses.replace(parse(grpo.Config, ['config/grpo_qwen2.5_1.5b.py']), **change)
+    if plan.needs(run, cfg, 1, True)['peak'] <= 40e9:
+        pytest.fail('the case fits as it is')
+    said = plan.advice(run, cfg, 1, True, 40e9)
+    key, value = said.removesuffix(' fits').removeprefix('--').split('=')
+    assert said.startswith(knob) and ' ' not in value
+    changed = dataclasses.replace(run, **{key: type(getattr(run, key))(value)})
+    assert plan.needs(changed, cfg, 1, True)['peak'] <= 40e9
+
+
+def test_sampling_is_planned_and_bad_machines_are_refused(tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(RELEASED['Qwen2.5-7B'][0]))
+    sample.main(sample.Config(checkpoint=str(tmp_path), dtype='bfloat16', slots=8, plan='1x24'))
+    with pytest.raises(SystemExit, match='--dtype=bfloat16 fits'):
+        sample.main(sample.Config(checkpoint=str(tmp_path), slots=8, plan='1x24'))
+    with pytest.raises(ValueError, match="plan='eight': write ranks x GB"):
+        sample.main(sample.Config(checkpoint=str(tmp_path), plan='eight'))

@@ -1,0 +1,22 @@
+# R1-Zero on Qwen2.5-7B and MATH: python data/math/prepare.py --dataset=math (and --dataset=math500), then
+#     python grpo.py config/grpo_qwen2.5_7b.py --plan=8x80            # what it needs
+#     torchrun --nproc_per_node=8 grpo.py config/grpo_qwen2.5_7b.py
+out_dir = 'out/grpo-qwen2.5-7b'
+init_from = 'Qwen/Qwen2.5-7B'
+data = ['data/math/math.jsonl']
+eval_data = ['data/math/math500.jsonl']
+rewards = {'accuracy': 1.0, 'format': 0.2}
+dtype = 'bfloat16'
+activation_checkpointing = True
+steps = 200
+prompts = 128
+group = 8
+updates = 4
+max_new_tokens = 3072
+micro_tokens = 16384
+slots = 128
+learning_rate = 1e-6
+clip_low, clip_high = 0.2, 0.28
+tis = 2.0
+eval_every = 20
+save_every = 20
