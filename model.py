@@ -18,6 +18,7 @@ YaRN arXiv:2309.00071.
 """
 
 import math
+import warnings
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -604,6 +605,9 @@ class Transformer(nn.Module):
         folder = hub.local_folder(source)
         cfg = ModelConfig.read(folder / 'config.json', **changes)
         files = hub.checkpoint_files(folder)
+        if cfg.num_nextn_predict_layers and not any(name.startswith(f'model.layers.{cfg.num_hidden_layers}.') for name in files):
+            warnings.warn(f'{folder}: config.json promises an MTP layer, the files hold none (transformers drops it); the model has none')
+            cfg.num_nextn_predict_layers = 0
         with torch.device('meta'):
             model = cls(cfg)
         hub.check_tensors(cfg, model.hub_tensors(), files, folder)

@@ -240,11 +240,16 @@ print(size, loaded, rss('VmHWM') - before)
 '''
 
 
+LARGE = dict(MOE, vocab_size=32000, hidden_size=1024, num_hidden_layers=12, intermediate_size=4096, moe_intermediate_size=704, n_routed_experts=32,
+             kv_lora_rank=128)
+MIDDLE = dict(MOE, vocab_size=4096, hidden_size=512, num_hidden_layers=6, intermediate_size=2048, moe_intermediate_size=512, n_routed_experts=16,
+              kv_lora_rank=64)
+
+
 @pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='needs Linux to say what the peak was')
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_loading_and_a_forward_pass_peak_near_the_size_of_the_weights(tmp_path, dtype):
-    shape = dict(MOE, vocab_size=4096, hidden_size=512, num_hidden_layers=6, intermediate_size=2048, moe_intermediate_size=512,
-                 n_routed_experts=16, kv_lora_rank=64)
+@pytest.mark.parametrize('shape', [MIDDLE, pytest.param(LARGE, marks=pytest.mark.slow)], ids=['middle', 'large'])
+def test_loading_and_a_forward_pass_peak_near_the_size_of_the_weights(tmp_path, shape, dtype):
     made(shape).save_pretrained(tmp_path / 'big', dtype=torch.bfloat16)     # one file: mapped whole it would count twice
     made(MOE).save_pretrained(tmp_path / 'small')
     run = subprocess.run([sys.executable, '-c', PEAK, tmp_path / 'big', tmp_path / 'small', dtype], cwd=ROOT, capture_output=True, text=True, check=True)

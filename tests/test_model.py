@@ -95,6 +95,30 @@ def test_transformers_loads_what_we_save(family, tmp_path):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
+def test_we_load_what_transformers_makes_and_saves(family, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    shape = dict(FAMILIES[family])
+    rope = {'rope_theta': 10000.0, **(shape.pop('rope_scaling', None) or {'rope_type': 'default'})}
+    groups = {'n_group': 1, 'topk_group': 1} if 'kv_lora_rank' in shape else {}     # theirs are those of V3
+    heads = 4 if groups else 2
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(
+        shape.pop('model_type'), **{**groups, **shape}, rope_parameters=rope, num_key_value_heads=heads)).eval()
+    with torch.no_grad():
+        for name, t in theirs.state_dict().items():
+            if 'norm' in name or 'bias' in name:
+                t += 0.1 * torch.randn_like(t)
+    theirs.save_pretrained(tmp_path, max_shard_size='40KB')
+    assert len(list(tmp_path.glob('model-*.safetensors'))) > 1
+    ids = torch.randint(0, 96, (2, 40))
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        ours = Transformer.from_pretrained(tmp_path)
+        assert (ours(ids) - expected).abs().max() < 2e-4 * max(1.0, expected.std().item())
+    assert ours.num_params() == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize('family', FAMILIES)
 def test_decode_with_cache_equals_forward(family):
     model = small(family)
     ids = torch.randint(0, 96, (3, 30))
