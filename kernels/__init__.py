@@ -14,7 +14,8 @@ Triton's interpreter, which runs kernels on CPU tensors, slowly: TRITON_INTERPRE
 
 For the first, each file's compile_cases() yields what it launches at the shapes of DeepSeek-V3 and a 1.5B dense model:
 (name, kernel, {argument: type}, {constexpr: value}, num_warps, num_stages, spills), types as Triton spells them ('*bf16', 'i32'; a
-pointer is taken as aligned, 'i32:16' is a multiple of 16), spills the number of spill instructions tolerated.
+pointer is taken as aligned, 'i32:16' is a multiple of 16), spills the number of spill instructions tolerated. Constexprs,
+warps, stages and spills may be dicts {80: ..., 90: ..., 100: ...} where chips differ.
 """
 import importlib.util
 import os
@@ -74,10 +75,28 @@ class jit:
             import triton
             import triton.language
             scope['tl'] = triton.language
+            if interpreted():
+                narrow_correctly()
             for name, value in list(scope.items()):
                 if isinstance(value, jit):
                     scope[name] = triton.jit(value.fn) if value.fn.__globals__ is scope else value.made()
         return scope[self.fn.__name__]
+
+
+def narrow_correctly():
+    """Triton's interpreter loses the carry of the mantissa where it rounds to FP8: torch narrows instead."""
+    from triton.language import float8e4nv, float32
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+    wrong = InterpreterBuilder.create_fp_to_fp
+    if getattr(wrong, 'corrected', False):
+        return
+
+    def create_fp_to_fp(self, source, to, rounding_mode):
+        if (source.dtype.scalar, to.scalar) != (float32, float8e4nv):
+            return wrong(self, source, to, rounding_mode)
+        return TensorHandle(torch.from_numpy(source.data.copy()).to(torch.float8_e4m3fn).view(torch.uint8).numpy(), to.scalar)
+    create_fp_to_fp.corrected = True
+    InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
 
 
 def precision():

@@ -33,6 +33,7 @@ def compile_case(case, sm):
     from triton.compiler import ASTSource
     name, fn, signature, constexprs, warps, stages, allowed = case
     warps, stages, allowed = (n if isinstance(n, int) else n[sm] for n in (warps, stages, allowed))
+    constexprs = constexprs.get(sm, constexprs)
     fn = fn.made() if hasattr(fn, 'made') else fn
     out = {'name': name, 'sm': sm, 'allowed': allowed, 'fault': ''}
     if sm < 89 and any('fp8e4nv' in str(t) for t in signature.values()):

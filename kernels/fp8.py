@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernels import cdiv, fused, jit, tl
+from kernels import cdiv, chip, fused, jit, tl
 
 LARGEST = 448.0    # of E4M3
 
@@ -78,8 +78,8 @@ def matmul(a, a_scale, b, b_scale, dtype):
     (M, K), N = a.shape, len(b)
     out, group = torch.empty(M, N, dtype=dtype, device=a.device), 1 if len(b_scale) == N else 128
     if out.numel():
-        sizes, warps = tiles(M)
-        _matmul[(cdiv(M, sizes['BM']) * cdiv(N, 128),)](a.contiguous(), b.contiguous(), a_scale.contiguous(), b_scale.contiguous(), out,
+        sizes, warps = tiles(M, chip(a.device))
+        _matmul[(cdiv(M, sizes['BM']) * cdiv(N, sizes['BN']),)](a.contiguous(), b.contiguous(), a_scale.contiguous(), b_scale.contiguous(), out,
                                                         M, N, K, a_scale.shape[1], GROUP=group, **sizes, num_warps=warps, num_stages=4)
     return out
 
@@ -134,8 +134,9 @@ def _matmul(a, b, a_scale, b_scale, c, M, N, K, scale_row, GROUP: tl.constexpr, 
     tl.store(c + m[:, None].to(tl.int64) * N + n[None, :], acc.to(c.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
 
 
-def tiles(M):
-    return dict(BM=128 if M > 64 else 64, BN=128), 8 if M > 64 else 4
+def tiles(M, sm):
+    """-> constexprs and warps. Hopper holds the product and the sum of 128 columns in registers, Blackwell those of 64."""
+    return dict(BM=128 if M > 64 else 64, BN=128 if sm == 90 or M <= 64 else 64), 8 if M > 64 else 4
 
 
 class LinearFunction(torch.autograd.Function):
@@ -192,4 +193,4 @@ def compile_cases():
     for M in (8192, 64):
         for group in (128, 1):
             yield f'matmul M {M}, scales 1x128 by {"128x128" if group == 128 else "1x128"}', _matmul, product, \
-                dict(tiles(M)[0], GROUP=group), tiles(M)[1], 4, 0
+                {sm: dict(tiles(M, sm)[0], GROUP=group) for sm in (80, 90, 100)}, tiles(M, 90)[1], 4, 0

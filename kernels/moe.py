@@ -142,10 +142,13 @@ def _combine(v, place, weights, y, C: tl.constexpr, K: tl.constexpr, WEIGHTED: t
     tl.store(y + n * C + cols, acc.to(y.dtype.element_ty), cols < C)
 
 
+WIDE, NARROW = 128, 64     # columns a tile; narrow where gate and up, or the epilogue of the backward, take the registers twice
+
+
 def tiles(slots, E):
     """-> constexprs of the grouped products and warps: 64 rows a tile where experts have few."""
     BM = 128 if slots >= 128 * E else 64
-    return dict(E=E, BLOCK_E=next_power_of_2(E), BM=BM, BN=128, BK=64), 8 if BM == 128 else 4
+    return dict(E=E, BLOCK_E=next_power_of_2(E), BM=BM, BK=64), 8 if BM == 128 else 4
 
 
 def combine(v, place, weights, N, weighted):
@@ -169,11 +172,12 @@ class Experts(torch.autograd.Function):
         if not N:
             return torch.empty_like(x)
         tiles_m = cdiv(N * K, sizes['BM']) + min(E, N * K)
-        _up[(tiles_m * cdiv(I, sizes['BN']),)](x, gate_up, order, ends, tile_ends, gu, h, cdiv(I, sizes['BN']), C=C, I=I, **ctx.sizes,
-                                               num_warps=warps, num_stages=3)
-        v, tiles_n = x.new_empty(N * K, C), cdiv(C, sizes['BN'])
+        tiles_n = cdiv(I, NARROW)
+        _up[(tiles_m * tiles_n,)](x, gate_up, order, ends, tile_ends, gu, h, tiles_n, C=C, I=I, BN=NARROW, **ctx.sizes, num_warps=warps,
+                                  num_stages=3)
+        v, tiles_n = x.new_empty(N * K, C), cdiv(C, WIDE)
         _rows[(tiles_m * tiles_n,)](h, down, order, ends, tile_ends, v, h, h, h, h, tiles_n, N=C, D=I, b_n=I, b_d=1, GATHER=False,
-                                    SWIGLU=False, **ctx.sizes, num_warps=warps, num_stages=3)
+                                    SWIGLU=False, BN=WIDE, **ctx.sizes, num_warps=warps, num_stages=3)
         return combine(v, place, weights, N, weighted=True)
 
     @staticmethod
@@ -184,13 +188,13 @@ class Experts(torch.autograd.Function):
             return torch.zeros_like(x), torch.zeros_like(gate_up), torch.zeros_like(down), torch.zeros_like(weights), None
         dgate_up, ddown = torch.empty_like(gate_up), torch.empty_like(down)
         dy, sizes, warps = dy.contiguous(), ctx.sizes, ctx.warps
-        tiles_m, tiles_n = cdiv(N * K, sizes['BM']) + min(E, N * K), cdiv(I, sizes['BN'])
+        tiles_m, tiles_n = cdiv(N * K, sizes['BM']) + min(E, N * K), cdiv(I, NARROW)
         wh, dgu, dw = x.new_empty(N * K, I), torch.empty_like(gu), torch.empty(N * K, tiles_n, dtype=torch.float32, device=x.device)
         _rows[(tiles_m * tiles_n,)](dy, down, order, ends, tile_ends, wh, gu, weights, dgu, dw, tiles_n, N=I, D=C, b_n=1, b_d=I, GATHER=True,
-                                    SWIGLU=True, **sizes, num_warps=warps, num_stages=3)
-        tiles_n, dv = cdiv(C, sizes['BN']), x.new_empty(N * K, C)
+                                    SWIGLU=True, BN=NARROW, **sizes, num_warps=warps, num_stages=3)
+        tiles_n, dv = cdiv(C, WIDE), x.new_empty(N * K, C)
         _rows[(tiles_m * tiles_n,)](dgu, gate_up, order, ends, tile_ends, dv, gu, gu, gu, gu, tiles_n, N=C, D=2 * I, b_n=1, b_d=C, GATHER=False,
-                                    SWIGLU=False, **sizes, num_warps=warps, num_stages=3)
+                                    SWIGLU=False, BN=WIDE, **sizes, num_warps=warps, num_stages=3)
         for a, b, out, gathered in ((dgu, x, dgate_up, False), (dy, wh, ddown, True)):
             _weights[(cdiv(out.shape[1], 128) * cdiv(out.shape[2], 128), E)](a, b, order, ends, out, M=out.shape[1], N=out.shape[2],
                                                                               GATHER_A=gathered, GATHER_B=not gathered, K=K, BM=128, BN=128,
@@ -201,14 +205,16 @@ class Experts(torch.autograd.Function):
 def compile_cases():
     """V3's 256 experts of width 2048, 8 a token, at 8k tokens and at 512 (64 rows a tile). A dense model has none; V2-Lite's stand beside."""
     tables = dict(order='*i32', ends='*i32', tile_ends='*i32')
+    EPILOGUE_SPILLS = {80: 16, 90: 64, 100: 0}     # addresses of the five tiles of the backward's epilogue, once a tile: not in the loop
     for name, slots, E, C, I, K in (('V3', 65536, 256, 7168, 2048, 8), ('V3 few', 4096, 256, 7168, 2048, 8), ('V2-Lite', 49152, 64, 2048, 1408, 6)):
         sizes, warps = tiles(slots, E)
         sizes = dict(sizes, K=K, TF='tf32')
-        yield (f'up + swiglu {name}', _up, dict(x='*bf16', w='*bf16', **tables, gu='*bf16', h='*bf16', tiles_n='i32'), dict(sizes, C=C, I=I),
+        yield (f'up + swiglu {name}', _up, dict(x='*bf16', w='*bf16', **tables, gu='*bf16', h='*bf16', tiles_n='i32'), dict(sizes, C=C, I=I, BN=NARROW),
                warps, 3, 0)
         rows = dict(a='*bf16', w='*bf16', **tables, out='*bf16', gu='*bf16', weights='*fp32', dgu='*bf16', dw='*fp32', tiles_n='i32')
         for part, N, D, b_n, b_d, back in (('down', C, I, I, 1, False), ('d swiglu', I, C, 1, I, True), ('dx', C, 2 * I, 1, C, False)):
-            yield f'{part} {name}', _rows, rows, dict(sizes, N=N, D=D, b_n=b_n, b_d=b_d, GATHER=back, SWIGLU=back), warps, 3, 0
+            yield f'{part} {name}', _rows, rows, dict(sizes, N=N, D=D, b_n=b_n, b_d=b_d, GATHER=back, SWIGLU=back,
+                                              BN=NARROW if back else WIDE), warps, 3, EPILOGUE_SPILLS if back else 0
         if name != 'V3 few':
             for part, M, N, gathered in (('dW gate up', 2 * I, C, False), ('dW down', C, I, True)):
                 yield (f'{part} {name}', _weights, dict(a='*bf16', b='*bf16', order='*i32', ends='*i32', out='*bf16'),

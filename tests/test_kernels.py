@@ -23,27 +23,9 @@ needs_triton = pytest.mark.skipif(not kernels.installed(), reason='Triton is not
 def triton_path():
     if not kernels.installed():
         pytest.skip('Triton is not installed')
-    if DEVICE == 'cpu':
-        correct_interpreter()
     kernels.use('triton')
     yield
     kernels.use('auto')
-
-
-def correct_interpreter():
-    """Triton's interpreter mis-rounds when it narrows to FP8 (a carry out of the mantissa is lost): torch narrows instead."""
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-    if hasattr(InterpreterBuilder, 'original_fp_to_fp'):
-        return
-    InterpreterBuilder.original_fp_to_fp = original = InterpreterBuilder.create_fp_to_fp
-
-    def create_fp_to_fp(self, src, dst_type, rounding_mode):
-        if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.float8e4nv:
-            narrow = torch.from_numpy(src.data.copy()).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
-            return TensorHandle(narrow, dst_type.scalar)
-        return original(self, src, dst_type, rounding_mode)
-    InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
 
 
 def random(*shape, dtype=torch.float32, seed=0, scale=1.0):
