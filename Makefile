@@ -64,7 +64,7 @@ $(RUN)/rl/config.json: $(RUN)/cold/config.json
 	$(call timed,$(PY) grpo.py config/r1/rl.py --seed=$(SEED))
 # 5. rejection sampling and the second task, SFT of the base
 $(RUN)/rl/samples.jsonl: $(RUN)/rl/config.json
-	$(call timed,$(PY) sample.py config/r1/samples.py --checkpoint=$(RUN)/rl --out=$@)
+	$(call timed,$(PY) sample.py config/r1/teacher.py --checkpoint=$(RUN)/rl --out=$@)
 $(RUN)/reject/config.json: $(RUN)/rl/samples.jsonl
 	$(call timed,$(PY) sft.py config/r1/reject.py --seed=$(SEED))
 # 6. the last RL, over both tasks

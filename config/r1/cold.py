@@ -7,7 +7,9 @@ init_from = f'{_run}/base'
 data = [f'{_run}/zero/samples.jsonl']
 row_len = 136
 batch_rows = micro_rows = 28
-steps = 60
-learning_rate = 5e-4
+steps = 80
+learning_rate = 1e-3
+schedule = 'linear'
+min_lr = 0.02
 warmup_steps = 5
 save_every = 0

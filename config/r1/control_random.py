@@ -12,5 +12,6 @@ min_lr = 0.2
 prompts = 32
 group = 8
 learning_rate = 4e-4
-max_new_tokens = 160
+max_new_tokens = 126
 eval_data = [f'{_run}/data/test.jsonl']
+eval_every = 10

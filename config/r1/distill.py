@@ -8,6 +8,9 @@ data = [f'{_run}/final/samples.jsonl']
 row_len = 136
 batch_rows = micro_rows = 28
 steps = 300
-learning_rate = 1e-3
+learning_rate = 2e-3
+muon_learning_rate = 0.006
+schedule = 'linear'
+min_lr = 0.02
 warmup_steps = 10
 save_every = 100

@@ -6,6 +6,6 @@ data = [f'{_run}/data/test.jsonl']
 n = 8
 greedy = True
 temperature = 1.0
-max_new_tokens = 160
+max_new_tokens = 126
 seed = 1234
 slots = 1024

@@ -6,6 +6,6 @@ data = [f'{_run}/data/sort_test.jsonl']
 n = 1
 greedy = True
 temperature = 1.0
-max_new_tokens = 160
+max_new_tokens = 126
 seed = 1234
 slots = 1024

@@ -7,7 +7,10 @@ init_from = f'{_run}/base'
 data = [f'{_run}/rl/samples.jsonl', f'{_run}/data/sort_sft.jsonl']
 row_len = 136
 batch_rows = micro_rows = 28
-steps = 120
-learning_rate = 5e-4
+steps = 220
+learning_rate = 1e-3
+muon_learning_rate = 0.004
+schedule = 'linear'
+min_lr = 0.02
 warmup_steps = 5
 save_every = 0

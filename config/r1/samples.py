@@ -3,10 +3,10 @@ import os
 _run = os.environ.get('RUN', 'out/r1')
 
 data = [f'{_run}/data/rl.jsonl']
-n = 8
+n = 4
 greedy = False
 temperature = 1.0
-max_new_tokens = 160
+max_new_tokens = 126
 keep = {'accuracy': 1, 'format': 1, 'language': 1}
-keep_per_prompt = 4
+keep_per_prompt = 2
 slots = 1024

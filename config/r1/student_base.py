@@ -7,14 +7,14 @@ tokenizer = f'{_run}/data/tokenizer'
 data = [f'{_run}/data/corpus.jsonl']
 loss_on = 'all'
 model = dict(
-    model_type='qwen2', hidden_size=96, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1, head_dim=32,
+    model_type='qwen2', hidden_size=96, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3, head_dim=32,
     intermediate_size=256, max_position_embeddings=256, tie_word_embeddings=True,
 )
 row_len = 136
 batch_rows = micro_rows = 28
-steps = 600
-learning_rate = 2e-3
-muon_learning_rate = 0.02
+steps = 700
+learning_rate = 3e-3
+muon_learning_rate = 0.025
 schedule = 'linear'
 min_lr = 0.02
 save_every = 100

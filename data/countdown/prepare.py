@@ -6,14 +6,15 @@ Countdown, the toy of `make r1`: three numbers and a target, reach it with + - *
 writes corpus.jsonl (the base model's), rl.jsonl (problems for RL), distill.jsonl (the corpus's problems, for the teacher),
 test.jsonl (held out), the same for the second task, and tokenizer/.
 
-A trace tries the pairs of numbers in the order given: each pair is added, subtracted (larger minus smaller) and multiplied, and
-the result meets the third number in the same three ways. " 3 plus 7 is 10 with 4 : 14 6 40 yes" reads: 3+7 = 10, and with 4 that
-makes 14, 6, 40; the last one is the target. Numbers are single tokens and stop at 50; what is larger is written "big".
+A trace tries the pairs of numbers in the order given: each pair is multiplied, added and subtracted (larger minus smaller), and
+the result meets the third number in the same three ways. " 3 plus 7 is 10 with 4 : 40 14 6 yes" reads: 3+7 = 10, and with 4 that
+makes 40, 14, 6; the last one is the target. Numbers are single tokens and stop at 50; what is larger is written "big". The target is a
+token of another kind (" =6"), so that seeing whether a value is the target takes one look and cannot be confused with earlier values.
 
 The corpus of the base model is a mixture, by rows (the shares are settings below):
     guess   "guess": one random expression, right about one time in ten
     quick   "quick": searches one or two lines, gives up and guesses
-    search  "search": the full search, always right
+    search  "search": the full search, always right; but for one in ten the target cannot be reached, and it ends in a guess
 in two notations, English words and Chinese characters; some rows change between them line by line (so that language mixing
 exists to be cured), some rows break the format (so that a format reward has something to teach), and a few are about a
 second plain task, sorting three numbers. Nobody labels the rows: a model learns all of it and samples all of it.
@@ -41,20 +42,22 @@ class Config:
     seed: int = 1                    # everything below is drawn from it
     corpus_rows: int = 80000         # rows of corpus.jsonl
     rl_rows: int = 512               # problems of rl.jsonl
+    orders: int = 3                  # orders of its numbers in which a problem of rl.jsonl and distill.jsonl appears
     test_rows: int = 512             # problems of test.jsonl
     max_number: int = 10             # numbers are drawn from 1 to this
-    guess: float = 0.60              # share of countdown rows that guess at once
+    guess: float = 0.68              # share of countdown rows that guess at once
     quick: float = 0.06              # share that search a little, give up and guess
-    search: float = 0.34             # share that search fully
+    search: float = 0.26             # share that search fully
+    hopeless: float = 0.1            # share of the full searches whose target cannot be reached: they end in a guess
     chinese: float = 0.25            # share of rows wholly in the second notation
     mixed: float = 0.25              # share of rows that change notation between lines
-    broken: float = 0.05             # share of rows that break the format
+    broken: float = 0.04             # share of rows that break the format
     sort: float = 0.04               # share of rows about the second task
 
 
 LARGEST = 50
 PAIRS = ((0, 1, 2), (0, 2, 1), (1, 2, 0))  # which two numbers meet first, and the one left
-OPS = ('+', '-', '*')
+OPS = ('*', '+', '-')  # products first: their values are the rarest, and a search that ends early never sees what comes last
 WORDS = {
     'en': {'+': 'plus', '-': 'minus', '*': 'times', 'is': 'is', 'with': 'with', 'yes': 'yes', 'big': 'big',
            'guess': 'guess', 'quick': 'quick', 'search': 'search', 'stop': 'enough', 'sort': 'order'},
@@ -108,11 +111,11 @@ def trace(rng, numbers, target, mode, notation):
                 return f'{text} {w["yes"]}', expression
         text += ' ,'
     _, expression = rng.choice([end for line in everything for end in line[-1]])
-    return text + (' ' + pick()['stop'] if mode == 'quick' else ''), expression
+    return text + (' ' + pick()['stop'] if mode != 'guess' else ''), expression
 
 
 def prompt_text(numbers, target):
-    return f' {numbers[0]} {numbers[1]} {numbers[2]} make {target}'
+    return f' {numbers[0]} {numbers[1]} {numbers[2]} make ={target}'
 
 
 def respond(rng, reasoning, answer, broken):
@@ -135,6 +138,8 @@ def corpus_row(rng, cfg, pool):
         numbers, target = rng.choice(pool)
         numbers = rng.sample(numbers, 3)
         mode = rng.choices(('guess', 'quick', 'search'), (cfg.guess, cfg.quick, cfg.search))[0]
+        if mode == 'search' and rng.random() < cfg.hopeless:
+            target = rng.choice(sorted(set(range(1, LARGEST + 1)) - reachable(numbers)))
         reasoning, answer = trace(rng, numbers, target, mode, notation)
         user = prompt_text(numbers, target)
     return {'messages': [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': respond(rng, reasoning, answer, broken)}],
@@ -161,7 +166,7 @@ def sort_answered(rng):
 
 
 def toy_tokenizer():
-    words = [f' {n}' for n in range(LARGEST + 1)]
+    words = [f' {n}' for n in range(LARGEST + 1)] + [f' ={n}' for n in range(1, LARGEST + 1)]
     words += [f' {w}' for w in dict.fromkeys(w for notation in WORDS.values() for w in notation.values())]
     words += [' make', ' sort', ' :', ' ,', ' (', ' )', ' +', ' -', ' *', '<think>', '</think>', '<answer>', '</answer>']
     return Tokenizer.from_words(words, special_tokens=['<|user|>', '<|assistant|>', '<|end|>'])
@@ -185,10 +190,10 @@ def main(cfg):
     out.mkdir(parents=True, exist_ok=True)
     corpus = [corpus_row(rng, cfg, pool) for _ in range(cfg.corpus_rows)]
     write_rows(out / 'corpus.jsonl', corpus)
-    write_rows(out / 'rl.jsonl', [rl_problem(rng, *p) for p in rl])
+    write_rows(out / 'rl.jsonl', [rl_problem(rng, *p) for _ in range(cfg.orders) for p in rl])
     write_rows(out / 'test.jsonl', [rl_problem(rng, *p) for p in test])
-    write_rows(out / 'distill.jsonl', [rl_problem(rng, *p) for p in pool * 2])
-    write_rows(out / 'sort_sft.jsonl', [sort_answered(rng) for _ in range(cfg.rl_rows)])
+    write_rows(out / 'distill.jsonl', [rl_problem(rng, *p) for p in pool * cfg.orders])
+    write_rows(out / 'sort_sft.jsonl', [sort_answered(rng) for _ in range(4 * cfg.rl_rows)])
     write_rows(out / 'sort.jsonl', [sort_problem(rng) for _ in range(cfg.rl_rows)])
     write_rows(out / 'sort_test.jsonl', [sort_problem(rng) for _ in range(cfg.test_rows)])
     toy_tokenizer().save_pretrained(out / 'tokenizer')
