@@ -93,8 +93,8 @@ def cases():
         angle = torch.rand(B, T, 1, d // 2, device=DEVICE) * 6
         return [rand(B, T, H, d), angle.cos(), angle.sin()]
     for name, interleaved, H, d in (('rope interleaved', True, 128, 64), ('rope half', False, 12, 128)):
-        yield Case(name, lambda x, c, s, interleaved=interleaved: apply_rope(x, (c, s), interleaved), turned, (2, 4096, H, d), (2, 333, H, d), (2, 3, 5, 6),
-                   lambda B, T, H, d: ((4 * B * T * (H + 2) * d, 0),) * 2)
+        yield Case(name, lambda x, c, s, interleaved=interleaved: apply_rope(x, (c, s), interleaved), turned, (2, 4096, H, d),
+                   (2, 333, H, d), (2, 3, 5, 6), lambda B, T, H, d: ((4 * B * T * (H + 2) * d, 0),) * 2)
     yield Case('swiglu', swiglu, lambda N, I: [rand(N, I), rand(N, I)], (16384, 8960), (333, 8960), (3, 40),
                lambda N, I: ((6 * N * I, 0), (10 * N * I, 0)))
 
@@ -144,7 +144,8 @@ def cases():
     def attention_cost(B, T, H, G, n, r, w, documents):
         flops = B * H * (n + r + w) * T * T / documents           # two products over the lower triangle of every document
         return (0, flops), (0, 2.5 * flops)
-    for name, heads, documents in (('mla_attention 192/128', (16, 16, 128, 64, 128), 1), ('mla_attention GQA 128, 16 documents', (12, 2, 128, 0, 128), 16)):
+    for name, heads, documents in (('mla_attention 192/128', (16, 16, 128, 64, 128), 1),
+                                   ('mla_attention GQA 128, 16 documents', (12, 2, 128, 0, 128), 16)):
         H, G, *_ = heads
         yield Case(name, attend, attended, (4, 4096, *heads, documents), (2, 333, *heads, min(documents, 7)),
                    (1, 19, H // 4, max(1, G // 4), 8, 4 * (documents == 1), 8, min(documents, 3)), attention_cost,
@@ -167,7 +168,8 @@ def cases():
                eager=lambda x, s, w, t: decode(x, s, DTYPE) @ decode(w, t, DTYPE).T,
                truth=lambda x, s, w, t: decode(x, s, torch.float64) @ decode(w, t, torch.float64).T)
     yield Case('fp8 quantise 1x128', lambda x: fp8.dequantise(*fp8.quantise(x), DTYPE), lambda M, K: [rand(M, K, grad=False)], (8192, 7168),
-               (333, 1000), (5, 140), lambda M, K: ((6 * M * K, 0), None), truth=lambda x: x, eager=lambda x: fp8.dequantise(*fp8.quantise_reference(x), DTYPE))
+               (333, 1000), (5, 140), lambda M, K: ((6 * M * K, 0), None), truth=lambda x: x,
+               eager=lambda x: fp8.dequantise(*fp8.quantise_reference(x), DTYPE))
     yield Case('fp8 linear', lambda x, w: fp8.linear(x, w), lambda M, N, K: [rand(M, K), rand(N, K, scale=K ** -0.5)], (8192, 4096, 4096),
                (1000, 777, 1024), (5, 140, 30), lambda M, N, K: ((0, 2 * M * N * K), (0, 4 * M * N * K)), eager=lambda x, w: x @ w.T,
                allowed=0.05)       # the error of FP8 itself, about 0.037

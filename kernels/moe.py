@@ -209,8 +209,8 @@ def compile_cases():
     for name, slots, E, C, I, K in (('V3', 65536, 256, 7168, 2048, 8), ('V3 few', 4096, 256, 7168, 2048, 8), ('V2-Lite', 49152, 64, 2048, 1408, 6)):
         sizes, warps = tiles(slots, E)
         sizes = dict(sizes, K=K, TF='tf32')
-        yield (f'up + swiglu {name}', _up, dict(x='*bf16', w='*bf16', **tables, gu='*bf16', h='*bf16', tiles_n='i32'), dict(sizes, C=C, I=I, BN=NARROW),
-               warps, 3, 0)
+        yield (f'up + swiglu {name}', _up, dict(x='*bf16', w='*bf16', **tables, gu='*bf16', h='*bf16', tiles_n='i32'),
+               dict(sizes, C=C, I=I, BN=NARROW), warps, 3, 0)
         rows = dict(a='*bf16', w='*bf16', **tables, out='*bf16', gu='*bf16', weights='*fp32', dgu='*bf16', dw='*fp32', tiles_n='i32')
         for part, N, D, b_n, b_d, back in (('down', C, I, I, 1, False), ('d swiglu', I, C, 1, I, True), ('dx', C, 2 * I, 1, C, False)):
             yield f'{part} {name}', _rows, rows, dict(sizes, N=N, D=D, b_n=b_n, b_d=b_d, GATHER=back, SWIGLU=back,
