@@ -25,6 +25,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import hub
+import kernels
 import plan
 import rewards
 from configurator import configure
@@ -61,6 +62,7 @@ class Config:
     threads: int = 2                       # CPU threads
     device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
     dtype: str = 'float32'                 # of the weights: 'float32' or 'bfloat16'
+    kernels: str = 'auto'                  # 'triton', 'torch', or 'auto': Triton on a GPU where it is installed
     rewards: dict = field(default_factory=lambda: {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})  # what to score samples by
     preference: dict = field(default_factory=dict)  # reward models of the reward 'preference', {name: folder}
     unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
@@ -392,6 +394,7 @@ def main(cfg):
     if cfg.plan:
         return plan.show(cfg, cfg.checkpoint, cfg.plan)
     torch.set_num_threads(cfg.threads)
+    kernels.use(cfg.kernels)
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
     if world > 1:
