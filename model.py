@@ -196,9 +196,10 @@ def attention(q, k, v, mask, scale=None):
     (q, k, v, scale) that attends in its own way."""
     if callable(mask):
         return mask(q, k, v, scale)
-    if q.dtype == torch.bfloat16 and q.device.type == 'cpu':   # its bfloat16 kernel is three times slower
+    if q.device.type == 'cpu' and (q.dtype == torch.bfloat16 or torch.is_autocast_enabled('cpu')):   # its bfloat16 kernel is three times slower
         with torch.autocast('cpu', enabled=False):
-            return attention(q.float(), k.float(), v.float(), mask, scale).bfloat16()
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, is_causal=mask is None, scale=scale,
+                                                  enable_gqa=q.shape[1] != k.shape[1]).bfloat16()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 

@@ -17,13 +17,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kernels import cdiv, fused, jit, next_power_of_2, tl
+from kernels import cdiv, cpu, fused, jit, next_power_of_2, tl
 
 
 def rms_norm(x, weight, eps, residual=None):
     """x, residual [..., D], weight [D] -> y [..., D]; with a residual (y, h). y has the wider dtype of h and weight."""
     if fused(x):
         return RMSNorm.apply(x, weight, eps, residual)
+    if cpu.trains(x):
+        h = x if residual is None else x + residual
+        y = cpu.RMSNorm.apply(h, weight, eps)
+        return y if residual is None else (y, h)
     return rms_norm_reference(x, weight, eps, residual)
 
 

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import torch
 
-from kernels import cdiv, fused, jit, next_power_of_2, tl
+from kernels import cdiv, cpu, fused, jit, next_power_of_2, tl
 
 
 def apply_rope(x, rope, interleaved):
     """x [B, T, H, d]; rope = (cos, sin) [B or 1, T, 1, d/2] float32 -> [B, T, H, d] of x's dtype"""
-    return Rope.apply(x, *rope, interleaved) if fused(x) else rope_reference(x, *rope, interleaved)
+    if fused(x):
+        return Rope.apply(x, *rope, interleaved)
+    if cpu.trains(x):
+        return cpu.Rope.apply(x, *rope, interleaved)
+    return rope_reference(x, *rope, interleaved)
 
 
 def rope_reference(x, cos, sin, interleaved):

@@ -331,3 +331,21 @@ def test_loading_reads_into_place(tmp_path):
     for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
         assert torch.equal(x.float(), y.to(x.dtype).float()), name
     assert a.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 3e-6), (torch.bfloat16, 0.05)])
+def test_norms_and_rotations_in_fewer_passes_have_autograds_gradients(dtype, tolerance):
+    from kernels.rmsnorm import rms_norm, rms_norm_reference
+    from kernels.rope import apply_rope, rope_reference
+    x, r = (torch.randn(3, 17, 4, 24).to(dtype).requires_grad_() for _ in range(2))
+    w, rope = torch.randn(24, requires_grad=True), (torch.randn(1, 17, 1, 12), torch.randn(1, 17, 1, 12))
+    cases = [(lambda f: f(x, w, 1e-5), rms_norm, rms_norm_reference, (x, w)), (lambda f: sum(f(x, w, 1e-5, r)), rms_norm, rms_norm_reference, (x, r, w))]
+    for interleaved in (True, False):
+        cases.append((lambda f, i=interleaved: f(x, i), lambda x, i: apply_rope(x, rope, i), lambda x, i: rope_reference(x, *rope, i), (x,)))
+    for call, ours, reference, inputs in cases:
+        a, b = call(ours), call(reference)
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+        g = torch.randn_like(a)
+        for p, q in zip(torch.autograd.grad(a, inputs, g), torch.autograd.grad(b, inputs, g), strict=True):
+            torch.testing.assert_close(p, q, atol=20 * tolerance, rtol=tolerance)
