@@ -266,6 +266,12 @@ def peak_gib():
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
 
 
+def need_trl(only):
+    import importlib.util
+    if only != 'nanoR1' and importlib.util.find_spec('trl') is None:
+        raise SystemExit("bench.py: trl is missing; pip install -e '.[bench]', or --only=nanoR1")
+
+
 def trl_config(kind, folder, dtype, steps, rows, **given):
     return kind(output_dir=folder, max_steps=steps, per_device_train_batch_size=rows, gradient_accumulation_steps=1, learning_rate=1e-4, max_grad_norm=1.0,
                 lr_scheduler_type='constant', optim='adamw_torch_fused', bf16=dtype == 'bfloat16', gradient_checkpointing=False, logging_strategy='no',
@@ -291,6 +297,7 @@ def grpo(prompts=8, group=8, prompt=32, new=64, steps=3, rounds=3, threads=2, dt
     advantages, token-level loss, a constant rate, AdamW. Both run as they are, `steps` steps a round in turn after one that warms up."""
     import grpo as script
     import rewards
+    need_trl(only)
     torch.set_num_threads(threads)
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -331,6 +338,7 @@ def sft(rows=16, row_len=256, steps=4, rounds=3, threads=2, dtypes='float32,bflo
     """SFT of packed documents of 20 to 140 tokens, 16 x 256 tokens a step, loss on all tokens, against TRL's SFTTrainer with its default packing
     ('bfd', documents isolated) and with the one that cuts the stream of documents into rows ('wrapped', documents see each other). Tokens: real ones."""
     import sft as script
+    need_trl(only)
     torch.set_num_threads(threads)
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
