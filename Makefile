@@ -29,6 +29,7 @@ test-slow: setup   ## full-length runs and kill loops
 	$(PY) -m pytest -q -m slow --durations=10
 
 bench: setup   ## speed beside other code, in ratios; make bench WHAT="train --rounds=7" for one comparison
+	$(BIN)/pip install -q -e '.[bench]'
 	$(PY) bench.py $(WHAT)
 
 plot: setup   ## curves of a run: make plot RUN=out/r1/zero
