@@ -191,6 +191,12 @@ def yarn_mscale(factor, mscale):
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
+def cast_once(x):
+    """x as autocast will have it: every linear layer that takes it would make a copy of its own."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 def attention(q, k, v, mask, scale=None):
     """q [B, H, T, d], k and v [B, H or fewer, L, ·] -> [B, H, T, ·]. mask: None (causal), True where visible [B, 1, T, L], or a function of
     (q, k, v, scale) that attends in its own way."""
@@ -249,7 +255,7 @@ class MLA(nn.Module):
 
     def project(self, x_BTC, rope):
         """-> q_nope [B, T, H, n], q_rope [B, T, H, r], latent [B, T, c + r] (what the cache holds)"""
-        B, T, _ = x_BTC.shape
+        (B, T, _), x_BTC = x_BTC.shape, cast_once(x_BTC)
         q = self.q_proj(x_BTC) if hasattr(self, 'q_proj') else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTC)))
         q_nope, q_rope = q.view(B, T, self.H, self.n + self.r).split([self.n, self.r], dim=-1)
         c, k_rope = self.kv_a_proj_with_mqa(x_BTC).split([self.c, self.r], dim=-1)
@@ -300,7 +306,7 @@ class GQA(nn.Module):
 
     def project(self, x_BTC, rope):
         """-> q [B, T, H, d], k and v [B, T, G, d]"""
-        B, T, _ = x_BTC.shape
+        (B, T, _), x_BTC = x_BTC.shape, cast_once(x_BTC)
         q = self.q_proj(x_BTC).view(B, T, self.H, self.d)
         k = self.k_proj(x_BTC).view(B, T, self.G, self.d)
         v = self.v_proj(x_BTC).view(B, T, self.G, self.d)
@@ -334,6 +340,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x):
+        x = cast_once(x)
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
@@ -368,9 +375,8 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(E, C, I))
 
     def forward(self, x_NC, weights_NK, chosen_NK):
-        device = x_NC.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_NC.dtype
-        return experts(x_NC.to(dtype), self.gate_up_proj.to(dtype), self.down_proj.to(dtype), weights_NK, chosen_NK)
+        x_NC = cast_once(x_NC)
+        return experts(x_NC, self.gate_up_proj.to(x_NC.dtype), self.down_proj.to(x_NC.dtype), weights_NK, chosen_NK)
 
 
 class MoE(nn.Module):
@@ -386,10 +392,11 @@ class MoE(nn.Module):
     def forward(self, x_BTC, chosen_NK=None):
         x_NC = x_BTC.flatten(0, 1)
         weights, chosen, scores = self.gate(x_NC, chosen_NK)
-        y = self.experts(x_NC, weights, chosen).view_as(x_BTC)
+        x_NC = cast_once(x_NC)
+        y = self.experts(x_NC, weights, chosen)
         if hasattr(self, 'shared_experts'):
-            y = y + self.shared_experts(x_BTC)
-        return y, (scores, chosen)
+            y = y + self.shared_experts(x_NC)
+        return y.view_as(x_BTC), (scores, chosen)
 
 
 class Layer(nn.Module):
