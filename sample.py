@@ -4,7 +4,8 @@ Evaluation, test-time compute, sample files, chat. The sampler itself is in deco
     python sample.py config/r1/eval.py --checkpoint=out/r1/final           # pass@1, greedy, pass@k, maj@k with intervals
     python sample.py config/eval_gsm8k.py config/eval_deepseek.py --checkpoint=<folder> --out=out/gsm8k.jsonl
     python sample.py --checkpoint=out/r1/zero --data="['data/countdown/rl.jsonl']" --out=samples.jsonl --keep="{'accuracy': 1}"
-    torchrun --nproc_per_node=8 sample.py ...                              # one share of the problems and one file a rank
+    torchrun --nproc_per_node=8 sample.py config/x.py                      # one share of the problems and one file a rank (n in the file:
+                                                                           # torchrun takes --n for its own)
     python sample.py --checkpoint=out/r1/final --chat=True
 
 With `out`, finished problems are noted in OUT.partial while sampling goes on: the same command goes on from there after a stop, to the
