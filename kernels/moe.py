@@ -47,7 +47,7 @@ def experts_reference(x, gate_up, down, weights, chosen):
 
 @jit
 def _locate(ends, tile_ends, tiles_n, E: tl.constexpr, BLOCK_E: tl.constexpr, BM: tl.constexpr):
-    """-> expert (E: no such tile), its rows [BM], the end of its rows, the column tile. Eight row tiles share a column of weights in L2."""
+    """-> expert (E: no such tile), the tile's first row, the end of the expert's rows, the column tile. Eight row tiles share a column of weights in L2."""
     pid, tiles_m = tl.program_id(0), tl.num_programs(0) // tiles_n
     group = pid // (8 * tiles_n)
     height = tl.minimum(tiles_m - group * 8, 8)
@@ -56,15 +56,17 @@ def _locate(ends, tile_ends, tiles_n, E: tl.constexpr, BLOCK_E: tl.constexpr, BM
     expert = tl.sum(((tl.load(tile_ends + 1 + e, e < E, other=2**31 - 1) <= pm)).to(tl.int32), 0)
     mine = tl.minimum(expert, E - 1)
     first = tl.load(ends + mine) + (pm - tl.load(tile_ends + mine)) * BM
-    return expert, first + tl.arange(0, BM), tl.load(ends + mine + 1), pn
+    return expert, first, tl.load(ends + mine + 1), pn
 
 
 @jit
 def _up(x, w, order, ends, tile_ends, gu, h, tiles_n, C: tl.constexpr, I: tl.constexpr, K: tl.constexpr, E: tl.constexpr,
         BLOCK_E: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TF: tl.constexpr):
-    expert, rows, end, pn = _locate(ends, tile_ends, tiles_n, E, BLOCK_E, BM)
+    expert, first, end, pn = _locate(ends, tile_ends, tiles_n, E, BLOCK_E, BM)
     if expert >= E:
         return
+    i, start = tl.arange(0, BM)[:, None], first.to(tl.int64)
+    rows = first + tl.arange(0, BM)
     cols, ks = pn * BN + tl.arange(0, BN), tl.arange(0, BK)
     token = (tl.load(order + rows, rows < end, other=0) // K).to(tl.int64)
     a = x + token[:, None] * C + ks[None, :]
@@ -76,10 +78,10 @@ def _up(x, w, order, ends, tile_ends, gu, h, tiles_n, C: tl.constexpr, I: tl.con
         gate = tl.dot(at, tl.load(b + k, mask, other=0.0), gate, input_precision=TF)
         up = tl.dot(at, tl.load(b + I * C + k, mask, other=0.0), up, input_precision=TF)
     mask = (rows < end)[:, None] & (cols < I)[None, :]
-    out = gu + rows[:, None].to(tl.int64) * 2 * I + cols[None, :]
+    out = gu + start * 2 * I + (i * 2 * I + cols[None, :])
     tl.store(out, gate.to(gu.dtype.element_ty), mask)
     tl.store(out + I, up.to(gu.dtype.element_ty), mask)
-    tl.store(h + rows[:, None].to(tl.int64) * I + cols[None, :], (gate * tl.sigmoid(gate) * up).to(h.dtype.element_ty), mask)
+    tl.store(h + start * I + (i * I + cols[None, :]), (gate * tl.sigmoid(gate) * up).to(h.dtype.element_ty), mask)
 
 
 @jit
@@ -87,9 +89,11 @@ def _rows(a, w, order, ends, tile_ends, out, gu, weights, dgu, dw, tiles_n, N: t
           b_d: tl.constexpr, GATHER: tl.constexpr, SWIGLU: tl.constexpr, K: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
           BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TF: tl.constexpr):
     """out[row, n] = Σ_d a[row or its token, d] w[e, n b_n + d b_d]; with SWIGLU the backward's epilogue: out is w h, n < N = I."""
-    expert, rows, end, pn = _locate(ends, tile_ends, tiles_n, E, BLOCK_E, BM)
+    expert, first, end, pn = _locate(ends, tile_ends, tiles_n, E, BLOCK_E, BM)
     if expert >= E:
         return
+    i, start = tl.arange(0, BM)[:, None], first.to(tl.int64)
+    rows = first + tl.arange(0, BM)
     cols, ds = pn * BN + tl.arange(0, BN), tl.arange(0, BK)
     slot = tl.load(order + rows, rows < end, other=0)
     source = (slot // K if GATHER else tl.where(rows < end, rows, 0)).to(tl.int64)
@@ -99,17 +103,18 @@ def _rows(a, w, order, ends, tile_ends, out, gu, weights, dgu, dw, tiles_n, N: t
     for d in range(0, D, BK):
         at = tl.load(a + d, (rows < end)[:, None] & (ds < D - d)[None, :], other=0.0)
         acc = tl.dot(at, tl.load(b + d * b_d, (cols < N)[None, :] & (ds < D - d)[:, None], other=0.0), acc, input_precision=TF)
-    mask, r = (rows < end)[:, None] & (cols < N)[None, :], rows[:, None].to(tl.int64)
+    mask, at = (rows < end)[:, None] & (cols < N)[None, :], i * N + cols[None, :]
     if SWIGLU:
-        g = tl.load(gu + r * 2 * N + cols[None, :], mask, other=0.0).to(tl.float32)
-        u = tl.load(gu + r * 2 * N + N + cols[None, :], mask, other=0.0).to(tl.float32)
+        wide = i * 2 * N + cols[None, :]
+        g = tl.load(gu + start * 2 * N + wide, mask, other=0.0).to(tl.float32)
+        u = tl.load(gu + start * 2 * N + N + wide, mask, other=0.0).to(tl.float32)
         s, weight = tl.sigmoid(g), tl.load(weights + slot, rows < end, other=0.0)[:, None]
         tl.store(dw + rows.to(tl.int64) * tiles_n + pn, tl.sum(acc * g * s * u, 1), rows < end)
         acc *= weight
-        tl.store(dgu + r * 2 * N + cols[None, :], (acc * u * s * (1 + g * (1 - s))).to(dgu.dtype.element_ty), mask)
-        tl.store(dgu + r * 2 * N + N + cols[None, :], (acc * g * s).to(dgu.dtype.element_ty), mask)
+        tl.store(dgu + start * 2 * N + wide, (acc * u * s * (1 + g * (1 - s))).to(dgu.dtype.element_ty), mask)
+        tl.store(dgu + start * 2 * N + N + wide, (acc * g * s).to(dgu.dtype.element_ty), mask)
         acc = weight * g * s * u
-    tl.store(out + r * N + cols[None, :], acc.to(out.dtype.element_ty), mask)
+    tl.store(out + start * N + at, acc.to(out.dtype.element_ty), mask)
 
 
 @jit
@@ -205,7 +210,7 @@ class Experts(torch.autograd.Function):
 def compile_cases():
     """V3's 256 experts of width 2048, 8 a token, at 8k tokens and at 512 (64 rows a tile). A dense model has none; V2-Lite's stand beside."""
     tables = dict(order='*i32', ends='*i32', tile_ends='*i32')
-    EPILOGUE_SPILLS = {80: 16, 90: 64, 100: 0}     # addresses of the five tiles of the backward's epilogue, once a tile: not in the loop
+    EPILOGUE_SPILLS = {80: 0, 90: 24, 100: 0}     # addresses of the five tiles of the backward's epilogue, once a tile: not in the loop
     for name, slots, E, C, I, K in (('V3', 65536, 256, 7168, 2048, 8), ('V3 few', 4096, 256, 7168, 2048, 8), ('V2-Lite', 49152, 64, 2048, 1408, 6)):
         sizes, warps = tiles(slots, E)
         sizes = dict(sizes, K=K, TF='tf32')
