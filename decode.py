@@ -15,6 +15,8 @@ A model with an MTP layer drafts one token with it and verifies two tokens a for
 drawn from the model's own distribution with its own noise, and the draft counts only if it is the same: the output is that of
 plain decoding, at any temperature.
 
+On CPU each thread decodes prompts of its own; on a GPU a step is a CUDA graph, captured anew in every call.
+
 S slots, m of them in use, P prompts in use, G key heads (1 for MLA), R query heads for each, T new tokens a row (1, or 2 to
 verify a draft), L own tokens, W numbers cached a token. Left out: paged caches (all requests are known at the start), servers, beams.
 """
@@ -267,8 +269,8 @@ class Sampler:
                  top_k=0, min_p=0.0, routes=False, unbiased=False, on_done=None):
         """prompts: lists of token ids -> for each prompt a list of n Completions.
 
-        max_new_tokens: an integer, or one for each prompt, or n for each prompt. temperature 0 is greedy (its log-probs are those of temperature 1).
-        keys: a number for each prompt that its noise is drawn from (default: its place), so that a prompt's samples do not depend
+        max_new_tokens: an integer, or one for each prompt, or n for each prompt. temperature 0 is greedy (its log-probs are those of
+        temperature 1). keys: a number for each prompt that its noise is drawn from (default: its place), so that a prompt's samples do not depend
         on which rank or call draws them. routes: return the experts of every token. unbiased: refuse top_p, top_k and min_p, which
         change the distribution that the log-probs are of. on_token(prompt, sample, token) is called as tokens appear,
         on_done(prompt, sample, completion) as completions do. ValueError: an empty prompt, one that leaves no room, slots that do
@@ -348,8 +350,8 @@ class Sampler:
                 raise ValueError(f'prompt {i} has {len(prompt)} tokens; with max_new_tokens={limit} the context of '
                                  f'{context} leaves room for 1 to {context - limit}')
         every = [limit for some in limits for limit in some]
-        if not prompts or n < 1 or len(limits) != len(prompts) or len(every) != n * len(prompts) or min(every) < 1 or temperature < 0 or not 0 < top_p <= 1 \
-                or top_k < 0 or not 0 <= min_p <= 1:
+        if not prompts or n < 1 or len(limits) != len(prompts) or len(every) != n * len(prompts) or min(every) < 1 \
+                or temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or not 0 <= min_p <= 1:
             raise ValueError(f'nothing to sample: {len(prompts)} prompts, n={n}, {len(every)} limits from {min(every, default=None)} '
                              f'(one for each; >= 1), temperature={temperature} (>= 0), top_p={top_p} (0 < top_p <= 1), '
                              f'top_k={top_k} (>= 0), min_p={min_p} (0 to 1)')
@@ -363,8 +365,7 @@ class Sampler:
     def plan(self, prompts, n, limit):
         """ValueError if caches and logits of all slots do not fit into the memory that is free, naming the slots that would."""
         cfg, size, free = self.model.cfg, self.model.head_weight.element_size(), free_memory(self.device)
-        layers, longest = cfg.num_hidden_layers + cfg.num_nextn_predict_layers, max(map(len, prompts))
-        token = cfg.cache_width * layers * size
+        longest, token = max(map(len, prompts)), cfg.cache_width * cfg.num_hidden_layers * size
         prefix = min(len(prompts), self.slots + 1) * longest * token
         slot = limit * (token + 12) + 16 * cfg.vocab_size
         if cfg.num_nextn_predict_layers and self.speculate:
@@ -392,8 +393,9 @@ def bucket(n):
 
 
 class Run:
-    """The slots of one `generate`, or of one thread's prompts `mine`: caches, what each slot holds, and the CUDA graphs of its steps. A slot's `cur` is its newest token,
-    not yet fed; `made` counts its tokens; rows that are done go on computing and write to a spare column."""
+    """The slots of one `generate`, or of one thread's prompts `mine`: caches, what each slot holds, and the CUDA graphs of its steps.
+    A slot's `cur` is its newest token, not yet fed; `made` counts its tokens; rows that are done go on computing and write to a spare
+    column."""
 
     def __init__(self, sampler, prompts, mine, slots, limits, seed, keys, routes, how, results):
         self.sampler, self.model, self.device, self.how = sampler, sampler.model, sampler.device, how
