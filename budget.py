@@ -79,10 +79,12 @@ def draw(found, path):
         for way, (style, label) in marks.items():
             mine = sorted((p for p in found if p['stage'] == stage and p['way'] == way), key=lambda p: p['tokens'])
             if mine:
-                off = [[max(0.0, p['accuracy'] - p['interval'][0]) for p in mine], [max(0.0, p['interval'][1] - p['accuracy']) for p in mine]]
-                axes.errorbar([p['tokens'] for p in mine], [p['accuracy'] for p in mine], off, fmt=style, color=f'C{color}', capsize=2, ms=4,
-                              label=f'{stage}: {label}')
-    axes.set(xscale='log', xlabel='tokens a problem', ylabel='accuracy', ylim=(0, 1))
+                x, y = [p['tokens'] for p in mine], [p['accuracy'] for p in mine]
+                off = [[max(0.0, (p['accuracy'] - p['interval'][end]) * sign) for p in mine] for end, sign in ((0, 1), (1, -1))]
+                axes.errorbar(x, y, off, fmt=style, color=f'C{color}', capsize=2, ms=4, label=f'{stage}: {label}')
+    axes.set(xlabel='tokens a problem', ylabel='accuracy', ylim=(0, 1))
+    axes.set_xscale('log', base=2)
+    axes.xaxis.set_major_formatter('{x:.0f}')
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
