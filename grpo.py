@@ -56,7 +56,7 @@ CHOICES = {'objective': ('clip', 'cispo', 'reinforce'), 'ratio': ('token', 'sequ
 @dataclass
 class Config:
     out_dir: str = 'out/grpo'              # checkpoints, metrics.jsonl, samples.txt and the finished model
-    init_from: str = 'out/r1/base'         # checkpoint to start from
+    init_from: str = 'out/r1/base'         # folder or hub id of the checkpoint to start from
     tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
     data: list = field(default_factory=lambda: ['data/countdown/rl.jsonl'])  # JSONL problem files, taken in turn
     rewards: dict = field(default_factory=lambda: {'accuracy': 1.0, 'format': 0.2})  # weights of the reward functions

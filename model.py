@@ -5,7 +5,7 @@ One class, `Transformer`, covers DeepSeek-V2, DeepSeek-V3/R1, Moonlight, Kimi-K2
 are the hub's weight names, so a checkpoint is read and written without a conversion table; the one exception is the routed
 experts, one tensor each on disk and stacked [E, ...] in memory, so that one grouped GEMM serves them all.
 
-    model = Transformer.from_pretrained(folder)      # config.json + *.safetensors, FP8 blocks expanded
+    model = Transformer.from_pretrained(source)      # a folder or a hub id; hub.py reads and writes the files
     logits_BTV = model(input_ids_BT)                 # float32
     model.save_pretrained(folder)                    # what transformers and vLLM load
 

@@ -50,7 +50,7 @@ from sample import evaluate
 @dataclass
 class Config:
     out_dir: str = 'out/sft'               # checkpoints, metrics.jsonl, samples.txt and the finished model
-    init_from: str | None = None           # checkpoint to start from; None: a new model of shape `model`
+    init_from: str | None = None           # folder or hub id to start from; None: a new model of shape `model`
     model: dict = field(default_factory=dict)  # ModelConfig of a new model (vocab_size follows from the tokenizer); with init_from the keys to
                                            # change, as {'max_position_embeddings': 131072, 'rope_scaling': {...}} for longer context
     tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
