@@ -53,7 +53,7 @@ def fused(x):
     if choice == 'torch':
         return False
     if x.is_cuda:
-        return installed() and torch.version.hip is None
+        return installed() and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
     return choice == 'triton' and interpreted()
 
 

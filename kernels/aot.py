@@ -12,6 +12,7 @@ matrix instructions: HGMMA and QGMMA (warpgroup, sm_90), HMMA (sm_80), UTC*MMA (
 import argparse
 import collections
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -96,6 +97,9 @@ def main():
     parser.add_argument('--sm', default='80,90,100', help='architectures')
     parser.add_argument('--only', default='', help='part of the name of a file or case')
     args = parser.parse_args()
+    if importlib.util.find_spec('triton') is None:
+        print('Triton is not installed: pip install triton (Linux only)', file=sys.stderr)
+        return 2
     if os.environ.pop('TRITON_INTERPRET', None):
         print('TRITON_INTERPRET is set; ignored here', file=sys.stderr)
     print(f'{"file":15} {"case":44} {"chip":7} regs     KiB    spills matrix')

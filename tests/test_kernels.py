@@ -404,6 +404,12 @@ fault(BK=60)
     assert 'bytes of shared memory' in shared and 'spill instructions' in spills and 'without HGMMA' in hgmma and 'does not compile' in broken
 
 
+def test_the_table_says_when_triton_is_missing():
+    code = f"import sys; sys.modules['triton'] = None; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['aot']; from kernels import aot; sys.exit(aot.main())"
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert run.returncode == 2 and 'pip install triton' in run.stderr
+
+
 @needs_triton
 @pytest.mark.slow
 def test_every_kernel_compiles():
