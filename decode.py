@@ -163,8 +163,9 @@ class Cache:
             if self.prefix is None:
                 return mla_decode(q, latent[:m], seen, scale, c)
             g, (prefix,) = self.groups, self.prefix.layers[layer][2]
-            return mla_decode(q.index_select(0, g.order), latent[:m], seen.index_select(0, g.order), scale, c, prefix[:g.P], g.ends, g.prompt,
-                              g.most, g.order).index_select(0, g.inverse)
+            o = mla_decode(q.index_select(0, g.order), latent[:m], seen.index_select(0, g.order), scale, c, prefix[:g.P], g.ends,
+                           g.prompt, g.most, g.order)
+            return o.index_select(0, g.inverse)
         k, v, _ = self.own.layers[layer]
         k, v = k[:m, :, :, :self.length].flatten(0, 1), v[:m, :, :self.length].flatten(0, 1)
         q = q.unflatten(2, (G, self.R)).transpose(1, 2).reshape(m * G, T * self.R, -1)
@@ -262,7 +263,8 @@ class Sampler:
         self.speculate = (4 if self.device.type == 'cpu' else 16) if speculate is None else speculate
         self.speculate *= bool(model.cfg.num_nextn_predict_layers)
         self.drafted = self.accepted = 0
-        self.rows_a_thread = 64            # CPU: fewer are not worth a thread
+        # CPU: rows that are worth a thread. Below about 0.3 GFLOP a step the threads wait for each other's Python: 2x slower than one
+        self.rows_a_thread = max(64, 300_000_000 // model.num_params(active=True))
 
     @torch.no_grad()
     def generate(self, prompts, n=1, max_new_tokens=256, temperature=1.0, top_p=1.0, seed=0, keys=None, on_token=None, progress=None,
@@ -292,7 +294,8 @@ class Sampler:
         def serve(mine):
             """The requests of some prompts, from queue to results."""
             slots = min(-(-self.slots // T), len(mine) * n)
-            run, queue = Run(self, prompts, mine, slots, limits, seed, keys, routes, how, results), deque((p, s) for p in mine for s in range(n))
+            run = Run(self, prompts, mine, slots, limits, seed, keys, routes, how, results)
+            queue = deque((p, s) for p in mine for s in range(n))
             while (run.m or queue) and not stopped.is_set():
                 run.fill(queue)
                 run.advance(self.check_every, speculating := self.speculating(run, queue))
@@ -313,8 +316,9 @@ class Sampler:
         return results
 
     def threads(self, P, n):
-        """On CPU each thread decodes prompts of its own, when there are enough rows: most of a step's operations are too small to be split."""
-        return 1 if self.device.type != 'cpu' else max(1, min(torch.get_num_threads(), P, min(self.slots, P * n) // self.rows_a_thread))
+        """On CPU each thread decodes prompts of its own, when there are enough rows: most operations are too small to be split."""
+        most = min(torch.get_num_threads(), P, min(self.slots, P * n) // self.rows_a_thread)
+        return max(1, most) if self.device.type == 'cpu' else 1
 
     def in_threads(self, T, serve, P, stopped):
         cast, dtype, threads = torch.is_autocast_enabled('cpu'), torch.get_autocast_dtype('cpu'), torch.get_num_threads()
@@ -611,7 +615,7 @@ class Run:
         T = max(map(len, rows)) - 1
         ids = torch.tensor([row + [0] * (T + 1 - len(row)) for row in rows], device=self.device)
         self.mtp = Cache(Region(self.cfg, 1, m, self.longest_prompt + self.L, self.dtype, self.device))
-        self.draft, self.counts = torch.zeros(m, dtype=torch.int64, device=self.device), torch.zeros(2, dtype=torch.int64, device=self.device)
+        self.draft, self.counts = (torch.zeros(size, dtype=torch.int64, device=self.device) for size in (m, 2))
         entries, (rope, mask) = [], self.model.context(ids[:, :-1])
         h = self.model.mtp_hidden(self.model.hidden(ids[:, :-1], rope, mask), ids[:, 1:], rope, mask, cache_out=entries)
         self.mtp.own.put(0, (torch.arange(m, device=self.device)[:, None], torch.arange(T, device=self.device)), entries[0])
