@@ -66,7 +66,11 @@ if program:  # the namespace's first process, with which all others die: it ends
         if pid == program:
             os._exit(os.waitstatus_to_exitcode(status) % 256)
 for name, most in (('AS', 512 << 20), ('FSIZE', 16 << 20), ('NOFILE', 32), ('CORE', 0), ('NPROC', 16), ('CPU', seconds)):
-    resource.setrlimit(getattr(resource, 'RLIMIT_' + name), (most, most + (name == 'CPU')))
+    try:
+        resource.setrlimit(getattr(resource, 'RLIMIT_' + name), (most, most + (name == 'CPU')))
+    except ValueError:
+        if sys.platform == 'linux':  # macOS has no limit of memory
+            raise
 try:
     with open('/proc/self/oom_score_adj', 'w') as file:
         file.write('1000')
