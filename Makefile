@@ -99,4 +99,4 @@ $(RUN)/control_sft/config.json: $(RUN)/base/config.json
 $(RUN)/control_random/config.json: $(RUN)/base/config.json
 	$(call timed,$(PY) grpo.py config/r1/control_random.py --seed=$(SEED))
 $(RUN)/nosearch/%/eval.json:
-	@$(MAKE) --no-print-directory RUN=$(RUN)/nosearch CORPUS="--search=0 --guess=0.92" $@
+	@$(MAKE) --no-print-directory RUN=$(RUN)/nosearch CORPUS="--search=0 --guess=0.94" $@

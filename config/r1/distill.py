@@ -7,7 +7,7 @@ init_from = f'{_run}/student_base'
 data = [f'{_run}/final/samples.jsonl']
 row_len = 136
 batch_rows = micro_rows = 28
-steps = 300
+steps = 250
 learning_rate = 2e-3
 muon_learning_rate = 0.006
 schedule = 'linear'

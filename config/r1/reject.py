@@ -7,7 +7,7 @@ init_from = f'{_run}/base'
 data = [f'{_run}/rl/samples.jsonl', f'{_run}/data/sort_sft.jsonl']
 row_len = 136
 batch_rows = micro_rows = 28
-steps = 220
+steps = 150
 learning_rate = 1e-3
 muon_learning_rate = 0.004
 schedule = 'linear'
