@@ -230,6 +230,8 @@ def forced(sampler, tokenizer, prompts, n, max_new_tokens, temperature, seed=0, 
     the model counts as its tokens, with log-prob 0."""
     keys = range(len(prompts)) if keys is None else keys
     budget, end, go_on = think_budget or max_new_tokens, tokenizer.encode(think_end), tokenizer.encode(wait)
+    if think_at_least and not go_on:
+        raise ValueError(f'think_at_least={think_at_least} needs a text to go on with: wait={wait!r}')
     drafts = [[[] for _ in range(n)] for _ in prompts]                   # [(token, log-prob)] of each sample
     state = {(p, s): 'thinking' for p in range(len(prompts)) for s in range(n)}
 
@@ -238,8 +240,9 @@ def forced(sampler, tokenizer, prompts, n, max_new_tokens, temperature, seed=0, 
         which = [ps for ps in which if limit(ps) > 0]
         plain, sampler.stop_strings = sampler.stop_strings, sampler.stop_strings + stop
         try:
-            got = sampler.generate([prompts[p] + [t for t, _ in drafts[p][s]] for p, s in which], 1, [limit(ps) for ps in which], temperature,
-                                   seed=seed + 7919 * turn, keys=[keys[p] * 1_000_003 + s for p, s in which], **how) if which else []
+            contexts = [prompts[p] + [t for t, _ in drafts[p][s]] for p, s in which]
+            got = sampler.generate(contexts, 1, [limit(ps) for ps in which], temperature, seed=seed + 7919 * turn,
+                                   keys=[keys[p] * 1_000_003 + s for p, s in which], **how) if which else []
         finally:
             sampler.stop_strings = plain
         for (p, s), (c,) in zip(which, got):
@@ -258,7 +261,9 @@ def forced(sampler, tokenizer, prompts, n, max_new_tokens, temperature, seed=0, 
             if ps in went and state[ps].finished and think_end not in text and used(ps) >= think_at_least:
                 ended[ps] = True                                         # it stopped without closing its thinking
             elif ps in went and state[ps].finished and used(ps) < think_at_least:
-                while drafts[p][s] and (drafts[p][s][-1][0] in tokenizer.stop_ids or think_end in tokenizer.decode([t for t, _ in drafts[p][s]])):
+                before = text.rpartition(think_end)[0] if think_end in text else text
+                drafts[p][s] = [pair for pair in drafts[p][s] if pair[0] not in tokenizer.stop_ids]
+                while drafts[p][s] and len(tokenizer.decode([t for t, _ in drafts[p][s]])) > len(before):
                     drafts[p][s].pop()
                 drafts[p][s] += [(t, 0.0) for t in go_on]
                 state[ps] = 'thinking'
@@ -369,8 +374,8 @@ def chat(cfg, model, tokenizer):
                 said.append(piece := stream.add(token))
                 print(piece.replace('<think>', dim + '<think>').replace('</think>', '</think>' + plain), end='', flush=True)
         try:
-            Sampler(model, tokenizer.stop_ids, slots=1, check_every=1, stop_strings=cfg.stop, tokenizer=tokenizer, speculate=cfg.speculate).generate(
-                [prompt + tokenizer.encode_assistant(cfg.prefill)], 1, seed=cfg.seed + len(messages), on_token=show, **how)
+            sampler = Sampler(model, tokenizer.stop_ids, slots=1, check_every=1, stop_strings=cfg.stop, tokenizer=tokenizer, speculate=cfg.speculate)
+            sampler.generate([prompt + tokenizer.encode_assistant(cfg.prefill)], 1, seed=cfg.seed + len(messages), on_token=show, **how)
         except ValueError as error:  # the conversation no longer fits
             messages.clear()
             print(f'[{error}; starting afresh]', end='')
@@ -412,7 +417,8 @@ def main(cfg):
     think = think if cfg.think_budget or cfg.think_at_least else None
     if cfg.keep_rows:  # of this rank
         cfg.keep_rows = max(1, (cfg.keep_rows + world - 1 - rank) // world)
-    files = {path: [instructed(row, cfg.instruction) for row in read_rows(path, require=('prompt', 'task'))[:cfg.limit or None]] for path in cfg.data}
+    files = {path: read_rows(path, require=('prompt', 'task'))[:cfg.limit or None] for path in cfg.data}
+    files = {path: [instructed(row, cfg.instruction) for row in rows] for path, rows in files.items()}
     weights = {**cfg.rewards, **{name: cfg.rewards.get(name, 0.0) for name in cfg.best_of}}
     rewards.prepare(weights, {row['task'] for rows in files.values() for row in rows}, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
     numbers, written, partials = {}, [], []
@@ -420,8 +426,9 @@ def main(cfg):
         mine = list(range(len(rows)))[rank::world]
         partial = None
         if out:
-            hidden = ('out', 'summary', 'slots', 'threads', 'device', 'rewards', 'best_of', 'keep', 'speculate', 'reward_workers', 'chat', 'data')
-            settings = {name: value for name, value in vars(cfg).items() if not name.startswith(('keep_', *hidden))}
+            matters = ('limit', 'n', 'temperature', 'top_p', 'top_k', 'min_p', 'max_new_tokens', 'stop', 'think_budget', 'think_at_least', 'think_end',
+                       'wait', 'instruction', 'prefill', 'seed', 'dtype', 'checkpoint')
+            settings = {name: getattr(cfg, name) for name in matters}
             stamp = (hub.local_folder(cfg.checkpoint) / 'config.json').stat().st_mtime_ns
             partial = Partial(f'{out}.partial{i or ""}', {**settings, 'stamp': stamp, 'data': path, 'problems': len(rows), 'ranks': world})
             partials.append(partial)
