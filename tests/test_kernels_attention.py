@@ -14,7 +14,7 @@ from kernels.mla_attention import attention, document_mask
 from kernels.mla_decode import mla_decode
 
 # B, T, H, G, n, r, w: the head dims without rope, of rope, of values
-SHAPES = {'mla': (2, 37, 4, 4, 24, 16, 20), 'gqa': (1, 50, 6, 2, 16, 0, 16), 'mqa': (2, 33, 3, 1, 20, 8, 40), 'one token': (2, 1, 2, 2, 16, 16, 16)}
+SHAPES = {'mla': (2, 37, 2, 2, 24, 16, 20), 'gqa': (1, 50, 6, 2, 16, 0, 16), 'mqa': (2, 33, 3, 1, 20, 8, 40), 'one token': (2, 1, 2, 2, 16, 16, 16)}
 
 
 def documents(B, T, count):
