@@ -25,6 +25,7 @@ STAGES = {
     'distill': "SFT of the student on final's samples",
     'student_rl': 'GRPO on the student, same FLOPs',
 }
+BEFORE = {'rl': ('zero', 'cold')}   # what a stage's start cost beyond the base
 KEYS = ('pass1', 'pass1_ci', 'greedy', 'maj8', 'length', 'format', 'mixing')
 
 
@@ -128,10 +129,14 @@ def main(cfg):
         extra['final_sort'] = sort['pass1']
         md.append(f'The final model on the second task, sorting: {sort["pass1"]:.3f} right.')
     for stage in ('zero', 'rl', 'student_rl'):
-        cost = cost_to(cfg.goal, read_jsonl(run / stage / 'metrics.jsonl'))
-        extra[f'{stage}_to_goal'] = cost and dict(zip(('step', 'seconds', 'flops'), cost))
-        md.append(f'{STAGES[stage]}: ' + (f'{cfg.goal:.2f} on its rollouts after {cost[0]} steps, {cost[1]:.0f} s, {cost[2]:.2e} FLOPs.' if cost
-                                         else f'{cfg.goal:.2f} not reached.'))
+        metrics = read_jsonl(run / stage / 'metrics.jsonl')
+        start = next((m['eval_pass1'] for m in metrics if 'eval_pass1' in m), None)
+        cost = cost_to(cfg.goal, metrics)
+        before = sum(seconds.get(s, 0.0) for s in BEFORE.get(stage, ()))     # evaluations and sampling of those stages included
+        extra[f'{stage}_to_goal'] = {'start': start, 'before': before, **dict(zip(('step', 'seconds', 'flops'), cost or ()))}
+        md.append(f'{STAGES[stage]}: starts at {show(start)}, ' + (
+            f'{cfg.goal:.2f} on its rollouts after {cost[0]} steps, {cost[1]:.0f} s, {cost[2]:.2e} FLOPs' if cost else f'{cfg.goal:.2f} not reached')
+            + (f'; the stages that made its start took {before:.0f} s more.' if before else '.'))
     flops = {stage: m[-1]['flops'] for stage in ('cold', 'distill', 'student_rl') if (m := [m for m in read_jsonl(run / stage / 'metrics.jsonl') if 'flops' in m])}
     if {'distill', 'student_rl'} <= set(flops):
         md.append(f'Compute of the two student arms: distillation {flops["distill"]:.2e} FLOPs (the teacher\'s sampling not counted), RL {flops["student_rl"]:.2e}.')
