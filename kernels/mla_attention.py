@@ -269,4 +269,4 @@ def compile_cases():
             stages = {sm: sizes(kind, sm, 2, *dims)[1]['num_stages'] for sm in (80, 90, 100)}
             signature = {a: types[a] for a in inspect.signature(kernel.fn).parameters if a in types}
             yield (f'{kind if kind == "forward" else "backward " + kind} {name}', kernel, signature, {**constants, 'GROUP': group},
-                   options['num_warps'], stages, {80: 32, 90: 0, 100: 0})
+                   options['num_warps'], stages, {80: 32, 90: 0, 100: 96 if kind == 'kv' else 0})
