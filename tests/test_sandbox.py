@@ -397,6 +397,14 @@ def test_functions(asserts, program, watched):
 
 
 @needs_sandbox
+def test_builtins_of_the_program_are_not_the_tests():
+    """But for the function that is asked for: MBPP has a `sum` of its own."""
+    program = 'def abs(x): return 0\ndef isinstance(x, y): return True\ndef f(x): return 7'
+    assert sandbox.run_asserts(program, ['assert abs(f(1) - 2) < 1', 'assert isinstance(f(1), str)']) == [False, False]
+    assert sandbox.run_asserts('def sum(a, b): return a * b', ['assert sum(2, 3) == 6'], entry_point='sum') == [True]
+
+
+@needs_sandbox
 def test_the_function_named_is_the_programs():
     setup = 'def f(x):\n    return 0\ndef helper(x):\n    return x + 1\ndef check(candidate):\n    assert candidate(1) == helper(1)'
     assert sandbox.run_asserts('def f(x): return x + 1', ['check(f)'], setup, 'f') == [True]
@@ -433,7 +441,9 @@ def real_rows(step):
             out.append((row['canonical_solution'], [row['entry_point']], {'asserts': [f'check({row["entry_point"]})'], 'setup': row['prompt'] + row['test'],
                                                                        'entry_point': row['entry_point'], 'starter': row['prompt']}))
     for row in map(json.loads, (SHARED / 'mbpp/mbpp.jsonl').read_text().splitlines()):
-        out.append((row['code'], re.findall(r'^(?:def|class) (\w+)', row['code'], re.MULTILINE), {'asserts': row['test_list'] + row['challenge_test_list'], 'setup': row['test_setup_code']}))
+        names = re.findall(r'^(?:def|class) (\w+)', row['code'], re.MULTILINE)
+        out.append((row['code'], names, {'asserts': row['test_list'] + row['challenge_test_list'], 'setup': row['test_setup_code'],
+                                         'entry_point': next(name for name in names if re.search(rf'\b{name}\b', row['test_list'][0]))}))
     return out[::step]
 
 
