@@ -83,7 +83,8 @@ def plan(cfg, train=True, rows=1, length=1024, dtype='float32', ranks=1, shards=
         bytes_of = {kind: saved_bytes(cfg, moe.index(kind), rows, length, half and not fsdp, seen, not (gpu and triton)) for kind in set(moe)}
         boundary = rows * length * cfg.hidden_size * seen.itemsize
         copies = 2 * P if half and not fsdp else 0          # autocast keeps them while the forward pass runs
-        parts['activations'] = boundary * len(layers) + max(max(bytes_of.values()), copies) if checkpointing else sum(bytes_of[kind] for kind in moe)
+        again = max(max(bytes_of.values()) * 4 // 3, copies) if checkpointing else 0   # one layer and its gradients, when the logits are gone
+        parts['activations'] = boundary * len(layers) + again if checkpointing else sum(bytes_of[kind] for kind in moe)
         chunk = max(1, min(rows * length, (2**29 if gpu else 2**24) // cfg.vocab_size))
         parts['logits'] = chunk * cfg.vocab_size * 4 * (2 if gpu else 3) + 4 * cfg.vocab_size * cfg.hidden_size
     if slots:
@@ -91,7 +92,7 @@ def plan(cfg, train=True, rows=1, length=1024, dtype='float32', ranks=1, shards=
         token = cfg.cache_width * (cfg.num_hidden_layers + cfg.num_nextn_predict_layers) * size
         parts['cache'] = slots * (new_tokens * (token + 12) + 16 * cfg.vocab_size) + min(prompts or slots, slots + 1) * prompt * token
     held = parts['parameters'] + parts['optimizer'] + parts['reference']
-    training = held + parts['gradients'] + parts['gathered'] + parts['activations'] + parts['logits'] if train else 0
+    training = held + parts['gradients'] + parts['gathered'] + parts['activations'] + parts['logits'] - min(again, parts['logits']) if train else 0
     sampling = held + parts['cache'] + (seen.itemsize * P if shards > 1 else 0) if slots else 0
     parts['peak'] = max(training, sampling)
     return parts

@@ -1,11 +1,14 @@
 """plan.py against what runs allocate, and against the sizes that released models are known by."""
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import grpo
 import plan
@@ -33,15 +36,30 @@ RELEASED = {  # config.json of the hub, less what has no part in sizes -> parame
 }
 
 
-def measured(run, *models_and_optimizers):
-    """Peak bytes of all tensors alive while run() runs, those of the models and optimizers included."""
-    from torch.distributed._tools.mem_tracker import MemTracker
-    tracker = MemTracker()
-    tracker.track_external(*models_and_optimizers)
-    with tracker:
-        run()
-    peak = tracker.get_tracker_snapshot('peak')
-    return sum(kinds['Total'] for kinds in peak.values())
+class Peak(TorchDispatchMode):
+    """`with Peak(tensors) as p:` p.peak is the most bytes of storage alive at once, that of the tensors given included."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.sizes, self.now, self.peak = {}, 0, 0
+        for t in tensors:
+            self.note(t)
+
+    def note(self, t):
+        storage = t.untyped_storage()
+        if storage._cdata not in self.sizes:
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.release, storage._cdata)
+
+    def release(self, key):
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self.note, out)
+        return out
 
 
 @pytest.mark.parametrize('checkpointing', [False, True])
@@ -62,7 +80,9 @@ def test_the_peak_of_training_is_as_planned(shape, dtype, checkpointing):
         optimizer.step()
         optimizer.zero_grad()
     step()
-    peak = measured(step, model, optimizer)
+    with Peak([*model.parameters(), *(t for state in optimizer.state.values() for t in state.values())]) as measured:
+        step()
+    peak = measured.peak
     planned = plan.plan(model.cfg, rows=4, length=256, dtype=dtype, checkpointing=checkpointing, gpu=False)
     print(f'{planned["peak"] / 2**20:.1f} MiB planned, {peak / 2**20:.1f} measured', {k: round(v / 2**20, 2) for k, v in planned.items()})
     assert 0.9 < planned['peak'] / peak < 1.2
@@ -72,7 +92,9 @@ def test_the_peak_of_training_is_as_planned(shape, dtype, checkpointing):
 def test_the_peak_of_sampling_is_as_planned(shape):
     model = Transformer(ModelConfig(**shape)).requires_grad_(False)
     prompts = [torch.randint(0, 1024, (200,)).tolist() for _ in range(16)]
-    peak = measured(lambda: Sampler(model, (), 128).generate(prompts, 8, 8), model)
+    with Peak(model.parameters()) as measured:
+        Sampler(model, (), 128).generate(prompts, 8, 8)
+    peak = measured.peak
     planned = plan.plan(model.cfg, train=False, slots=128, prompts=16, prompt=200, new_tokens=8, gpu=False)
     print(f'{planned["peak"] / 2**20:.1f} MiB planned, {peak / 2**20:.1f} measured', {k: round(v / 2**20, 2) for k, v in planned.items()})
     assert 0.7 < planned['peak'] / peak < 1.3
