@@ -90,7 +90,10 @@ def plan(cfg, train=True, rows=1, length=1024, dtype='float32', ranks=1, shards=
     if slots:
         size = seen.itemsize if train else (2 if half else 4)
         token = cfg.cache_width * (cfg.num_hidden_layers + cfg.num_nextn_predict_layers) * size
-        parts['cache'] = slots * (new_tokens * (token + 12) + 16 * cfg.vocab_size) + min(prompts or slots, slots + 1) * prompt * token
+        P_in = min(prompts or slots, slots + 1) * prompt
+        parts['cache'] = slots * (new_tokens * (token + 12) + 16 * cfg.vocab_size) + P_in * token
+        wide = max(cfg.intermediate_size, cfg.num_experts_per_tok * cfg.moe_intermediate_size if cfg.is_moe(cfg.num_hidden_layers - 1) else 0)
+        parts['cache'] += min(8192, P_in) * ((3 * wide + 6 * cfg.hidden_size) * size + token)   # while prompts are computed
     held = parts['parameters'] + parts['optimizer'] + parts['reference']
     training = held + parts['gradients'] + parts['gathered'] + parts['activations'] + parts['logits'] - min(again, parts['logits']) if train else 0
     sampling = held + parts['cache'] + (seen.itemsize * P if shards > 1 else 0) if slots else 0
