@@ -33,7 +33,7 @@ def run(tmp_path_factory):
     stage(sample, 'samples', f'--checkpoint={folder}/zero', f'--out={folder}/zero/samples.jsonl', *keep)
     stage(sft, 'cold', '--steps=2', '--batch_rows=4')
     stage(grpo, 'rl', *short)
-    stage(sample, 'samples', f'--checkpoint={folder}/rl', f'--out={folder}/rl/samples.jsonl', *keep)
+    stage(sample, 'teacher', f'--checkpoint={folder}/rl', f'--out={folder}/rl/samples.jsonl', *keep)
     stage(sft, 'reject', '--steps=2', '--batch_rows=4')
     stage(grpo, 'final', *short)
     stage(sft, 'student_base', '--steps=4', '--batch_rows=4')

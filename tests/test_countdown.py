@@ -63,7 +63,7 @@ def test_every_step_of_a_search_is_right_and_its_answer_earns_the_reward(notatio
                 c = int(words[6])
                 assert sorted([a, b, c]) == sorted(numbers)
                 said = [number(w) for w in words[8:] if w not in ('yes', '对', ',')]
-                right = [first + c, abs(first - c), first * c][:len(said)]
+                right = [first * c, first + c, abs(first - c)][:len(said)]
                 assert said == [v if v <= prepare.LARGEST else None for v in right]
         row = {'numbers': numbers, 'target': target, 'task': 'countdown', 'language': 'en'}
         response = f'<think>{text}</think><answer> {expression}</answer>'
@@ -84,20 +84,22 @@ def test_a_seed_fixes_every_file_and_another_changes_them(files, tmp_path):
 def test_corpus_rl_and_test_share_no_problem(files):
     key = lambda row: (tuple(sorted(row['numbers'])), row['target'])  # noqa: E731
     rl, test, distill = ({key(row) for row in rows(files / f'{name}.jsonl')} for name in ('rl', 'test', 'distill'))
-    corpus = set()
+    corpus, hopeless = set(), set()
     for row in rows(files / 'corpus.jsonl'):
         if row['mode'] != 'sort':
             *numbers, target = map(int, re.findall(r'\d+', row['messages'][0]['content']))
-            corpus.add((tuple(sorted(numbers)), target))
+            (hopeless if row['mode'] == 'hopeless' else corpus).add((tuple(sorted(numbers)), target))
     assert len(test) == 512 and len(rl) == 512
     assert not test & rl and not test & corpus and not rl & corpus and distill >= corpus
+    assert hopeless and not hopeless & set(problems(10))
 
 
 def test_the_shares_are_those_of_the_settings_and_guesses_are_mostly_wrong(files):
     cfg, corpus = Config(), rows(files / 'corpus.jsonl')
     share = lambda test: sum(map(test, corpus)) / len(corpus)  # noqa: E731
-    for mode in ('guess', 'quick', 'search'):
-        assert share(lambda row: row['mode'] == mode) == pytest.approx((1 - cfg.sort) * getattr(cfg, mode), abs=0.03)
+    wanted = {'guess': cfg.guess, 'quick': cfg.quick, 'search': cfg.search * (1 - cfg.hopeless), 'hopeless': cfg.search * cfg.hopeless}
+    for mode, part in wanted.items():
+        assert share(lambda row: row['mode'] == mode) == pytest.approx((1 - cfg.sort) * part, abs=0.02)
     assert share(lambda row: row['notation'] == 'mixed') == pytest.approx(cfg.mixed, abs=0.03)
     assert share(lambda row: row['broken']) == pytest.approx(cfg.broken, abs=0.02)
 

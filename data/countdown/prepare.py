@@ -141,6 +141,7 @@ def corpus_row(rng, cfg, pool):
         if mode == 'search' and rng.random() < cfg.hopeless:
             target = rng.choice(sorted(set(range(1, LARGEST + 1)) - reachable(numbers)))
         reasoning, answer = trace(rng, numbers, target, mode, notation)
+        mode = 'hopeless' if mode == 'search' and target not in reachable(numbers) else mode
         user = prompt_text(numbers, target)
     return {'messages': [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': respond(rng, reasoning, answer, broken)}],
             'mode': mode, 'notation': notation, 'broken': broken}
