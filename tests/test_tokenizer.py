@@ -309,7 +309,7 @@ def test_missing_folder_is_named(monkeypatch):
     def offline(*_, **__):
         raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ValueError, match="out/nothing is no folder, and the hub gave no tokenizer: not in the cache"):
+    with pytest.raises(ValueError, match="out/nothing is no folder here, and the hub gave no tokenizer: not in the cache"):
         Tokenizer.from_pretrained("out/nothing")
 
 
