@@ -127,7 +127,7 @@ def respond(rng, reasoning, answer, broken):
     return ''.join(parts)
 
 
-def corpus_row(rng, cfg, pool):
+def corpus_row(rng, cfg, by_target):
     notation = rng.choices(('zh', 'mixed', 'en'), (cfg.chinese, cfg.mixed, 1 - cfg.chinese - cfg.mixed))[0]
     broken = rng.random() < cfg.broken
     if rng.random() < cfg.sort:
@@ -135,7 +135,7 @@ def corpus_row(rng, cfg, pool):
         reasoning, answer, mode = ' ' + WORDS['zh' if notation == 'zh' else 'en']['sort'], row['answer'], 'sort'
         user = row['prompt'][0]['content']
     else:
-        numbers, target = rng.choice(pool)
+        numbers, target = rng.choice(by_target[rng.choice(list(by_target))])
         numbers = rng.sample(numbers, 3)
         mode = rng.choices(('guess', 'quick', 'search'), (cfg.guess, cfg.quick, cfg.search))[0]
         if mode == 'search' and rng.random() < cfg.hopeless:
@@ -189,7 +189,10 @@ def main(cfg):
     pool = everything[cfg.test_rows + cfg.rl_rows:]
     out = Path(cfg.out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    corpus = [corpus_row(rng, cfg, pool) for _ in range(cfg.corpus_rows)]
+    by_target = {}  # every target as often as any other: few problems lead to a large one, and each has to be learnt by itself
+    for problem in pool:
+        by_target.setdefault(problem[1], []).append(problem)
+    corpus = [corpus_row(rng, cfg, by_target) for _ in range(cfg.corpus_rows)]
     write_rows(out / 'corpus.jsonl', corpus)
     write_rows(out / 'rl.jsonl', [rl_problem(rng, *p) for _ in range(cfg.orders) for p in rl])
     write_rows(out / 'test.jsonl', [rl_problem(rng, *p) for p in test])
