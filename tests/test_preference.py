@@ -158,7 +158,7 @@ def test_a_run_without_its_reward_model_does_not_start(tmp_path):
 
 def test_reinforcement_learning_asks_the_reward_model(toy, trained, tmp_path):
     import grpo
-    sft.main(config(toy, tmp_path / 'policy', objective='tokens', steps=1, data=[str(toy / 'corpus.jsonl')], eval_data=[], row_len=128, loss_on='all'))
+    sft.main(config(toy, tmp_path / 'policy', objective='tokens', steps=1, data=[str(toy / 'corpus.jsonl')], eval_data=[], row_len=136, loss_on='all'))
     (tmp_path / 'rl.jsonl').write_text(''.join(json.dumps({'prompt': f'{n} {n}', 'task': 'preference'}) + '\n' for n in range(1, 9)))
     before = rewards.FAILURES.total()
     grpo.main(grpo.Config(init_from=str(tmp_path / 'policy'), out_dir=str(tmp_path / 'rl'), data=[str(tmp_path / 'rl.jsonl')], rewards={'accuracy': 1.0},
