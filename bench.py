@@ -239,14 +239,16 @@ def decode(models='1.5B,16B-A3B', batches='8,64,256', group=8, prompt=512, new=2
 # ---- RL and SFT steps beside TRL's trainers (the [bench] extra)
 
 
-def words_tokenizer(folder, size=2048):
-    """A tokenizer of `size` words "t0 t1 ..." in both libraries: ours in `folder`, transformers' returned; the last word ends a text."""
+def dense_checkpoint(folder, size=2048):
+    """A new dense model in `folder` with a tokenizer of `size` words "t0 t1 ..."; -> the tokenizer, and transformers' like it. The last word ends a text."""
     from tokenizers import Tokenizer as HubTokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
     from data.tokenizer import Tokenizer
     ours = Tokenizer.from_words([f' t{i}' for i in range(size - 256 - 3)], special_tokens=['<|user|>', '<|assistant|>', '<|end|>'])
+    torch.manual_seed(0)
+    Transformer(ModelConfig(**DENSE, eos_token_id=ours.eos_id)).save_pretrained(folder)
     ours.save_pretrained(folder)
     theirs = HubTokenizer(WordLevel({f't{i}': i for i in range(size)}, unk_token='t0'))
     theirs.pre_tokenizer = WhitespaceSplit()
@@ -301,10 +303,7 @@ def grpo(prompts=8, group=8, prompt=32, new=64, steps=3, rounds=3, threads=2, dt
     torch.set_num_threads(threads)
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer, their_tokenizer = words_tokenizer(folder)
-        torch.manual_seed(0)
-        Transformer(ModelConfig(**DENSE, eos_token_id=tokenizer.eos_id)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        tokenizer, their_tokenizer = dense_checkpoint(folder)
         text = lambda: ''.join(f' t{rng.randrange(1000)}' for _ in range(prompt))  # noqa: E731
         overhead = len(tokenizer.apply_chat_template([{'role': 'user', 'content': text()}], add_generation_prompt=True)[0]) - prompt
         problems = [text() for _ in range(prompts * 8)]
@@ -342,10 +341,7 @@ def sft(rows=16, row_len=256, steps=4, rounds=3, threads=2, dtypes='float32,bflo
     torch.set_num_threads(threads)
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer, their_tokenizer = words_tokenizer(folder)
-        torch.manual_seed(0)
-        Transformer(ModelConfig(**DENSE, eos_token_id=tokenizer.eos_id)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        tokenizer, their_tokenizer = dense_checkpoint(folder)
         texts = [[''.join(f' t{rng.randrange(1000)}' for _ in range(rng.randint(5, 40))), ''.join(f' t{rng.randrange(1000)}' for _ in range(rng.randint(15, 100)))]
                  for _ in range(2000)]
         messages = [[{'role': 'user', 'content': a}, {'role': 'assistant', 'content': b}] for a, b in texts]

@@ -19,7 +19,7 @@ from configurator import configure
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
 from model import Transformer
-from sample import bootstrap, evaluate, majority
+from sample import bootstrap, device_of, evaluate, majority
 
 
 @dataclass
@@ -96,7 +96,7 @@ def main(cfg):
     except ImportError:
         sys.exit("budget.py: matplotlib is missing; pip install -e '.[plot]'")
     torch.set_num_threads(cfg.threads)
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+    device = device_of(cfg)
     run, found = Path(cfg.run), []
     rows = read_rows(cfg.data or run / 'data' / 'test.jsonl', require=('prompt', 'task'))[:cfg.limit]
     for stage in cfg.stages:

@@ -51,6 +51,14 @@ def configure(cls, argv: list[str]):
         raise SystemExit(2) from error
 
 
+def run(main, cls, errors=(ValueError, OSError)):
+    """A script's last line: `main` with the settings of the command line; one of `errors` ends it with a line that names the script."""
+    try:
+        main(configure(cls, sys.argv[1:]))
+    except errors as error:
+        sys.exit(f'{Path(sys.argv[0]).name}: ' + ' '.join(str(error).split()))
+
+
 def parse(cls, argv: list[str]):
     """Like configure, but --help is no special case and mistakes raise ConfigError."""
     annotations, values = typing.get_type_hints(cls), {}

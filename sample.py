@@ -394,6 +394,11 @@ def write_jsonl(path, rows):
     os.replace(temp, path)
 
 
+def device_of(cfg):
+    """-> cfg.device, or what 'auto' stands for here"""
+    return ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+
+
 def main(cfg):
     if cfg.endpoint:
         return teacher.from_sample(cfg)
@@ -402,7 +407,7 @@ def main(cfg):
     torch.set_num_threads(cfg.threads)
     kernels.use(cfg.kernels)
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+    device = device_of(cfg)
     if world > 1:
         dist.init_process_group('gloo')
         device = f'cuda:{os.environ["LOCAL_RANK"]}' if device == 'cuda' else device

@@ -44,7 +44,7 @@ from data.loader import PackedBatches, read_rows
 from data.tokenizer import Tokenizer
 from kernels import fp8
 from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
-from sample import evaluate
+from sample import device_of, evaluate
 
 
 @dataclass
@@ -104,7 +104,7 @@ def start_processes(cfg):
     """-> device, rank, world. Under torchrun joins the process group: nccl on GPUs, gloo on CPUs."""
     torch.set_num_threads(cfg.threads)
     kernels.use(cfg.kernels)
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+    device = device_of(cfg)
     if 'RANK' in os.environ and not dist.is_initialized():
         dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
     if device == 'cuda':

@@ -39,7 +39,7 @@ from typing import Literal
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
-from configurator import configure  # noqa: E402
+from configurator import run  # noqa: E402
 from data import source  # noqa: E402
 from pool import Died, Pool  # noqa: E402
 from rewards import accuracy_reward, language_reward  # noqa: E402
@@ -418,7 +418,4 @@ def main(cfg: Config) -> dict:
 
 
 if __name__ == '__main__':
-    try:
-        main(configure(Config, sys.argv[1:]))
-    except (ValueError, OSError, RuntimeError) as error:   # RuntimeError: programs cannot be contained here
-        sys.exit('filter.py: ' + ' '.join(str(error).split()))
+    run(main, Config, (ValueError, OSError, RuntimeError))   # RuntimeError: programs cannot be contained here

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
-from configurator import configure  # noqa: E402
+from configurator import run  # noqa: E402
 from data import source  # noqa: E402
 
 KEYS = {'path': str, 'weight': (int, float), 'count': int, 'licence': str, 'repeat': bool}
@@ -157,7 +157,4 @@ def main(cfg: Config) -> dict:
 
 
 if __name__ == '__main__':
-    try:
-        main(configure(Config, sys.argv[1:]))
-    except (ValueError, OSError) as error:
-        sys.exit('mix.py: ' + ' '.join(str(error).split()))
+    run(main, Config)

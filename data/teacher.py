@@ -36,7 +36,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
-from configurator import configure  # noqa: E402
+from configurator import run  # noqa: E402
 from data import source  # noqa: E402
 
 STOPS_ALL, TRY_AGAIN = (401, 403, 404, 405), (408, 409, 425, 429)
@@ -303,7 +303,4 @@ def report(numbers: dict, out: str):
 
 
 if __name__ == '__main__':
-    try:
-        main(configure(Config, sys.argv[1:]))
-    except (ValueError, OSError) as error:
-        sys.exit('teacher.py: ' + ' '.join(str(error).split()))
+    run(main, Config)

@@ -138,10 +138,11 @@ def corpus_row(rng, cfg, by_target):
         numbers, target = rng.choice(by_target[rng.choice(list(by_target))])
         numbers = rng.sample(numbers, 3)
         mode = rng.choices(('guess', 'quick', 'search'), (cfg.guess, cfg.quick, cfg.search))[0]
-        if mode == 'search' and rng.random() < cfg.hopeless:
+        hopeless = mode == 'search' and rng.random() < cfg.hopeless
+        if hopeless:
             target = rng.choice(sorted(set(range(1, LARGEST + 1)) - reachable(numbers)))
         reasoning, answer = trace(rng, numbers, target, mode, notation)
-        mode = 'hopeless' if mode == 'search' and target not in reachable(numbers) else mode
+        mode = 'hopeless' if hopeless else mode
         user = prompt_text(numbers, target)
     return {'messages': [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': respond(rng, reasoning, answer, broken)}],
             'mode': mode, 'notation': notation, 'broken': broken}

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
-from configurator import configure  # noqa: E402
+from configurator import run  # noqa: E402
 from data import source  # noqa: E402
 
 HUB = {'medmcqa': ('openlifescienceai/medmcqa', 'data/{split}-*.parquet', 'MIT'),
@@ -154,7 +154,4 @@ def main(cfg: Config):
 
 
 if __name__ == '__main__':
-    try:
-        main(configure(Config, sys.argv[1:]))
-    except (ValueError, OSError) as error:
-        sys.exit('prepare.py: ' + ' '.join(str(error).split()))
+    run(main, Config)
