@@ -33,10 +33,10 @@ bench: setup   ## speed beside other code, in ratios; make bench WHAT="train --r
 	$(PY) bench.py $(WHAT)
 
 plot: setup   ## curves of a run: make plot RUN=out/r1/zero
-	$(PY) plot.py --run=$(RUN)
+	$(PY) plots/metrics.py --run=$(RUN)
 
 plot-budget: setup   ## accuracy against tokens spent, before and after RL: make plot-budget RUN=out/r1
-	$(PY) budget.py --run=$(RUN)
+	$(PY) plots/budget.py --run=$(RUN)
 
 # ---- the recipe: each target is a file that its command writes last
 # $(call timed,command): run it, and note target and seconds in seconds.txt for the report
@@ -89,8 +89,8 @@ $(RUN)/final/eval_sort.json: $(RUN)/final/config.json
 	$(call timed,$(PY) sample.py config/r1/eval_sort.py --checkpoint=$(RUN)/final --summary=$@)
 
 STAGES := base zero cold rl reject final distill student_rl
-$(RUN)/report.json: $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json $(RUN)/final/eval_sort.json report.py
-	$(PY) report.py --run=$(RUN)
+$(RUN)/report.json: $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json $(RUN)/final/eval_sort.json plots/report.py
+	$(PY) plots/report.py --run=$(RUN)
 
 # ---- controls of RESULTS.md: as many SFT steps instead of RL; RL on a random reward; a base whose corpus holds no full search
 controls: $(RUN)/control_sft/eval.json $(RUN)/control_random/eval.json $(RUN)/nosearch/zero/eval.json $(RUN)/nosearch/base/eval.json

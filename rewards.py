@@ -7,7 +7,7 @@ the prompt already wrote for the assistant, for example '<think>'; every reward 
 No model text is evaluated as code but in the sandbox, and no input is slow.
 
 REWARDS names what `combined` can weigh, `grade` scores a batch, `prepare` checks before a run that its rewards can work.
-The grader of mathematics is math_grader.py, programs run in sandbox.py, the learned reward is preference.py.
+The grader of mathematics is graders/maths.py, programs run in graders/sandbox.py, the learned reward is preference.py.
 """
 import difflib
 import math
@@ -19,10 +19,10 @@ import zlib
 from collections import Counter
 from fractions import Fraction
 
-import sandbox
-from language import language_counts
-from math_grader import FONTS, math_equal
-from pool import Pool
+from graders import sandbox
+from graders.language import language_counts
+from graders.maths import FONTS, math_equal
+from graders.pool import Pool
 
 FAILURES = Counter()  # (reward, exception) -> samples that it scored 0; of this process
 
@@ -210,7 +210,7 @@ def language_mixed(response, row):
 # ---------------------------------------------------------------- math
 
 def math_reward(response, row):
-    """1.0 when the one answer (see answer_of) says the same as row['answer'] (math_grader.py says what is the same).
+    """1.0 when the one answer (see answer_of) says the same as row['answer'] (graders/maths.py says what is the same).
     An answer that cannot be decided in time scores 0.0 and is counted in FAILURES."""
     gold, answer = str(row['answer']), answer_of(response, row)
     if not gold.strip():
@@ -275,7 +275,7 @@ def _printed(text):
 
 
 def code_reward(response, row):
-    """1.0 when the program in the answer passes every test; with row['partial'] the share that it passes. See sandbox.py.
+    """1.0 when the program in the answer passes every test; with row['partial'] the share that it passes. See graders/sandbox.py.
 
     row['tests']: [{'input': text for stdin, 'output': what must be printed}], up to white space at the ends of lines.
     row['asserts']: statements about functions of the program, with row['setup'] and row['entry_point'] as in run_asserts.

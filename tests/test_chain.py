@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 import grpo
-import report
 import sample
 import sft
 from configurator import parse
 from data.countdown import prepare
 from model import Transformer
+from plots import report
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,9 +1,9 @@
-"""plot.py: what is drawn, and what is refused."""
+"""plots/metrics.py: what is drawn, and what is refused."""
 import json
 
 import pytest
 
-import plot
+from plots import metrics as plot
 
 
 @pytest.fixture

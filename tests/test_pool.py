@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import rewards
-import sandbox
-from pool import Died, Pool
+from graders import sandbox
+from graders.pool import Died, Pool
 
 MATH = [('\\boxed{0.5}', {'task': 'math', 'answer': '1/2'}), ('\\boxed{0.4}', {'task': 'math', 'answer': '1/2'}),
         ('<answer>3+4</answer>', {'task': 'countdown', 'numbers': [3, 4], 'target': 7}), ('\\boxed{B}', {'task': 'choice', 'answer': 'B'})]
@@ -119,9 +119,9 @@ def test_prepare_names_what_is_wrong_before_a_run():
 
 def test_workers_end_with_their_parent():
 
-    code = ('import os\nfrom pool import Pool\npool = Pool(2)\npool.map("math", "gcd", [(4, 6)] * 4)\n'
+    code = ('import os\nfrom graders.pool import Pool\npool = Pool(2)\npool.map("math", "gcd", [(4, 6)] * 4)\n'
             'print(*[w.process.pid for w in pool.workers], flush=True)\nos.kill(os.getpid(), 9)')
-    root = os.path.dirname(os.path.abspath(sandbox.__file__))
+    root = os.path.dirname(os.path.dirname(os.path.abspath(sandbox.__file__)))
     pids = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True).stdout.split()
     assert len(pids) == 2
     end = time.monotonic() + 5

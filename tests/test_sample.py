@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import budget
 import configurator
 import decode
 import sample
 from data.countdown.prepare import toy_tokenizer
 from decode import Completion, Sampler, pick, uniform
 from model import ModelConfig, Transformer
+from plots import budget
 from sample import pass_at_k
 
 MODELS = {

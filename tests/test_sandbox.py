@@ -1,4 +1,4 @@
-"""sandbox.py and the code reward: attacks, each contained and with nothing left running; honest programs; HumanEval and MBPP."""
+"""graders/sandbox.py and the code reward: attacks, each contained and with nothing left running; honest programs; HumanEval and MBPP."""
 import gzip
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import rewards
-import sandbox
+from graders import sandbox
 from rewards import code_reward, program_of
 
 SHARED = Path(__file__).resolve().parents[1].parent / 'shared' / 'data'
@@ -521,8 +521,8 @@ def test_the_unsafe_way_warns_and_still_limits(monkeypatch):
 @pytest.mark.parametrize('at_once', [True, False])
 def test_a_killed_parent_takes_its_programs_along(at_once):
     """A grader that is killed leaves nothing behind: not while a program runs, nor (after a while) while a sandbox starts."""
-    code = 'import sys, sandbox\nsandbox.require()\nprint("on", flush=True)\nsandbox.run("import time; time.sleep(1000)", seconds=1)'
-    process = subprocess.Popen([sys.executable, '-c', code], cwd=Path(sandbox.__file__).parent, stdout=subprocess.PIPE, text=True)
+    code = 'import sys\nfrom graders import sandbox\nsandbox.require()\nprint("on", flush=True)\nsandbox.run("import time; time.sleep(1000)", seconds=1)'
+    process = subprocess.Popen([sys.executable, '-c', code], cwd=Path(sandbox.__file__).parents[1], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == 'on\n'
     end, found = time.monotonic() + 5, None
     while found is None and time.monotonic() < end:

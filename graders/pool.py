@@ -48,8 +48,8 @@ def serve():
 
 class Worker:
     def __init__(self):
-        command = 'import sys; sys.path.insert(0, sys.argv[1]); import pool; pool.serve()'
-        self.process = subprocess.Popen([sys.executable, '-c', command, str(Path(__file__).resolve().parent)],
+        command = 'import sys; sys.path.insert(0, sys.argv[1]); from graders import pool; pool.serve()'
+        self.process = subprocess.Popen([sys.executable, '-c', command, str(Path(__file__).resolve().parents[1])],
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
         self.call = self.end = None
 

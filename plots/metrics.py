@@ -1,8 +1,8 @@
 """
 Curves of a run: every number of its metrics.jsonl that changes, a panel each, as out_dir/metrics.png (needs the [plot] extra).
 
-    python plot.py --run=out/r1/zero
-    python plot.py --run="['out/a', 'out/b']" --keys="['reward', 'length']" --out=both.png
+    python plots/metrics.py --run=out/r1/zero
+    python plots/metrics.py --run="['out/a', 'out/b']" --keys="['reward', 'length']" --out=both.png
     make plot RUN=out/r1/zero
 """
 
@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configurator import configure
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
+from configurator import configure  # noqa: E402
 
 FIRST = ('loss', 'reward', 'right', 'length', 'length_right', 'length_wrong', 'entropy', 'kl', 'grad_norm')   # panels that come first
 
@@ -27,7 +28,7 @@ class Config:
 def read_metrics(folder):
     path = Path(folder) / 'metrics.jsonl'
     if not path.exists():
-        sys.exit(f'plot.py: {path} does not exist; run= is the out_dir of sft.py or grpo.py')
+        sys.exit(f'metrics.py: {path} does not exist; run= is the out_dir of sft.py or grpo.py')
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')]
 
 
@@ -42,7 +43,7 @@ def main(cfg):
     try:
         import matplotlib
     except ImportError:
-        sys.exit("plot.py: matplotlib is missing; pip install -e '.[plot]'")
+        sys.exit("metrics.py: matplotlib is missing; pip install -e '.[plot]'")
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     runs = {folder: read_metrics(folder) for folder in ([cfg.run] if isinstance(cfg.run, str) else cfg.run)}
@@ -50,10 +51,10 @@ def main(cfg):
     varies = [key for key in seen if any(len(set(curve(lines, key, 1)[1])) > 1 for lines in runs.values())]
     keys = cfg.keys or sorted(varies, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
     if not keys:
-        sys.exit(f'plot.py: nothing to draw in {", ".join(runs)}')
+        sys.exit(f'metrics.py: nothing to draw in {", ".join(runs)}')
     for key in keys:
         if key not in seen:
-            sys.exit(f'plot.py: no {key!r} in the metrics; there are {", ".join(seen)}')
+            sys.exit(f'metrics.py: no {key!r} in the metrics; there are {", ".join(seen)}')
     columns = min(4, len(keys))
     rows = -(-len(keys) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False, constrained_layout=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import math_grader
+from graders import maths
 import rewards
-from math_grader import math_equal
+from graders.maths import math_equal
 from rewards import math_reward
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -729,7 +729,7 @@ def test_model_text_is_never_evaluated(monkeypatch, tmp_path):
 
 
 def test_a_timeout_scores_zero_and_is_counted(monkeypatch):
-    monkeypatch.setattr(math_grader, "SECONDS", 0.0)
+    monkeypatch.setattr(maths, "SECONDS", 0.0)
     before = rewards.FAILURES["math", "TimeoutError"]
     assert math_reward("\\boxed{\\frac{2}{4}}", {"answer": "1/2"}) == 0
     assert rewards.FAILURES["math", "TimeoutError"] == before + 1

@@ -1,7 +1,7 @@
 """
 Test-time compute: accuracy against tokens spent on a problem, before and after RL, as RUN/budget.png and budget.json.
 
-    python budget.py --run=out/r1                    # base and zero of `make r1`; needs the [plot] extra
+    python plots/budget.py --run=out/r1                    # base and zero of `make r1`; needs the [plot] extra
     make plot-budget RUN=out/r1
 
 Three ways to spend: thinking cut at a budget or prolonged to one (budget forcing, one sample), and the majority of 1, 2, 4, ... samples
@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from configurator import configure
-from data.loader import read_rows
-from data.tokenizer import Tokenizer
-from model import Transformer
-from sample import bootstrap, device_of, evaluate, majority
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
+from configurator import configure  # noqa: E402
+from data.loader import read_rows  # noqa: E402
+from data.tokenizer import Tokenizer  # noqa: E402
+from model import Transformer  # noqa: E402
+from sample import bootstrap, device_of, evaluate, majority  # noqa: E402
 
 
 @dataclass
