@@ -4,9 +4,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
-export OMP_NUM_THREADS ?= 2
+export OMP_NUM_THREADS ?= $(THREADS)
 export RUN ?= out/r1
 SEED ?= 1
+THREADS ?= 2
 
 .PHONY: setup test test-slow kernels bench plot plot-budget r1 controls
 .DELETE_ON_ERROR:
@@ -51,52 +52,59 @@ $(RUN)/data/test.jsonl:
 
 # 1. base: pretraining from nothing
 $(RUN)/base/config.json: $(RUN)/data/test.jsonl
-	$(call timed,$(PY) sft.py config/r1/base.py --seed=$(SEED))
+	$(call timed,$(PY) sft.py config/r1/base.py --seed=$(SEED) --threads=$(THREADS))
 # 2. R1-Zero: RL from the base
 $(RUN)/zero/config.json: $(RUN)/base/config.json
-	$(call timed,$(PY) grpo.py config/r1/zero.py --seed=$(SEED))
+	$(call timed,$(PY) grpo.py config/r1/zero.py --seed=$(SEED) --threads=$(THREADS))
 # 3. cold start: R1-Zero's clean samples, SFT of the base
 $(RUN)/zero/samples.jsonl: $(RUN)/zero/config.json
-	$(call timed,$(PY) sample.py config/r1/samples.py --checkpoint=$(RUN)/zero --out=$@ --keep_rows=1000)
+	$(call timed,$(PY) sample.py config/r1/samples.py --threads=$(THREADS) --checkpoint=$(RUN)/zero --out=$@ --keep_rows=1000)
 $(RUN)/cold/config.json: $(RUN)/zero/samples.jsonl
-	$(call timed,$(PY) sft.py config/r1/cold.py --seed=$(SEED))
+	$(call timed,$(PY) sft.py config/r1/cold.py --seed=$(SEED) --threads=$(THREADS))
 # 4. RL from the cold start, with a language reward
 $(RUN)/rl/config.json: $(RUN)/cold/config.json
-	$(call timed,$(PY) grpo.py config/r1/rl.py --seed=$(SEED))
+	$(call timed,$(PY) grpo.py config/r1/rl.py --seed=$(SEED) --threads=$(THREADS))
 # 5. rejection sampling and the second task, SFT of the base
 $(RUN)/rl/samples.jsonl: $(RUN)/rl/config.json
-	$(call timed,$(PY) sample.py config/r1/teacher.py --checkpoint=$(RUN)/rl --out=$@)
+	$(call timed,$(PY) sample.py config/r1/teacher.py --threads=$(THREADS) --checkpoint=$(RUN)/rl --out=$@)
 $(RUN)/reject/config.json: $(RUN)/rl/samples.jsonl
-	$(call timed,$(PY) sft.py config/r1/reject.py --seed=$(SEED))
-# 6. the last RL, over both tasks
-$(RUN)/final/config.json: $(RUN)/reject/config.json
-	$(call timed,$(PY) grpo.py config/r1/final.py --seed=$(SEED))
+	$(call timed,$(PY) sft.py config/r1/reject.py --seed=$(SEED) --threads=$(THREADS))
+# 6. a reward model of sorted and badly sorted answers, and the last RL, over both tasks: countdown is checked, sorting is judged by it
+$(RUN)/reward/samples.jsonl: $(RUN)/reject/config.json
+	$(call timed,$(PY) sample.py config/r1/pairs.py --threads=$(THREADS) --checkpoint=$(RUN)/reject --out=$@)
+$(RUN)/reward/pairs.jsonl: $(RUN)/reward/samples.jsonl
+	$(call timed,$(PY) preference.py --samples="['$<']" --tokenizer=$(RUN)/reject --held_out=256 --seed=$(SEED) --out=$@)
+$(RUN)/reward/config.json: $(RUN)/reward/pairs.jsonl
+	$(call timed,$(PY) sft.py config/r1/reward.py --seed=$(SEED) --threads=$(THREADS))
+$(RUN)/final/config.json: $(RUN)/reject/config.json $(RUN)/reward/config.json
+	$(call timed,$(PY) grpo.py config/r1/final.py --seed=$(SEED) --threads=$(THREADS))
 # 7. distillation into a dense student, and RL on the same student as its control
 $(RUN)/student_base/config.json: $(RUN)/data/test.jsonl
-	$(call timed,$(PY) sft.py config/r1/student_base.py --seed=$(SEED))
+	$(call timed,$(PY) sft.py config/r1/student_base.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/final/samples.jsonl: $(RUN)/final/config.json
-	$(call timed,$(PY) sample.py config/r1/teacher.py --checkpoint=$(RUN)/final --out=$@)
+	$(call timed,$(PY) sample.py config/r1/teacher.py --threads=$(THREADS) --checkpoint=$(RUN)/final --out=$@)
 $(RUN)/distill/config.json: $(RUN)/final/samples.jsonl $(RUN)/student_base/config.json
-	$(call timed,$(PY) sft.py config/r1/distill.py --seed=$(SEED))
+	$(call timed,$(PY) sft.py config/r1/distill.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/student_rl/config.json: $(RUN)/distill/config.json
-	$(call timed,$(PY) grpo.py config/r1/student_rl.py --seed=$(SEED))
+	$(call timed,$(PY) grpo.py config/r1/student_rl.py --seed=$(SEED) --threads=$(THREADS))
 # 8. evaluation on the held-out problems, and the report
 $(RUN)/%/eval.json: $(RUN)/%/config.json
-	$(call timed,$(PY) sample.py config/r1/eval.py --checkpoint=$(RUN)/$* --out=$(RUN)/$*/eval.jsonl --summary=$@)
+	$(call timed,$(PY) sample.py config/r1/eval.py --threads=$(THREADS) --checkpoint=$(RUN)/$* --out=$(RUN)/$*/eval.jsonl --summary=$@)
 $(RUN)/base/eval_search.json: $(RUN)/base/config.json
-	$(call timed,$(PY) sample.py config/r1/eval.py --checkpoint=$(RUN)/base --prefill="<think> search" --n=2 --summary=$@)
-$(RUN)/final/eval_sort.json: $(RUN)/final/config.json
-	$(call timed,$(PY) sample.py config/r1/eval_sort.py --checkpoint=$(RUN)/final --summary=$@)
+	$(call timed,$(PY) sample.py config/r1/eval.py --threads=$(THREADS) --checkpoint=$(RUN)/base --prefill="<think> search" --n=2 --summary=$@)
+$(RUN)/%/eval_sort.json: $(RUN)/%/config.json
+	$(call timed,$(PY) sample.py config/r1/eval_sort.py --threads=$(THREADS) --checkpoint=$(RUN)/$* --summary=$@)
 
 STAGES := base zero cold rl reject final distill student_rl
-$(RUN)/report.json: $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json $(RUN)/final/eval_sort.json plots/report.py
+$(RUN)/report.json: $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json $(RUN)/reject/eval_sort.json \
+  $(RUN)/final/eval_sort.json plots/report.py
 	$(PY) plots/report.py --run=$(RUN)
 
 # ---- controls of RESULTS.md: as many SFT steps instead of RL; RL on a random reward; a base whose corpus holds no full search
 controls: $(RUN)/control_sft/eval.json $(RUN)/control_random/eval.json $(RUN)/nosearch/zero/eval.json $(RUN)/nosearch/base/eval.json
 $(RUN)/control_sft/config.json: $(RUN)/base/config.json
-	$(call timed,$(PY) sft.py config/r1/control_sft.py --seed=$(SEED))
+	$(call timed,$(PY) sft.py config/r1/control_sft.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/control_random/config.json: $(RUN)/base/config.json
-	$(call timed,$(PY) grpo.py config/r1/control_random.py --seed=$(SEED))
+	$(call timed,$(PY) grpo.py config/r1/control_random.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/nosearch/%/eval.json:
 	@$(MAKE) --no-print-directory RUN=$(RUN)/nosearch CORPUS="--search=0 --guess=0.94" $@

@@ -481,6 +481,7 @@ def main(cfg):
         # numbers of the step
         scores = [s.score for group in every for s in group]
         count, mean = len(scores), lambda values: sum(values) / max(1, len(values))  # noqa: E731
+        judged = [s['task'] == 'preference' for s in scores]     # has no right and wrong
         right = [s['rewards'].get('accuracy', s['total']) >= 1 for s in scores]
         spread = advantages(torch.tensor([[s.score['total'] for s in group] for group in every]), 'none')[1]
         sampled, prompt_tokens = sum(s['length'] for s in scores), sum(len(group[0].prompt) for group in every)
@@ -492,17 +493,19 @@ def main(cfg):
         flops += 2.0 * active * (sampled + prompt_tokens) + 6.0 * active * trained * forwards   # a prompt counts for each completion
         peak = 1e12 * peak_tflops(cfg, device) * world
         numbers = {
-            'step': step, 'reward': mean([s['total'] for s in scores]), 'length': sampled / count, 'right': mean(right),
+            'step': step, 'reward': mean([s['total'] for s in scores]), 'length': sampled / count, 'right': mean([r for r, j in zip(right, judged) if not j]),
             'truncated': mean([not s['finished'] for s in scores]), 'mixing': mean([s['mixed'] for s in scores]),
             'zero_variance': 1 - spread.double().mean().item(), **{f'reward_{name}': mean([s['rewards'][name] for s in scores]) for name in cfg.rewards},
             'length_right': mean([s['length'] for s, r in zip(scores, right) if r]),
-            'length_wrong': mean([s['length'] for s, r in zip(scores, right) if not r]),
+            'length_wrong': mean([s['length'] for s, r, j in zip(scores, right, judged) if not r and not j]),
             'advantage_std': A.square().mean().sqrt().item(), 'loss': stats[8], 'entropy': stats[1] / n, 'clipped': (stats[2] + stats[3]) / n,
             'clipped_low': stats[2] / n, 'clipped_high': stats[3] / n, 'ratio': stats[5] / n, 'ratio_max': worst[0].item(), 'kl': stats[4] / n,
             'mismatch': stats[6] / n, 'mismatch_max': worst[1].item(), 'mismatch_kl': stats[7] / n, 'grad_norm': mean(norms), 'skipped': skipped,
             'sampled_groups': len(every), 'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()),
             'seconds': seconds + time.time() - began, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg),
             'tokens_per_second': sampled / (sampling + training), 'memory_gib': peak_memory(device), 'memory_plan_gib': planned}
+        if any(judged):
+            numbers['judged'] = mean([s['rewards'].get('preference', s['rewards'].get('accuracy', 0.0)) for s, j in zip(scores, judged) if j])
         if drafts[0]:
             numbers['mtp_acceptance'] = (drafts[1] / drafts[0]).item()
         if peak:

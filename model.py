@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hub
-from kernels import fused
+from kernels import cpu, fused
 from kernels.linear_logprob import linear_logprob
 from kernels.mla_attention import attention as packed_attention, document_mask
 from kernels.moe import experts
@@ -202,10 +202,12 @@ def attention(q, k, v, mask, scale=None):
     (q, k, v, scale) that attends in its own way."""
     if callable(mask):
         return mask(q, k, v, scale)
-    if q.device.type == 'cpu' and (q.dtype == torch.bfloat16 or torch.is_autocast_enabled('cpu')):   # its bfloat16 kernel is three times slower
+    if cpu.trains(q) and max(q.shape[2], k.shape[2]) <= cpu.Attention.LONGEST:
+        dtype, scale = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else q.dtype, scale or q.shape[-1] ** -0.5
+        mask = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool).tril() if mask is None else mask
+        mask = torch.zeros(mask.shape).masked_fill_(~mask, float('-inf')) if mask.dtype == torch.bool else mask
         with torch.autocast('cpu', enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, is_causal=mask is None, scale=scale,
-                                                  enable_gqa=q.shape[1] != k.shape[1]).bfloat16()
+            return cpu.Attention.apply(q.to(dtype), k.to(dtype), v.to(dtype), mask, scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 

@@ -206,7 +206,7 @@ def pairs_of(row, prefill, per_prompt, rng):
     return [{'chosen': said(good), 'rejected': said(bad)} for good, bad in zip(best[:per_prompt], worst)]
 
 
-def write_pairs(cfg):
+def main(cfg):
     rng, prefill = random.Random(cfg.seed), Tokenizer.from_pretrained(cfg.tokenizer).generation_prefill() + cfg.prefill
     rows = [row for path in cfg.samples for row in read_rows(path, require=('prompt', 'samples'))]
     found = [pairs for row in rows if (pairs := pairs_of(row, prefill, cfg.per_prompt, rng))]
@@ -255,4 +255,4 @@ class Judge:
 
 
 if __name__ == '__main__':
-    write_pairs(configure(PairsConfig, sys.argv[1:]))
+    main(configure(PairsConfig, sys.argv[1:]))

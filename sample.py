@@ -107,7 +107,7 @@ def encode_prompts(tokenizer, rows, prefill=''):
 
 
 def score(tokenizer, rows, completions, weights):
-    """Completions of each row -> list of dicts {"response", "total", "rewards", "answer", "mixed", "length", "finished"}"""
+    """Completions of each row -> list of dicts {"response", "total", "rewards", "answer", "mixed", "length", "finished", "task"}"""
     scored, responses = [], []
     for row, samples in zip(rows, completions):
         lengths = [len(sample.tokens) for sample in samples]
@@ -120,7 +120,7 @@ def score(tokenizer, rows, completions, weights):
         for sample, ((response, _), (total, parts)) in zip(samples, graded):
             scored[-1].append({'response': response, 'total': total, 'rewards': parts, 'length': len(sample.tokens),
                                'finished': sample.finished, 'answer': rewards.answer_of(response, row),
-                               'mixed': rewards.language_mixed(response, row)})
+                               'mixed': rewards.language_mixed(response, row), 'task': row['task']})
     return scored
 
 

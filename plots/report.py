@@ -125,10 +125,15 @@ def main(cfg):
     if forced:
         extra['base_forced_search'] = forced['pass1']
         md.append(f'The base, made to begin with "search": {forced["pass1"]:.3f} right ({forced["pass1_ci"][0]:.3f}–{forced["pass1_ci"][1]:.3f}).')
-    sort = numbers_of(run, 'final', 'sort_test.jsonl', 'eval_sort.json')
-    if sort:
-        extra['final_sort'] = sort['pass1']
-        md.append(f'The final model on the second task, sorting: {sort["pass1"]:.3f} right.')
+    sorts = {stage: numbers for stage in ('reject', 'final') if (numbers := numbers_of(run, stage, 'sort_test.jsonl', 'eval_sort.json'))}
+    if sorts:
+        extra['sort'] = {stage: n['pass1'] for stage, n in sorts.items()}
+        md.append('The second task, sorting, at T = 1: ' + ', '.join(f'{stage} {n["pass1"]:.3f} right' for stage, n in sorts.items()) + '.')
+    judge = [m for m in read_jsonl(run / 'reward' / 'metrics.jsonl') if 'eval_accuracy' in m]
+    if judge:
+        extra['reward_model'] = {key: judge[-1][key] for key in ('eval_accuracy', 'eval_accuracy_ci')}
+        low, high = judge[-1]['eval_accuracy_ci']
+        md.append(f'The reward model that scored sorting in the last RL: {judge[-1]["eval_accuracy"]:.3f} of its held-out pairs in the right order ({low:.3f}–{high:.3f}).')
     for stage in ('zero', 'rl', 'student_rl'):
         metrics = read_jsonl(run / stage / 'metrics.jsonl')
         start = next((m['eval_pass1'] for m in metrics if 'eval_pass1' in m), None)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import grpo
+import preference
 import sample
 import sft
 from configurator import parse
@@ -35,6 +36,9 @@ def run(tmp_path_factory):
     stage(grpo, 'rl', *short)
     stage(sample, 'teacher', f'--checkpoint={folder}/rl', f'--out={folder}/rl/samples.jsonl', *keep)
     stage(sft, 'reject', '--steps=2', '--batch_rows=4')
+    stage(sample, 'pairs', f'--checkpoint={folder}/reject', f'--out={folder}/reward/samples.jsonl', '--limit=24', '--max_new_tokens=12')
+    preference.main(preference.PairsConfig(samples=[f'{folder}/reward/samples.jsonl'], tokenizer=f'{folder}/reject', held_out=2, out=f'{folder}/reward/pairs.jsonl'))
+    stage(sft, 'reward', '--steps=2', '--batch_rows=4')
     stage(grpo, 'final', *short)
     stage(sft, 'student_base', '--steps=4', '--batch_rows=4')
     stage(sample, 'teacher', f'--checkpoint={folder}/final', f'--out={folder}/final/samples.jsonl', *keep)
@@ -44,7 +48,8 @@ def run(tmp_path_factory):
         stage(sample, 'eval', f'--checkpoint={folder}/{name}', f'--out={folder}/{name}/eval.jsonl', f'--summary={folder}/{name}/eval.json',
               '--max_new_tokens=40', '--limit=4')
     stage(sample, 'eval', f'--checkpoint={folder}/base', '--prefill=<think> search', f'--summary={folder}/base/eval_search.json', '--limit=4')
-    stage(sample, 'eval_sort', f'--checkpoint={folder}/final', f'--summary={folder}/final/eval_sort.json', '--limit=4')
+    for name in ('reject', 'final'):
+        stage(sample, 'eval_sort', f'--checkpoint={folder}/{name}', f'--summary={folder}/{name}/eval_sort.json', '--limit=4')
     (folder / 'seconds.txt').write_text(f'{folder}/base/config.json 12.5\n{folder}/base/eval.json 2.5\n{folder}/zero/config.json 1\n')
     report.main(report.Config(run=str(folder)))
     patch.undo()
@@ -58,6 +63,7 @@ def test_the_report_has_every_stage_and_the_agreed_keys(run):
         assert {'pass1', 'pass1_ci', 'greedy', 'maj8', 'length', 'format', 'mixing', 'seconds'} <= numbers.keys()
         assert 0 <= numbers['pass1_ci'][0] <= numbers['pass1'] <= numbers['pass1_ci'][1] <= 1
     assert got['seconds'] == 16.0 and got['stages']['base']['seconds'] == 15.0
+    assert got['sort'].keys() == {'reject', 'final'} and 0 <= got['reward_model']['eval_accuracy'] <= 1
     text = (run / 'report.md').read_text()
     assert all(re.search(rf'^\| {name} \|', text, re.M) for name in got['stages']) and 'Samples of final' in text
 

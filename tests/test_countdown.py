@@ -75,7 +75,7 @@ def test_every_step_of_a_search_is_right_and_its_answer_earns_the_reward(notatio
 def test_a_seed_fixes_every_file_and_another_changes_them(files, tmp_path):
     prepare.main(Config(out_dir=str(tmp_path / 'again'), corpus_rows=4000))
     prepare.main(Config(out_dir=str(tmp_path / 'other'), corpus_rows=4000, seed=2))
-    names = ['corpus.jsonl', 'rl.jsonl', 'test.jsonl', 'distill.jsonl', 'sort.jsonl', 'sort_sft.jsonl', 'sort_test.jsonl']
+    names = ['corpus.jsonl', 'rl.jsonl', 'test.jsonl', 'distill.jsonl', 'sort_judged.jsonl', 'sort_sft.jsonl', 'sort_test.jsonl', 'sort_pairs.jsonl']
     for name in names:
         assert (files / name).read_bytes() == (tmp_path / 'again' / name).read_bytes()
         assert (files / name).read_bytes() != (tmp_path / 'other' / name).read_bytes()

@@ -44,6 +44,7 @@ class Config:
     rl_rows: int = 512               # problems of rl.jsonl
     orders: int = 3                  # orders of its numbers in which a problem of rl.jsonl and distill.jsonl appears
     test_rows: int = 512             # problems of test.jsonl
+    pair_rows: int = 2000            # problems of sort_pairs.jsonl, whose samples become the reward model's pairs
     max_number: int = 10             # numbers are drawn from 1 to this
     guess: float = 0.68              # share of countdown rows that guess at once
     quick: float = 0.06              # share that search a little, give up and guess
@@ -199,8 +200,9 @@ def main(cfg):
     write_rows(out / 'test.jsonl', [rl_problem(rng, *p) for p in test])
     write_rows(out / 'distill.jsonl', [rl_problem(rng, *p) for p in pool * cfg.orders])
     write_rows(out / 'sort_sft.jsonl', [sort_answered(rng) for _ in range(4 * cfg.rl_rows)])
-    write_rows(out / 'sort.jsonl', [sort_problem(rng) for _ in range(cfg.rl_rows)])
+    write_rows(out / 'sort_judged.jsonl', [{**sort_problem(rng), 'task': 'preference'} for _ in range(cfg.rl_rows)])
     write_rows(out / 'sort_test.jsonl', [sort_problem(rng) for _ in range(cfg.test_rows)])
+    write_rows(out / 'sort_pairs.jsonl', [sort_problem(rng) for _ in range(cfg.pair_rows)])
     toy_tokenizer().save_pretrained(out / 'tokenizer')
     print(f'{len(everything)} problems: {len(pool)} for the corpus, {len(rl)} for RL, {len(test)} held out; corpus modes '
           f'{dict(Counter(row["mode"] for row in corpus))}')
