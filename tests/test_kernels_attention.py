@@ -56,6 +56,28 @@ def truth(leaves, ids, n, r, w, scale):
     return torch.stack(rows).view(B, H, T, w).transpose(1, 2)
 
 
+@pytest.mark.parametrize('shape', [(2, 150, 4, 4, 24, 0, 16), (1, 130, 6, 2, 16, 0, 24), (2, 1, 2, 1, 8, 0, 8)])
+@pytest.mark.parametrize('count', [None, 1, 2, 9])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 2e-5), (torch.bfloat16, 4e-2)])
+def test_blocks_on_a_cpu(shape, count, dtype, tolerance, monkeypatch):
+    """kernels/cpu.py, through model.attention: forward and backward, with and without documents, over several blocks of queries"""
+    import model
+    from kernels import cpu
+    if count and count > shape[1]:
+        pytest.skip('fewer tokens than documents')
+    calls, apply = [], cpu.Attention.apply
+    monkeypatch.setattr(cpu.Attention, 'apply', lambda *args: calls.append(1) or apply(*args))
+    B, T, H, G, n, r, w = shape
+    leaves, do = draw(*shape, dtype)
+    ids = count and documents(B, T, count)
+    x = views(leaves[:2] + [leaves[2]], n, r, w)
+    o = model.attention(*(x[name].transpose(1, 2) for name in 'qkv'), None if ids is None else document_mask(ids), 0.3).transpose(1, 2)
+    want = truth(leaves, ids, n, r, w, 0.3)
+    assert calls and (o - want).abs().max() <= tolerance * want.abs().max()
+    for ours, theirs in zip(torch.autograd.grad(o, leaves[:2], do), torch.autograd.grad(want, leaves[:2], do.double())):
+        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
 def compare(shape, dtype, ids, tolerance):
     B, T, H, G, n, r, w = shape
     leaves, g = draw(*shape, dtype)
