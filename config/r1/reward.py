@@ -10,8 +10,9 @@ data = [f'{_run}/reward/pairs.jsonl']
 eval_data = [f'{_run}/reward/pairs.held_out.jsonl']
 row_len = 136
 batch_rows = micro_rows = 64
-steps = 60
+steps = 120
 learning_rate = 1e-3
+muon_learning_rate = 0.005
 schedule = 'linear'
 min_lr = 0.02
 warmup_steps = 5

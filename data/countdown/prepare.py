@@ -44,7 +44,7 @@ class Config:
     rl_rows: int = 512               # problems of rl.jsonl
     orders: int = 3                  # orders of its numbers in which a problem of rl.jsonl and distill.jsonl appears
     test_rows: int = 512             # problems of test.jsonl
-    pair_rows: int = 2000            # problems of sort_pairs.jsonl, whose samples become the reward model's pairs
+    pair_rows: int = 3000            # problems of sort_pairs.jsonl, whose samples become the reward model's pairs
     max_number: int = 10             # numbers are drawn from 1 to this
     guess: float = 0.68              # share of countdown rows that guess at once
     quick: float = 0.06              # share that search a little, give up and guess
