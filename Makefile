@@ -73,7 +73,7 @@ $(RUN)/reject/config.json: $(RUN)/rl/samples.jsonl
 $(RUN)/reward/samples.jsonl: $(RUN)/reject/config.json
 	$(call timed,$(PY) sample.py config/r1/pairs.py --threads=$(THREADS) --checkpoint=$(RUN)/reject --out=$@)
 $(RUN)/reward/pairs.jsonl: $(RUN)/reward/samples.jsonl
-	$(call timed,$(PY) preference.py --samples="['$<']" --tokenizer=$(RUN)/reject --held_out=256 --seed=$(SEED) --out=$@)
+	$(call timed,$(PY) preference.py --samples="['$<']" --tokenizer=$(RUN)/reject --held_out=256 --per_prompt=4 --seed=$(SEED) --out=$@)
 $(RUN)/reward/config.json: $(RUN)/reward/pairs.jsonl
 	$(call timed,$(PY) sft.py config/r1/reward.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/final/config.json: $(RUN)/reject/config.json $(RUN)/reward/config.json

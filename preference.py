@@ -15,6 +15,7 @@ by the checkpoint, in `rewards.preference_reward`, which is sigmoid(s): how like
 Left out: margins and ties in the data, other losses of pairs (DPO trains a policy, not a reward).
 """
 
+import itertools
 import json
 import random
 import sys
@@ -194,7 +195,7 @@ class PairsConfig:
 
 
 def pairs_of(row, prefill, per_prompt, rng):
-    """A row with scored samples -> pairs of a sample of the best total and one of the worst, where these differ"""
+    """A row with scored samples -> pairs of a sample of the best total and one of the worst, where these differ, each of the worst once"""
     prompt = row['prompt'] if isinstance(row['prompt'], list) else [{'role': 'user', 'content': row['prompt']}]
     totals = [s['total'] for s in row['samples']]
     best, worst = (list(dict.fromkeys(s['response'] for s in row['samples'] if s['total'] == end)) for end in (max(totals), min(totals)))
@@ -203,7 +204,7 @@ def pairs_of(row, prefill, per_prompt, rng):
     rng.shuffle(best)
     rng.shuffle(worst)
     said = lambda response: [*prompt, {'role': 'assistant', 'content': prefill + response}]  # noqa: E731
-    return [{'chosen': said(good), 'rejected': said(bad)} for good, bad in zip(best[:per_prompt], worst)]
+    return [{'chosen': said(good), 'rejected': said(bad)} for good, bad in zip(itertools.cycle(best), worst[:per_prompt])]
 
 
 def main(cfg):
