@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -424,7 +425,7 @@ def test_every_kernel_compiles():
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == 'cpu', reason='no GPU')
 def test_bench_checks_pass_on_the_gpu():
-    run = subprocess.run([sys.executable, str(ROOT / 'kernels/bench.py'), '--time=False'], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, str(ROOT / 'kernels/bench.py'), '--phases=check'], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -436,3 +437,23 @@ def test_bench_runs_in_small():
     assert run.returncode == 0, run.stdout + run.stderr
     for name in ('rms_norm', 'rope', 'swiglu', 'route', 'experts', 'fp8', 'linear_logprob', 'mla_attention', 'mla_decode'):
         assert name in run.stdout
+
+
+def troubled(cfg, phase, names, known, pipe):
+    """A stand-in for bench.work whose cases do as they are called"""
+    for name in names:
+        if name == 'dies':
+            os._exit(1)
+        if name == 'hangs':
+            time.sleep(60)
+        pipe.send(0)
+
+
+def test_a_case_that_dies_or_hangs_costs_only_itself(monkeypatch, capfd):
+    from kernels import bench
+    monkeypatch.setattr(bench, 'work', troubled)
+    cfg = bench.Config(patience=25.0)
+    assert bench.each(cfg, 'check', ['one', 'dies', 'two', 'hangs', 'three'], None, time.time() + 120) == 2
+    out = capfd.readouterr().out
+    assert 'dies | | FAILED: its process died' in out and 'hangs | | FAILED: no answer' in out and out.count('FAILED') == 2
+    assert bench.each(cfg, 'check', ['one', 'two'], None, time.time() - 1) == 0 and capfd.readouterr().out.count('not run') == 2
