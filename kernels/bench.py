@@ -353,11 +353,16 @@ def measure(cfg, pipe):
     pipe.send(machine())
 
 
+def started(function, *args):
+    args[-1].send(0)                        # what it takes to import torch is on nobody's clock
+    function(*args)
+
+
 def begin(function, *args):
-    """-> a process that runs function(*args, pipe), and our end of the pipe"""
+    """-> a process that runs function(*args, pipe), and our end of the pipe, from which 0 comes first, when it has started"""
     spawn = multiprocessing.get_context('spawn')
     here, there = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=function, args=(*args, there))
+    process = spawn.Process(target=started, args=(function, *args, there))
     process.start()
     there.close()
     return process, here
@@ -377,6 +382,7 @@ def each(cfg, phase, names, known, ends):
     while names and time.time() < ends:
         process, here = begin(work, cfg, phase, names, known)
         try:
+            receive(here, ends - time.time())
             while names:
                 got = receive(here, min(cfg.patience, ends - time.time()))
                 lost = isinstance(got, str)
@@ -413,8 +419,8 @@ def main(cfg):
         else:
             if known is None:
                 process, here = begin(measure, cfg)
-                known = receive(here, cfg.patience)
-                process.join()
+                _, known = receive(here, cfg.patience), receive(here, cfg.patience)
+                process.kill()
                 if isinstance(known, str):
                     print(f'no timing: the machine itself could not be measured: {known}', file=sys.stderr)
                     return 1
