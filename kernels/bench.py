@@ -77,7 +77,7 @@ DEVICE, DTYPE = 'cuda', torch.bfloat16   # main() sets them
 
 def cases():
     from kernels import fp8
-    from kernels.linear_logprob import linear_loss
+    from kernels.linear_logprob import linear_logprob, linear_loss
     from kernels.mla_attention import attention, document_mask
     from kernels.mla_decode import mla_decode
     from kernels.moe import experts
@@ -133,9 +133,11 @@ def cases():
 
     def head(N, C, V):
         return [rand(N, C), rand(V, C, scale=C ** -0.5), torch.randint(V, (N,), device=DEVICE)]
-    yield Case('linear_logprob loss', lambda h, w, y: linear_loss(h, w, y, lambda logp, entropy, rows: -logp.sum())[0], head, (16384, 2048, 131072),
-               (777, 256, 5000), (7, 16, 40), lambda N, C, V: ((0, 6 * N * C * V), None), (0.7,), together=True,
-               eager=lambda h, w, y: torch.nn.functional.cross_entropy((h @ w.T).to(torch.promote_types(h.dtype, torch.float32)), y, reduction='sum'))
+    for name, ours, reduction in (('linear_logprob', lambda h, w, y: -linear_logprob(h, w, y)[0], 'none'),       # what model.py trains with
+                                  ('linear_logprob loss', lambda h, w, y: linear_loss(h, w, y, lambda logp, entropy, rows: -logp.sum())[0], 'sum')):
+        yield Case(name, ours, head, (16384, 2048, 131072), (777, 256, 5000), (7, 16, 40), lambda N, C, V: ((0, 6 * N * C * V), None), (0.7,), together=True,
+                   eager=lambda h, w, y, reduction=reduction: torch.nn.functional.cross_entropy(
+                       (h @ w.T).to(torch.promote_types(h.dtype, torch.float32)), y, reduction=reduction))
 
     def attended(B, T, H, G, n, r, w, documents):
         """q, k, v, where each document ends, then the rope parts if r"""
