@@ -421,7 +421,7 @@ def main(cfg):
         else:
             if known is None:
                 process, here = begin(measure, cfg)
-                _, known = receive(here, cfg.patience), receive(here, cfg.patience)
+                _, known = receive(here, cfg.seconds), receive(here, cfg.patience)
                 process.kill()
                 if isinstance(known, str):
                     print(f'no timing: the machine itself could not be measured: {known}', file=sys.stderr)
