@@ -9,7 +9,7 @@ export RUN ?= out/r1
 SEED ?= 1
 THREADS ?= 2
 
-.PHONY: setup test test-slow kernels bench plot plot-budget r1 controls
+.PHONY: setup test test-slow kernels bench bench-gpu plot plot-budget r1 controls
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -32,6 +32,9 @@ test-slow: setup   ## full-length runs and kill loops
 bench: setup   ## speed beside other code, in ratios; make bench WHAT="train --rounds=7" for one comparison
 	$(BIN)/pip install -q -e '.[bench]'
 	$(PY) bench.py $(WHAT)
+
+bench-gpu: setup   ## everything that is measured on a GPU, in nine minutes
+	$(PY) bench.py gpu
 
 plot: setup   ## curves of a run: make plot RUN=out/r1/zero
 	$(PY) plots/metrics.py --run=$(RUN)

@@ -3,6 +3,7 @@ Comparisons with other code: the same weights, the same machine, turn about in o
 
     python bench.py                       # every comparison
     python bench.py train --rounds=7      # one of them; its parameters as --key=value
+    python bench.py gpu                   # what there is to measure on a GPU, in nine minutes: the kernels, training, decoding
     make bench
 
 Each comparison is a function below that yields rows (dicts) as they are measured; `main` prints them as JSON lines. The other
@@ -189,51 +190,136 @@ RANDOM = {  # shapes of released models, for speed without their weights
 }
 
 
+def clock(run, device, times=1):
+    """Seconds of run(), the mean of `times` after one that warms up"""
+    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    run()
+    wait()
+    began = time.perf_counter()
+    for _ in range(times):
+        run()
+    wait()
+    return (time.perf_counter() - began) / times
+
+
+def machine(device, kind):
+    """-> operations a second of a large product, bytes a second of a large copy"""
+    size = 8192 if device == 'cuda' else 512
+    a, b = torch.randn(size, size, dtype=kind, device=device), torch.randn(size, size, dtype=kind, device=device)
+    big = torch.empty(size * size * 4, dtype=kind, device=device)
+    return 2 * size**3 / clock(lambda: a @ b, device, 10), 2 * big.nbytes / clock(lambda: big.clone(), device, 10)
+
+
+def random_model(name, device, kind):
+    torch.manual_seed(0)
+    torch.set_default_dtype(kind)
+    try:
+        with torch.device(device):
+            return Transformer(ModelConfig(**RANDOM[name]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def gpu_train(models='1.5B,16B-A3B', sides='triton,torch,fp8', rows=2, tokens=4096, steps=4):
+    """Training steps of rows x tokens on a GPU (any device with models=tiny), random weights, the whole row one document. 1.5B as sft.py does it:
+    float32 weights, bf16 autocast, AdamW. 16B-A3B: bf16 weights, forward and backward with recomputation; what AdamW needs besides fits no single GPU.
+    mfu: 6 x active parameters a token over the data sheet's rate; of_measured: over that of a large product here. triton and torch must lose alike."""
+    import gc
+    from types import SimpleNamespace
+    from sft import peak_tflops
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device == 'cpu' and models != 'tiny':
+        return
+    torch.backends.cuda.matmul.allow_tf32 = True     # as sft.py
+    rate, sheet = machine(device, torch.bfloat16)[0], 1e12 * peak_tflops(SimpleNamespace(peak_tflops=0), torch.device(device))
+    for name in models.split(','):
+        for side in sides.split(','):
+            try:
+                row = training_speed(name, side, device, rows, tokens, steps)
+                flops = row['tokens_per_second'] * 6 * row['active']
+                row.update(mfu=round(flops / sheet, 3) if sheet else None, of_measured=round(flops / rate, 3), measured_TFLOPs=round(rate / 1e12, 1))
+            except Exception as error:
+                row = {'failed': f'{type(error).__name__}: {error}'[:200]}
+            yield {'gpu_train': name, 'side': side, **row}
+            gc.collect()
+            if device == 'cuda':
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+
+
+def training_speed(name, side, device, rows, tokens, steps):
+    import kernels
+    from kernels import fp8
+    kernels.use('torch' if side == 'torch' else 'auto')
+    whole = name != '16B-A3B'
+    model = random_model(name, device, torch.float32 if whole else torch.bfloat16)
+    model.activation_checkpointing = not whole
+    model = fp8.convert(model) if side == 'fp8' else model
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True) if whole else None
+    ids, losses = torch.randint(0, model.cfg.vocab_size, (rows, tokens), device=device), []
+
+    def step():
+        with torch.autocast(device, torch.bfloat16, enabled=whole):
+            loss = -model.logprobs(ids, ids.roll(-1, 1))[0].mean()
+        loss.backward()
+        if optimizer:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+    seconds = clock(step, device, steps)
+    return {'active': model.num_params(active=True), 'milliseconds_a_step': round(seconds * 1e3, 1), 'tokens_per_second': round(rows * tokens / seconds),
+            'losses': [round(losses[i].item(), 4) for i in (0, -1)], 'peak_gib': round(torch.cuda.max_memory_allocated() / 2**30, 1) if device == 'cuda' else None}
+
+
 def decode(models='1.5B,16B-A3B', batches='8,64,256', group=8, prompt=512, new=256, dtype='bfloat16'):
     """Decoding on a GPU (any device with models=tiny): tokens a second and the share of the bound, a step's longest of reading weights and
     cache at the measured bandwidth and of its multiplications at the measured rate."""
-    from decode import Sampler
     device, kind = 'cuda' if torch.cuda.is_available() else 'cpu', getattr(torch, dtype)
     if device == 'cpu' and models != 'tiny':
         return
-
-    def clock(run, times):
-        run()
-        if device == 'cuda':
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(times):
-            run()
-        if device == 'cuda':
-            torch.cuda.synchronize()
-        return (time.perf_counter() - began) / times
-    size = 8192 if device == 'cuda' else 512
-    a, b = torch.randn(size, size, dtype=kind, device=device), torch.randn(size, size, dtype=kind, device=device)
-    peak, big = 2 * size**3 / clock(lambda: a @ b, 10), torch.empty(size * size * 4, dtype=kind, device=device)
-    bandwidth = 2 * big.nbytes / clock(lambda: big.clone(), 10)
+    peak, bandwidth = machine(device, kind)
     for name in models.split(','):
-        cfg = ModelConfig(**RANDOM[name])
-        torch.manual_seed(0)
-        with torch.device(device):
-            torch.set_default_dtype(kind)
-            model = Transformer(cfg).eval()
-            torch.set_default_dtype(torch.float32)
+        model = random_model(name, device, kind).eval()
+        cfg = model.cfg
         moe = [layer.mlp.experts for layer in model.model.layers if hasattr(layer.mlp, 'experts')]
         routed = sum(p.numel() for experts in moe for p in experts.parameters())
         rest = sum(p.numel() for p in model.parameters()) - routed - (0 if cfg.tie_word_embeddings else model.model.embed_tokens.weight.numel())
         for batch in map(int, batches.split(',')):
-            prompts = torch.randint(0, cfg.vocab_size, (max(1, batch // group), prompt)).tolist()
-            sampler, n = Sampler(model, slots=batch), min(group, batch)
-            run = lambda length: sampler.generate(prompts, n, length, 1.0)  # noqa: E731
-            run(new)                                                                       # warms up
-            few, many = clock(lambda: run(new // 2), 1), clock(lambda: run(new), 1)
-            step = (many - few) / (new - new // 2)
+            try:
+                step = decoding_step(model, batch, group, prompt, new, device)
+            except Exception as error:
+                yield {'decode': name, 'batch': batch, 'failed': f'{type(error).__name__}: {error}'[:200]}
+                continue
             touched = rest + routed * (1 - (1 - cfg.num_experts_per_tok / cfg.n_routed_experts) ** batch if moe else 0)
-            cache = (len(prompts) * prompt + batch * new * 3 / 4) * cfg.cache_width * cfg.num_hidden_layers
-            bound = max((touched + cache) * a.element_size() / bandwidth, 2 * model.num_params(active=True) * batch / peak)
+            cache = (max(1, batch // group) * prompt + batch * new * 3 / 4) * cfg.cache_width * cfg.num_hidden_layers
+            bound = max((touched + cache) * kind.itemsize / bandwidth, 2 * model.num_params(active=True) * batch / peak)
             yield {'decode': name, 'batch': batch, 'tokens_per_second': round(batch / step), 'milliseconds_a_step': round(step * 1e3, 3),
                    'share_of_bound': round(bound / step, 3), 'bandwidth_GBps': round(bandwidth / 1e9), 'peak_TFLOPs': round(peak / 1e12, 1)}
         del model
+
+
+def decoding_step(model, batch, group, prompt, new, device):
+    """Seconds of a step: what the second half of `new` tokens takes"""
+    from decode import Sampler
+    prompts = torch.randint(0, model.cfg.vocab_size, (max(1, batch // group), prompt)).tolist()
+    sampler = Sampler(model, slots=batch)
+    run = lambda length: sampler.generate(prompts, min(group, batch), length, 1.0)  # noqa: E731
+    return (clock(lambda: run(new), device) - clock(lambda: run(new // 2), device)) / (new - new // 2)
+
+
+def gpu(seconds=530):
+    """Everything that is measured on a GPU, each in a process of its own, so that none takes another's results with it."""
+    import subprocess
+    if not torch.cuda.is_available():
+        raise SystemExit('bench.py gpu: no GPU is visible')
+    ends, folder = time.time() + seconds, os.path.dirname(os.path.abspath(__file__))
+    for command, most in ((['kernels/bench.py', f'--seconds={0.55 * seconds:.0f}'], seconds), (['bench.py', 'gpu_train'], 0.23 * seconds), (['bench.py', 'decode'], seconds)):
+        began, left = time.time(), ends - time.time()
+        try:
+            code = subprocess.run([sys.executable, *command], cwd=folder, timeout=max(1, min(most, left))).returncode
+        except subprocess.TimeoutExpired:
+            code = 'cut off'
+        yield {'gpu': ' '.join(command), 'exit': code, 'seconds': round(time.time() - began)}
 
 
 # ---- RL and SFT steps beside TRL's trainers (the [bench] extra)
@@ -424,14 +510,15 @@ def logits_memory(tokens=2048, vocabulary=131072, width=64):
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-COMPARISONS = [train, sample, decode, grpo, sft, logits_memory]
+COMPARISONS = [train, sample, decode, gpu_train, grpo, sft, logits_memory]
 
 
 def main(argv):
-    names = {f.__name__: f for f in COMPARISONS}
-    chosen = [a for a in argv if not a.startswith('-')] or list(names)
+    names = {f.__name__: f for f in [*COMPARISONS, gpu]}
+    chosen = [a for a in argv if not a.startswith('-')] or [f.__name__ for f in COMPARISONS]
     given = dict(a.removeprefix('--').split('=', 1) for a in argv if a.startswith('-'))
-    print(json.dumps({'torch': torch.__version__, 'machine': platform.processor() or platform.machine(), 'cores': os.cpu_count()}))
+    gpu_name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    print(json.dumps({'torch': torch.__version__, 'machine': platform.processor() or platform.machine(), 'cores': os.cpu_count(), 'gpu': gpu_name}), flush=True)
     for name in chosen:
         if name not in names:
             raise SystemExit(f'bench.py: no comparison {name!r}; there are {", ".join(names)}')

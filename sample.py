@@ -29,7 +29,7 @@ import hub
 import kernels
 import plan
 import rewards
-from configurator import configure
+from configurator import run
 from data import teacher
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
@@ -478,6 +478,6 @@ def merged(shares, cfg):
 
 
 if __name__ == '__main__':
-    main(configure(Config, sys.argv[1:]))
+    run(main, Config)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,20 +1,24 @@
 """
 Checks and times every kernel on a GPU, in at most nine minutes:
 
-    python kernels/bench.py                       prints a Markdown table for RESULTS.md; exit status 1 if a check fails
+    python kernels/bench.py                       prints Markdown tables for RESULTS.md; exit status 1 if a check or a launch fails
     python kernels/bench.py --only=experts        the cases whose name holds the text
-    python kernels/bench.py --time=False          the checks alone
+    python kernels/bench.py --phases=check        the checks alone; then come 'time' (beside eager PyTorch) and 'compile' (torch.compile)
     TRITON_INTERPRET=1 python kernels/bench.py --smoke=True    tiny sizes in Triton's interpreter: tries the script, its times mean nothing
+
+Every row is printed as soon as it is known, and the cases run in a process of their own that is replaced where one of them crashes or hangs:
+a kernel that does not work costs its own row.
 
 Check: on fresh random bf16 inputs, outputs and gradients against the same mathematics in float64; the error, relative in the 2-norm, may
 be three times eager PyTorch's own in bf16. Time: medians of replayed CUDA graphs (so launches cost nothing, for anyone) with the L2
-cache flushed before each; backward = both − forward. Bound: what must be moved over the bandwidth of a large copy, or what must be
+cache flushed before each; backward = both − forward. A form that cannot be captured is timed without and marked *. Bound: what must be moved over the bandwidth of a large copy, or what must be
 multiplied over the rate of a large bf16 product, whichever is longer, both measured at the start.
 """
 from __future__ import annotations
 
 import datetime
 import math
+import multiprocessing
 import platform
 import statistics
 import sys
@@ -23,7 +27,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])   # `import kernels` from anywhere, and no kernels/x.py as a top-level x
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])   # `import kernels` from anywhere, and no kernels/x.py as a top-level x
 
 import torch                                             # noqa: E402
 
@@ -34,10 +39,10 @@ from configurator import configure                       # noqa: E402
 @dataclass
 class Config:
     only: str = ''           # part of the names of the cases to run
-    time: bool = True        # time them too
-    compile: bool = True     # beside torch.compile
+    phases: str = 'check,time,compile'
     smoke: bool = False      # tiny sizes, float32, also without a GPU in Triton's interpreter
-    seconds: float = 480.0   # cases that would begin to be timed later than this are only checked
+    seconds: float = 530.0   # what is not done by then is left out
+    patience: float = 120.0  # seconds after which a case counts as hung
     seed: int = 0            # of the inputs; 0: another each time
 
 
@@ -72,7 +77,7 @@ DEVICE, DTYPE = 'cuda', torch.bfloat16   # main() sets them
 
 def cases():
     from kernels import fp8
-    from kernels.linear_logprob import linear_loss
+    from kernels.linear_logprob import linear_logprob, linear_loss
     from kernels.mla_attention import attention, document_mask
     from kernels.mla_decode import mla_decode
     from kernels.moe import experts
@@ -82,11 +87,11 @@ def cases():
     from kernels.swiglu import swiglu
 
     rows = lambda N, D: [rand(N, D), rand(D)]  # noqa: E731
-    yield Case('rms_norm', lambda x, w: rms_norm(x, w, 1e-6), rows, (16384, 2048), (999, 2048), (5, 37),
+    yield Case('rms_norm', lambda x, w: rms_norm(x, w, 1e-6), rows, (65536, 2048), (999, 2048), (5, 37),
                lambda N, D: ((4 * N * D, 0), (6 * N * D, 0)), (0.8, 0.8))
     yield Case('rms_norm 7168', lambda x, w: rms_norm(x, w, 1e-6), rows, (16384, 7168), (999, 7168), (3, 70),
                lambda N, D: ((4 * N * D, 0), (6 * N * D, 0)), (0.8, 0.8))
-    yield Case('rms_norm + residual', lambda x, r, w: rms_norm(x, w, 1e-6, r), lambda N, D: [rand(N, D), rand(N, D), rand(D)], (16384, 2048),
+    yield Case('rms_norm + residual', lambda x, r, w: rms_norm(x, w, 1e-6, r), lambda N, D: [rand(N, D), rand(N, D), rand(D)], (65536, 2048),
                (999, 2048), (5, 37), lambda N, D: ((8 * N * D, 0), (8 * N * D, 0)), (0.8, 0.8))
 
     def turned(B, T, H, d):
@@ -128,9 +133,11 @@ def cases():
 
     def head(N, C, V):
         return [rand(N, C), rand(V, C, scale=C ** -0.5), torch.randint(V, (N,), device=DEVICE)]
-    yield Case('linear_logprob loss', lambda h, w, y: linear_loss(h, w, y, lambda logp, entropy, rows: -logp.sum())[0], head, (16384, 2048, 131072),
-               (777, 256, 5000), (7, 16, 40), lambda N, C, V: ((0, 6 * N * C * V), None), (0.7,), together=True,
-               eager=lambda h, w, y: torch.nn.functional.cross_entropy((h @ w.T).to(torch.promote_types(h.dtype, torch.float32)), y, reduction='sum'))
+    for name, ours, reduction in (('linear_logprob', lambda h, w, y: -linear_logprob(h, w, y)[0], 'none'),       # what model.py trains with
+                                  ('linear_logprob loss', lambda h, w, y: linear_loss(h, w, y, lambda logp, entropy, rows: -logp.sum())[0], 'sum')):
+        yield Case(name, ours, head, (16384, 2048, 131072), (777, 256, 5000), (7, 16, 40), lambda N, C, V: ((0, 6 * N * C * V), None), (0.7,), together=True,
+                   eager=lambda h, w, y, reduction=reduction: torch.nn.functional.cross_entropy(
+                       (h @ w.T).to(torch.promote_types(h.dtype, torch.float32)), y, reduction=reduction))
 
     def attended(B, T, H, G, n, r, w, documents):
         """q, k, v, where each document ends, then the rope parts if r"""
@@ -200,7 +207,7 @@ def errors(got, truth):
 
 
 def check(case, size):
-    """-> worst error, and its share of what is tolerated"""
+    """-> faults; prints the worst error, and its share of what is tolerated"""
     inputs = case.inputs(*size)
     kernels.use('triton')
     got, dy = run(case.ours, inputs)
@@ -208,15 +215,16 @@ def check(case, size):
     truth, _ = run(case.truth or case.eager or case.ours, [widen(t) for t in inputs], dy)
     eager, _ = run(case.eager or case.ours, inputs, dy)
     mine, theirs = errors(got, truth), errors(eager, truth)
-    shares = [m / (case.tolerance * t + case.allowed) if math.isfinite(m) else math.inf for m, t in zip(mine, theirs)]
-    return max(mine), max(shares)
+    share = max(m / (case.tolerance * t + case.allowed) if math.isfinite(m) else math.inf for m, t in zip(mine, theirs))
+    print(f'| {case.name} | {"×".join(map(str, size))} | {max(mine):.1e} | {share:.0%}{"" if share <= 1 else " FAILED"} |', flush=True)
+    return int(not share <= 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # timing
 
 
-def median(fn, repeats=30):
+def median(fn, capture=True, repeats=30):
     """Seconds of fn(), on a GPU from a replayed graph behind a flush of the L2 cache"""
     if DEVICE == 'cpu':
         began = time.perf_counter()
@@ -229,44 +237,53 @@ def median(fn, repeats=30):
             fn()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()                # nothing can be given back while a graph is captured
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):       # fails on a host sync: none of the kernels may have one
-        fn()
+    if capture:
+        with torch.cuda.graph(graph):       # fails on a host sync: none of the kernels may have one
+            fn()
     flush, events = torch.empty(2**28, dtype=torch.int8, device=DEVICE), []
     for _ in range(repeats):
         flush.zero_()
         pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         pair[0].record()
-        graph.replay()
+        graph.replay() if capture else fn()
         pair[1].record()
         events.append(pair)
     torch.cuda.synchronize()
     return statistics.median(a.elapsed_time(b) for a, b in events) / 1e3
 
 
-def forward_backward(fn, inputs, together):
+def forward_backward(fn, inputs, together, capture=True):
     """-> seconds forward, or of both where `together`; seconds backward or None"""
     leaves = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
+
+    def outputs():
+        out = fn(*inputs)
+        return [t for t in (out if isinstance(out, tuple) else (out,)) if t is not None and t.requires_grad]
 
     def forward():
         with torch.no_grad():
             fn(*inputs)
-
-    def both():
-        out = fn(*inputs)
-        out = [t for t in (out if isinstance(out, tuple) else (out,)) if t is not None and t.requires_grad]
-        torch.autograd.grad(out, leaves, [torch.ones_like(t) for t in out])
-    f = median(both if together else forward)
-    return (f, median(both) - f) if leaves and not together else (f, None)
+    if not leaves:
+        return median(forward, capture), None
+    ones = [torch.ones_like(t) for t in outputs()]        # made outside: to fill them is no part of the backward pass
+    both = lambda: torch.autograd.grad(outputs(), leaves, ones)  # noqa: E731
+    if together:
+        return median(both, capture), None
+    f = median(forward, capture)
+    return f, median(both, capture) - f
 
 
 def attempt(fn, inputs, together):
-    """As forward_backward; None where that form does not run (out of memory, not to be captured, not compiled): the reason on stderr"""
-    try:
-        return forward_backward(fn, inputs, together)
-    except (RuntimeError, NotImplementedError, torch.cuda.OutOfMemoryError) as error:
-        print(f'  not timed: {type(error).__name__}: {str(error).splitlines()[0][:160]}', file=sys.stderr)
-        return None, None
+    """Of another form, as forward_backward, and '*' if not captured; None where it does not run, for a reason told on stderr"""
+    for capture in (True, False):
+        try:
+            return *forward_backward(fn, inputs, together, capture), '' if capture else '*'
+        except Exception as error:
+            print(f'  {"not captured" if capture else "not timed"}: {reason(error)}', file=sys.stderr, flush=True)
+            torch.cuda.synchronize() if DEVICE == 'cuda' else None
+    return None, None, ''
 
 
 def machine():
@@ -281,13 +298,13 @@ def show(value):
     return '—' if value is None else f'{value * 1e6:.0f}' if value < 0.01 else f'{value * 1e6:.3g}'
 
 
-def rows_of(case, size, bandwidth, rate, with_compile):
+def time_beside(case, size, bandwidth, rate, form):
+    """Prints a row for each direction. form: of the other side, from its function"""
     inputs = case.inputs(*size)
     kernels.use('triton')
-    ours = attempt(case.ours, inputs, case.together)
+    ours = forward_backward(case.ours, inputs, case.together)
     kernels.use('torch')
-    eager = attempt(case.eager or case.ours, inputs, case.together)
-    compiled = attempt(torch.compile(case.eager or case.ours), inputs, case.together) if with_compile else (None, None)
+    *theirs, mark = attempt(form(case.eager or case.ours), inputs, case.together)
     for i, (direction, cost) in enumerate(zip(('both' if case.together else 'forward', 'backward'), case.cost(*size))):
         if cost is None or ours[i] is None:
             continue
@@ -295,43 +312,125 @@ def rows_of(case, size, bandwidth, rate, with_compile):
         goal = case.target[i] if case.target else None
         share = bound / ours[i]
         verdict = '' if goal is None else f'{goal:.0%} met' if share >= goal else f'{goal:.0%} missed'
-        print(f'| {case.name} | {"×".join(map(str, size))} | {direction} | {show(ours[i])} | {show(eager[i])} | {show(compiled[i])} '
+        print(f'| {case.name} | {"×".join(map(str, size))} | {direction} | {show(ours[i])} | {show(theirs[i])}{mark} '
               f'| {show(bound)} | {share:.0%} | {verdict} |', flush=True)
+    return 0
 
 
-def main(cfg):
+# ---------------------------------------------------------------------------------------------------------------------
+# the run
+
+
+def setup(cfg):
     global DEVICE, DTYPE
     DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
     DTYPE = torch.float32 if DEVICE == 'cpu' else torch.bfloat16
+    torch.manual_seed(cfg.seed or time.time_ns() % 2**31)
+
+
+def reason(error):
+    return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:160]}'
+
+
+def work(cfg, phase, names, known, pipe):
+    """The cases of these names, in a process of its own; after each sends how many faults it had. known: bandwidth and rate"""
+    setup(cfg)
+    for case in cases():
+        if case.name not in names:
+            continue
+        size = case.smoke if cfg.smoke else case.check if phase == 'check' else case.size
+        try:
+            faults = check(case, size) if phase == 'check' else time_beside(case, size, *known, torch.compile if phase == 'compile' else lambda f: f)
+        except Exception as error:
+            print(f'| {case.name} | {"×".join(map(str, size))} | FAILED: {reason(error)} |', flush=True)
+            faults = 1
+        if DEVICE == 'cuda':
+            torch.cuda.synchronize()        # raises where a kernel has broken the context: then a new process goes on
+            torch.cuda.empty_cache()
+        pipe.send(faults)
+
+
+def measure(cfg, pipe):
+    setup(cfg)
+    pipe.send(machine())
+
+
+def started(function, *args):
+    args[-1].send(0)                        # what it takes to import torch is on nobody's clock
+    function(*args)
+
+
+def begin(function, *args):
+    """-> a process that runs function(*args, pipe), and our end of the pipe, from which 0 comes first, when it has started"""
+    spawn = multiprocessing.get_context('spawn')
+    here, there = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=started, args=(function, *args, there))
+    process.start()
+    there.close()
+    return process, here
+
+
+def receive(here, seconds):
+    """-> what came, or a text that says why nothing did"""
+    try:
+        return here.recv() if here.poll(max(0, seconds)) else f'no answer for {seconds:.0f} s'
+    except EOFError:
+        return 'its process died'
+
+
+def each(cfg, phase, names, known, ends):
+    """-> faults of all cases, each in a worker that is replaced if it dies or hangs"""
+    faults = 0
+    while names and time.time() < ends:
+        process, here = begin(work, cfg, phase, names, known)
+        try:
+            receive(here, ends - time.time())
+            while names:
+                got = receive(here, min(cfg.patience, ends - time.time()))
+                lost = isinstance(got, str)
+                if lost and time.time() > ends:
+                    break
+                if lost:
+                    print(f'| {names[0]} | | FAILED: {got} |', flush=True)
+                faults, names = faults + (1 if lost else got), names[1:]
+                if lost:
+                    break
+        finally:
+            process.kill()
+            process.join()
+    for name in names:
+        print(f'| {name} | not run: {cfg.seconds:.0f} s are over |', flush=True)
+    return faults
+
+
+def main(cfg):
+    setup(cfg)
     if DEVICE == 'cpu' and not (cfg.smoke and kernels.interpreted()):
         print('no GPU is visible; TRITON_INTERPRET=1 python kernels/bench.py --smoke=True tries the script without one', file=sys.stderr)
         return 2
     began = time.time()
-    torch.manual_seed(cfg.seed or time.time_ns() % 2**31)
     import triton
     name = torch.cuda.get_device_name() if DEVICE == 'cuda' else f"{platform.processor() or 'CPU'}, Triton's interpreter"
-    print(f'{datetime.date.today()} · {name} · torch {torch.__version__}, triton {triton.__version__}, {DTYPE} · seed {torch.initial_seed()}\n')
-    chosen, failed = [c for c in cases() if cfg.only in c.name], 0
-    print('| kernel | checked at | error against float64 | of what is tolerated |\n|---|---|---|---|')
-    for case in chosen:
-        size = case.smoke if cfg.smoke else case.check
-        error, share = check(case, size)
-        failed += not share <= 1
-        print(f'| {case.name} | {"×".join(map(str, size))} | {error:.1e} | {share:.0%}{"" if share <= 1 else " FAILED"} |', flush=True)
-    if cfg.time:
-        bandwidth, rate = machine()
-        print(f'\nmeasured: {bandwidth / 1e12:.2f} TB/s, {rate / 1e12:.0f} TFLOP/s; times in µs\n')
-        print('| kernel | size | | ours | eager | torch.compile | bound | share of bound | target |\n|---|---|---|---|---|---|---|---|---|')
-        for case in chosen:
-            if time.time() - began > cfg.seconds:
-                print(f'| {case.name} | not timed: {cfg.seconds:.0f} s are over |')
-                continue
-            rows_of(case, case.smoke if cfg.smoke else case.size, bandwidth, rate, cfg.compile and DEVICE == 'cuda')
-            if DEVICE == 'cuda':
-                torch.cuda.empty_cache()
-    kernels.use('auto')
-    print(f'\n{failed} checks failed' if failed else '\nall checks passed', f'in {time.time() - began:.0f} s')
-    return 1 if failed else 0
+    print(f'{datetime.date.today()} · {name} · torch {torch.__version__}, triton {triton.__version__}, {DTYPE} · seed {cfg.seed or "of the clock"}')
+    names, known, faults = [case.name for case in cases() if cfg.only in case.name], None, 0
+    for phase in cfg.phases.split(','):
+        if phase == 'compile' and DEVICE == 'cpu':
+            continue
+        if phase == 'check':
+            print('\n| kernel | checked at | error against float64 | of what is tolerated |\n|---|---|---|---|', flush=True)
+        else:
+            if known is None:
+                process, here = begin(measure, cfg)
+                _, known = receive(here, cfg.seconds), receive(here, cfg.patience)
+                process.kill()
+                if isinstance(known, str):
+                    print(f'no timing: the machine itself could not be measured: {known}', file=sys.stderr)
+                    return 1
+            print(f'\nmeasured: {known[0] / 1e12:.2f} TB/s, {known[1] / 1e12:.0f} TFLOP/s; times in µs\n\n| kernel | size | | ours '
+                  f'| {"eager" if phase == "time" else "torch.compile"} | bound | share of bound | target |\n|---|---|---|---|---|---|---|---|', flush=True)
+        faults += each(cfg, phase, names, known, began + cfg.seconds)
+    print(f'\n{faults} failed' if faults else '\nall checks passed', f'in {time.time() - began:.0f} s')
+    return 1 if faults else 0
 
 
 if __name__ == '__main__':

@@ -161,6 +161,14 @@ def test_a_tokenizer_of_another_model_is_refused():
             tokenizer.check_model(rows, 'x and y')
 
 
+def test_a_wrong_checkpoint_is_one_line_on_the_terminal(tmp_path):
+    made(DENSE).save_pretrained(tmp_path)
+    Tokenizer.from_words(['ab'], ['<|end|>']).save_pretrained(tmp_path)           # 258 tokens, the model has 97
+    run = subprocess.run([sys.executable, ROOT / 'sample.py', f'--checkpoint={tmp_path}', '--chat=True'], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert run.returncode == 1 and run.stderr.count('\n') == 1
+    assert run.stderr.startswith(f'sample.py: tokenizer and model in {tmp_path} do not belong together')
+
+
 # ---- each rank reads what it keeps
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from kernels.linear_logprob import linear_logprob, linear_loss
+from kernels.linear_logprob import linear_logprob, linear_loss, rows_backward, rows_forward
 
 SIZES = [(1, 3, 1, 1), (1, 5, 11, None), (7, 5, 11, 3), (6, 8, 64, 2), (64, 16, 130, None)]   # N, C, V, chunk
 
@@ -158,6 +158,19 @@ def check_far_logits(triton_path):
 
 def check_the_loss_form(triton_path):
     compare_loss(1e-5, torch.float32)
+
+
+@pytest.mark.parametrize('V', [1, 130, 4097])
+def check_a_narrow_gradient_of_the_logits(triton_path, V):
+    """float16 dz, as on a GPU where the GEMMs are half precision"""
+    torch.manual_seed(V)
+    z, labels, g_logp, g_H = 3 * torch.randn(5, V), torch.randint(V, (5,)), torch.randn(5), torch.randn(5)
+    exact = z.double().requires_grad_()
+    full = (exact / 0.7).log_softmax(-1)
+    (full.gather(1, labels[:, None])[:, 0] @ g_logp.double() - (full.exp() * full).sum(-1) @ g_H.double()).backward()
+    _, lse, H = rows_forward(z, labels, 0.7, True)
+    dz = rows_backward(z, labels, 0.7, lse, H, g_logp, g_H, torch.float16)
+    assert dz.dtype == torch.float16 and (dz.double() - exact.grad).abs().max() <= 1e-3 * (1 + exact.grad.abs().max())
 
 
 def check_that_these_are_the_kernels(triton_path):
