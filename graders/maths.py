@@ -637,21 +637,23 @@ def _relation(sides, ops, clock, depth):
     if ops[0] in '>≥':
         sides, ops = sides[::-1], [FLIP.get(op, '') for op in ops[::-1]]
     name = interval = None
-    distance = ABSOLUTE.fullmatch(sides[0]) or ABSOLUTE.fullmatch(sides[1])
+    distance = next(filter(None, map(ABSOLUTE.fullmatch, sides[:2])), None)
     if ops == ['≠'] and _name(sides[0]):
         try:
             name, interval = _name(sides[0]), _without([_read(sides[1], clock, depth)], clock)
         except (ValueError, ArithmeticError):
             pass  # x ≠ y
-    elif distance and len(ops) == 1 and ops[0] in '<≤':  # |x - 3| < 2, 2 < |x - 3|
-        name, center = distance[1], f'({distance[3]})' if distance[3] else '0'
-        center, open_, radius = '-' * (distance[2] == '+') + center, ops[0] == '<', sides[1 if distance[0] == sides[0] else 0]
-        low, high = (_read(f'{center}{sign}({radius})', clock, depth) for sign in '-+')
-        if distance[0] == sides[0]:
-            interval = 'tuple', '()' if open_ else '[]', [low, high]
+    elif distance and set(ops) <= {'<', '≤'} and len(ops) <= 1 + (sides[1] == distance[0]):  # |x - 3| < 2, 2 < |x - 3|, 1 < |x - 3| < 2
+        name, center, at = distance[1], f'({distance[3]})' if distance[3] else '0', sides.index(distance[0])
+        end = lambda sign, side: _read(f"{'-' * (distance[2] == '+')}{center}{sign}({side})", clock, depth)  # noqa: E731
+        below, above = ('<≤'.index(op) for op in (ops[0] if at else '<', ops[-1] if at < len(ops) else '<'))
+        inner, outer = sides[0] if at else None, sides[-1] if at < len(ops) else '∞'
+        if inner is None:
+            interval = 'tuple', '(['[above] + ')]'[above], [end('-', outer), end('+', outer)]
         else:
-            interval = 'union', [('tuple', '()' if open_ else '(]', [_read('-∞', clock, depth), low]),
-                                 ('tuple', '()' if open_ else '[)', [high, _read('∞', clock, depth)])]
+            low, high = (_read(f'{sign}∞', clock, depth) if outer == '∞' else end(sign or '+', outer) for sign in ('-', ''))
+            interval = 'union', [('tuple', '(['[above] + ')]'[below], [low, end('-', inner)]),
+                                 ('tuple', '(['[below] + ')]'[above], [end('+', inner), high])]
     elif set(ops) <= {'<', '≤'} and len(sides) < 4:
         bounded = [*sides, '∞'] if len(sides) == 2 and _name(sides[1]) else ['-∞', *sides][-3:]
         low, name, high = bounded[0], _name(bounded[1]), bounded[2]

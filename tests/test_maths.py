@@ -133,6 +133,7 @@ SAME = [
     ("52_8", "52_{8}"), ("52_8", "52"), ("\\text{odd}", "odd"),
     ("F_n = \\sum_{k=0}^{n-1} F_k", "F_n = \\sum_{k=0}^{n-1} F_k"),
     # sums and products of matrices, |x|, numbers left out, ratios, n!, number words, letter and value
+    ("1 \\leq |z| \\leq \\frac{3}{2}", "[-\\frac{3}{2}, -1] \\cup [1, \\frac{3}{2}]"), ("0<|x-2|<1", "(1,2)\\cup(2,3)"),
     ("5", "\\text{five}"), ("(-\\infty,-1)\\cup(1,\\infty)", "|x|>1"), ("(-1,1)", "|x|<1"),
     ("\\mathbb{R}\\setminus\\{0\\}", "(-\\infty,0)\\cup(0,\\infty)"),
     ("\\begin{pmatrix}2&4\\\\6&8\\end{pmatrix}", "2\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}"),
@@ -216,6 +217,7 @@ DIFFERENT = [
     ("F_n = \\sum_{k=0}^{n-1} F_k", "F_n = \\sum_{k=0}^{n-2} F_k"), ("5", "5 5"), ("55", "5 5"),
     ("\\tan 90^\\circ", "1/0"), ("5", "\u200b"), ("10", "1\u200b1"),
     # sums and products of matrices, |x|, numbers left out, ratios, n!
+    ("1<|z|\\leq 2", "[-2,-1] \\cup [1,2]"), ("1<|z|<2", "(1,2)"), ("0<|x-2|<1", "(1,3)"), ("2<|x|", "(-2,2)"), ("1<|x|<2", "1<|y|<2"),
     ("(-1,1)", "|x|\\leq 1"),
     ("\\begin{pmatrix}2&3\\\\3&5\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}+\\begin{pmatrix}1&1\\\\0&2\\end{pmatrix}"),
     ("\\begin{pmatrix}3\\\\8\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}\\begin{pmatrix}1\\\\1\\end{pmatrix}"),
