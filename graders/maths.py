@@ -29,7 +29,8 @@ COMMANDS = {  # LaTeX command -> a character, or nothing for style; the others s
     **dict.fromkeys('approx simeq'.split(), '≈'), **dict.fromkeys('lvert rvert vert mid'.split(), '|'), 'in': '∈',
     **dict.fromkeys('emptyset varnothing'.split(), '⦃⦄'), 'cup': '∪', 'div': '/', 'pm': '±', 'mp': '∓', 'infty': '∞',
     **dict.fromkeys('circ degree'.split(), '°'), 'pi': 'π', 'sqrt': '√', 'lfloor': '⌊', 'rfloor': '⌋', 'lceil': '⌈',
-    **dict.fromkeys('setminus smallsetminus backslash'.split(), '∖'), 'rceil': '⌉', 'langle': '(', 'rangle': ')', 'lbrace': '⦃', 'rbrace': '⦄', 'colon': ':', 'dbinom': r'\binom '}
+    **dict.fromkeys('setminus smallsetminus backslash'.split(), '∖'),
+    'rceil': '⌉', 'langle': '(', 'rangle': ')', 'lbrace': '⦃', 'rbrace': '⦄', 'colon': ':', 'dbinom': r'\binom '}
 SIGNS = str.maketrans({**dict.fromkeys('−–—', '-'), **dict.fromkeys('×·∙⋅∗', '*'), **dict.fromkeys('÷⁄∕', '/'),
                        '∅': '⦃⦄', 'ℝ': '(-∞,∞)', '。': '.', '、': ','})
 FONTS = r'\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|boldsymbol|operatorname\*?)\s*\{([^{}]*)\}'
