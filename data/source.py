@@ -197,11 +197,11 @@ def manifest_path(path) -> Path:
 
 def write(out_dir, name: str, rows, *, files: list, dropped: Counter, licence: str, source: str, example: bool = True) -> int:
     """
-    The rows as out_dir/name with its manifest; prints counts and the first row; returns how many rows there are. rows may be a
+    The rows as out_dir/name with its manifest; prints counts and the first three rows; returns how many rows there are. rows may be a
     generator: only one is held at a time. dropped: as filled by convert(), read after the last row. ValueError without any row,
     and where a file to be written is one of those read.
     """
-    out, count, first = Path(out_dir) / name, 0, None
+    out, count, first = Path(out_dir) / name, 0, []
     if any(Path(path).resolve() == out.resolve() for _, path in files):
         raise ValueError(f'{out} would be overwritten: choose another out_dir')
     temp = out.with_name(out.name + '.tmp')
@@ -209,7 +209,7 @@ def write(out_dir, name: str, rows, *, files: list, dropped: Counter, licence: s
     try:
         with open(temp, 'w', encoding='utf-8') as f:
             for row in rows:
-                first = first or row
+                first += [row] if count < 3 else []
                 f.write(json.dumps(row, ensure_ascii=False) + '\n')
                 count += 1
         if not count:
@@ -224,6 +224,6 @@ def write(out_dir, name: str, rows, *, files: list, dropped: Counter, licence: s
         'rows_in': dropped['rows in'] or count, 'rows_out': count, 'dropped': reasons})
     print(f'{out}: {count} rows, {out.stat().st_size:,} bytes' + ''.join(f'; {n} dropped: {reason}' for reason, n in reasons.items()))
     if example:
-        text = json.dumps(first, ensure_ascii=False, indent=2)
-        print(text if len(text) <= 3000 else text[:3000] + ' ...')
+        for text in (json.dumps(first[0], ensure_ascii=False, indent=2), *(json.dumps(row, ensure_ascii=False) for row in first[1:])):
+            print(text if len(text) <= 3000 else text[:3000] + ' ...')
     return count

@@ -29,6 +29,7 @@ COMMANDS = {  # LaTeX command -> a character, or nothing for style; the others s
     **dict.fromkeys('approx simeq'.split(), '≈'), **dict.fromkeys('lvert rvert vert mid'.split(), '|'), 'in': '∈',
     **dict.fromkeys('emptyset varnothing'.split(), '⦃⦄'), 'cup': '∪', 'div': '/', 'pm': '±', 'mp': '∓', 'infty': '∞',
     **dict.fromkeys('circ degree'.split(), '°'), 'pi': 'π', 'sqrt': '√', 'lfloor': '⌊', 'rfloor': '⌋', 'lceil': '⌈',
+    **dict.fromkeys('setminus smallsetminus backslash'.split(), '∖'),
     'rceil': '⌉', 'langle': '(', 'rangle': ')', 'lbrace': '⦃', 'rbrace': '⦄', 'colon': ':', 'dbinom': r'\binom '}
 SIGNS = str.maketrans({**dict.fromkeys('−–—', '-'), **dict.fromkeys('×·∙⋅∗', '*'), **dict.fromkeys('÷⁄∕', '/'),
                        '∅': '⦃⦄', 'ℝ': '(-∞,∞)', '。': '.', '、': ','})
@@ -52,6 +53,7 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r'° ?C(?![A-Za-z])', ' celsius'), (r'° ?F(?![A-Za-z])', ' fahrenheit'), (r'^([-+]?) ?€ ?([\d.,]+)$', r'\1\2 euro'),
     (r'^([-+]?) ?£ ?([\d.,]+)$', r'\1\2 pound'), (r'([€¢£]) *$', lambda m: {'€': ' euro', '¢': ' cent', '£': ' pound'}[m[1]]),
     (r'\{([^{}]*)\\choose([^{}]*)\}', r'\\binom{\1}{\2}'), (r'\\(?:bar|dot) ?(?=\{ ?\d)', r'\\overline'),
+    (r'\\overline ?\{ ?([A-Z]{2}) ?\}', r'\1'), (r'\\pmod ?\{? ?(\w+) ?\}?', r' (mod \1)'),  # a segment; 3 (mod 7)
     (r'(\d+\.\d*?)(\d)\2{2,} ?(?:\\[lc]?dots|\.\.\.)', r'\1\\overline{\2}'), (r'^\*\*(.+)\*\*$', r'\1'),  # 0.333..., bold type
     (r'^([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])$', lambda m: '[('[m[1] == ']'] + m[2] + '])'[m[3] == '[']),  # ]0, 1[ is (0, 1)
     (r'\*\*', '^'), (r'<=', '≤'), (r'>=', '≥'), (r'!=', '≠'), (r'\+/?-', '±'),
@@ -90,6 +92,7 @@ UNITS = {alias: group.split()[0] for group in (
     'ml milliliter|celsius|fahrenheit|cup|am a.m|pm p.m').split('|') for alias in group.split()}
 UNITS.update(mph='mile/hour', kmh='km/hour', kph='km/hour')
 KNOWN_UNITS = set(UNITS.values())
+WORDS = {word: n for n, word in enumerate('zero one two three four five six seven eight nine ten eleven twelve'.split())}
 NO_UNIT = set('not but to is are was maybe either neither if than vs times plus minus over of none half dozen'.split())
 
 
@@ -426,19 +429,22 @@ def _same_value(a, b, point, real, deep, clock):
 def _equal(a, b, clock):
     """True when a and b agree at several points: where both are real, or, where that is too seldom, at any."""
     names = sorted({s.name for s in a.free_symbols | b.free_symbols})
-    imaginary = a.has(_sympy().I) or b.has(_sympy().I)
+    sp = _sympy()
+    natural = {s.name for x in (a, b) for f in x.atoms(sp.factorial, sp.binomial) for s in f.free_symbols}  # n! is n (n-1)!
+    imaginary = a.has(sp.I) or b.has(sp.I)
     for real in (False,) if imaginary or not names else (True, False):
         agreeing = 0
         for k, scale in enumerate((1, 1, -1, 1, 30, -30, 90) if names else (1,)):  # at k = 3 the signs are mixed
             point = {n: Fraction(100_003 + (k * 1_299_709 + i * 611_953 + 7919) % 3_900_007, 10 ** 6) *
                      scale * (-1) ** (k == 3 and i) for i, n in enumerate(names)}
+            point.update({n: Fraction(4 + 2 * k + 3 * i) for i, n in enumerate(names) if n in natural})
             try:
                 if not _same_value(a, b, point, real, not agreeing, clock):
                     return False
                 agreeing += 1
             except (ValueError, ArithmeticError):
                 continue  # outside the domain
-        if agreeing >= min(2, 1 + len(names)):
+        if agreeing >= (5 if natural else min(2, 1 + len(names))):
             return True
     return False
 
@@ -462,6 +468,7 @@ def _proportional(sides, others, clock):
 # ---------------------------------------------------------------- structure
 
 NAME = re.compile(r"[A-Za-zα-ορ-ω∠|:/(),'\s\\{}]*[A-Za-zα-ορ-ω][A-Za-zα-ορ-ω∠|:/(),'\s\\{}]*")
+ABSOLUTE = re.compile(r'\| ?([A-Za-z]) ?(?:([+-])([^|A-Za-z]+))?\|')  # |x - 3|
 FLIP = {'<': '>', '>': '<', '≤': '≥', '≥': '≤', '≠': '≠'}
 THOUSANDS = re.compile(r'(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)')
 
@@ -523,6 +530,10 @@ def _structure(text, clock, depth):
     pieces = _split(text, '∪')
     if len(pieces) > 1:
         return 'union', [_read(t, clock, depth) for t in pieces[::2]]
+    pieces = _split(text, '∖')
+    if len(pieces) == 3 and pieces[0] == '(-∞,∞)':
+        points = _read(pieces[2], clock, depth)
+        return _without(points[1] if points[0] == 'set' else [points], clock)
     if text[0] in '([{⦃⟦' and _enclosed(text):
         inner = text[1:-1].strip()
         if text[0] == '⟦':
@@ -539,11 +550,67 @@ def _structure(text, clock, depth):
             return 'tuple', text[0] + text[-1], [_read(t, clock, depth) for t in pieces]
         if text[0] == '{' or inner[:1] == '⟦':
             return _read(inner, clock, depth)
+    if '⟦' in text:
+        return 'matrix', [[('scalar', cell, None, '') for cell in row] for row in _matrix(text, clock)]
+    if text.casefold() in WORDS:
+        text = str(WORDS[text.casefold()])
+    pieces = _split(text, ':')
+    if len(pieces) > 3:  # 1:2:3
+        first, *others = (_Parser(t, clock).parse() for t in pieces[::2])
+        return 'tuple', '::', [('scalar', _sympy().Mul(x, _sympy().Pow(first, -1, evaluate=False), evaluate=False), None, '') for x in others]
     head, unit, scale = _unit(text)
     tree = _Parser(head, clock).parse()
     if scale > 1:
         tree = _sympy().Mul(scale, tree, evaluate=False)
     return 'scalar', tree, unit, head if re.fullmatch(r'-?\d*\.\d+', head) else ''
+
+
+def _matrix(text, clock):
+    """A sum of products of numbers and matrices -> rows of expressions."""
+    sp, total, sign = _sympy(), None, 1
+    add, mul = (lambda *xs: sp.Add(*xs, evaluate=False)), (lambda *xs: sp.Mul(*xs, evaluate=False))
+    for i, term in enumerate(_split(text, '+-')):
+        if i % 2:
+            sign = -1 if term == '-' else 1
+            continue
+        if not term and i == 0:
+            continue  # -2⟦...⟧
+        scalars, factors = [sp.Integer(sign)], []
+        for part in re.split('(⟦[^⟦⟧]*⟧)', term):
+            power = re.fullmatch(r' ?\^ ?\{? ?([23T]|\\top) ?\}?[ *]*', part)
+            if part[:1] == '⟦':
+                factors.append([[_Parser(cell, clock).parse() for cell in _split(row, '&')[::2]]
+                                for row in _split(part[1:-1], '⏎')[::2] if row.strip()])
+                if len({len(row) for row in factors[-1]}) != 1:
+                    raise ValueError('rows of different lengths')
+            elif power and factors and power[1] in '23':
+                factors += [factors[-1]] * (int(power[1]) - 1)
+            elif power and factors:
+                factors[-1] = [list(column) for column in zip(*factors[-1])]
+            elif part.strip(' *'):
+                scalars.append(_Parser(('1' if part.strip()[0] == '/' else '') + part.strip(' *'), clock).parse())
+        if not 1 <= len(factors) <= 4:
+            raise ValueError('no matrix, or too many, in a product')
+        product = factors[0]
+        for factor in factors[1:]:
+            if len(product[0]) != len(factor):
+                raise ValueError('a product of matrices that do not fit')
+            product = [[add(*[mul(a, b) for a, b in zip(row, column)]) for column in zip(*factor)] for row in product]
+        product = [[mul(*scalars, cell) for cell in row] for row in product]
+        if total and (len(total), len(total[0])) != (len(product), len(product[0])):
+            raise ValueError('a sum of matrices that do not fit')
+        total = [[add(a, b) for a, b in zip(*rows)] for rows in zip(total, product)] if total else product
+    return total
+
+
+def _without(points, clock):
+    """The real numbers but for some points, as a union of intervals."""
+    if not points or any(point[0] != 'scalar' or point[1].free_symbols for point in points):
+        raise ValueError('points that are no numbers')
+    numbers = _Numbers(256, True, clock)
+    points = sorted(points, key=lambda point: numbers.inexact(numbers.value(point[1], {})))
+    ends = [_read('-∞', clock), *points, _read('∞', clock)]
+    return 'union', [('tuple', '()', list(pair)) for pair in itertools.pairwise(ends)]
 
 
 def _signs(text):
@@ -571,7 +638,24 @@ def _relation(sides, ops, clock, depth):
     if ops[0] in '>≥':
         sides, ops = sides[::-1], [FLIP.get(op, '') for op in ops[::-1]]
     name = interval = None
-    if set(ops) <= {'<', '≤'} and len(sides) < 4:
+    distance = next(filter(None, map(ABSOLUTE.fullmatch, sides[:2])), None)
+    if ops == ['≠'] and _name(sides[0]):
+        try:
+            name, interval = _name(sides[0]), _without([_read(sides[1], clock, depth)], clock)
+        except (ValueError, ArithmeticError):
+            pass  # x ≠ y
+    elif distance and set(ops) <= {'<', '≤'} and len(ops) <= 1 + (sides[1] == distance[0]):  # |x - 3| < 2, 2 < |x - 3|, 1 < |x - 3| < 2
+        name, center, at = distance[1], f'({distance[3]})' if distance[3] else '0', sides.index(distance[0])
+        end = lambda sign, side: _read(f"{'-' * (distance[2] == '+')}{center}{sign}({side})", clock, depth)  # noqa: E731
+        below, above = ('<≤'.index(op) for op in (ops[0] if at else '<', ops[-1] if at < len(ops) else '<'))
+        inner, outer = sides[0] if at else None, sides[-1] if at < len(ops) else '∞'
+        if inner is None:
+            interval = 'tuple', '(['[above] + ')]'[above], [end('-', outer), end('+', outer)]
+        else:
+            low, high = (_read(f'{sign}∞', clock, depth) if outer == '∞' else end(sign or '+', outer) for sign in ('-', ''))
+            interval = 'union', [('tuple', '(['[above] + ')]'[below], [low, end('-', inner)]),
+                                 ('tuple', '(['[below] + ')]'[above], [end('+', inner), high])]
+    elif set(ops) <= {'<', '≤'} and len(sides) < 4:
         bounded = [*sides, '∞'] if len(sides) == 2 and _name(sides[1]) else ['-∞', *sides][-3:]
         low, name, high = bounded[0], _name(bounded[1]), bounded[2]
         brackets = ('[' if ops[0] == '≤' and low != '-∞' else '(') + (']' if ops[-1] == '≤' and high != '∞' else ')')
@@ -706,6 +790,10 @@ def math_equal(gold, answer):
         for texts, others in ((golds, answers), (answers, golds)):
             if '.' in others[0] and re.fullmatch(r'-?\d+,\d+', texts[1]):
                 texts.append(texts[1].replace(',', '.'))  # a decimal comma
+        for one, other in ((golds[0], answers[0]), (answers[0], golds[0])):
+            letter, choice = re.fullmatch(r'\(?([A-J])\)?', one), re.fullmatch(r'\(([A-J])\) ?(.+)', other)
+            if letter and choice and letter[1] == choice[1] and _read(choice[2], clock)[0] == 'scalar':  # (B) 12 for B
+                return True
         return any(_same(g, p, clock) for g in [_read(text, clock) for text in dict.fromkeys(golds)]
                    for p in [_read(text, clock) for text in dict.fromkeys(answers)])
     except (ValueError, ArithmeticError, RecursionError):

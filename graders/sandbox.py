@@ -12,8 +12,11 @@ forged line on any file descriptor is at most a wrong value. When its time is ov
 As root a sandbox is started as uid 65534, as the kernel counts no processes of root's. Without bubblewrap everything here
 raises SandboxError, unless `require(unsafe=True)` allowed to go on with resource limits alone.
 
-Left out: other languages than Python, packages (the interpreter runs with -I -S), a bound on the memory of all of a program's
-processes together (that takes a cgroup; they are the first that the kernel kills when memory runs out).
+The address spaces of a program's processes together are looked at 20 times a second and bounded by MEMORY; memory that belongs
+to no process (memfd, System V) cannot be had at all.
+
+Left out: other languages than Python, packages (the interpreter runs with -I -S), a bound of memory that holds at every instant
+(that takes a cgroup; these processes are the first that the kernel kills when memory runs out).
 """
 import ast
 import builtins
@@ -22,6 +25,7 @@ import os
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,6 +36,7 @@ from pathlib import Path
 
 SECONDS = 5              # CPU time of a program; it may take twice as much by the clock
 OUTPUT = 1 << 20         # longest output that is read, bytes
+MEMORY = 1 << 30         # bytes of all processes of a program together; of one of them 512 MB
 unsafe = False           # set by require()
 _works = {}              # uid of this process -> (prefix of the command, interpreter), once the self-test has passed
 
@@ -89,11 +94,14 @@ exec(code)
 
 CODEC = '''
 import json
+KINDS = {kind.__name__: kind for kind in (int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, bool)}
 
 def encode(x, other):
     """Plain data as JSON; `other` names the rest."""
     if x is None or x is True or x is False:
         return x
+    if type(x) is type and x in KINDS.values():
+        return ['k', x.__name__]
     if isinstance(x, str):
         return str.__str__(x)
     for kind, tag in ((int, 'i'), (float, 'f')):
@@ -114,6 +122,8 @@ def decode(x, other):
     if not isinstance(x, list):
         return x
     tag, *rest = x
+    if tag == 'k':
+        return KINDS[rest[0]]
     if tag in 'ltsz':
         return {'l': list, 't': tuple, 's': set, 'z': frozenset}[tag](decode(y, other) for y in rest)
     if tag == 'd':
@@ -244,11 +254,31 @@ def _bubblewrap(prefix):
         --hostname box --remount-ro /'''.split()]
 
 
+def _filter():
+    """A seccomp filter: memfd_create, memfd_secret, shmget and msgget fail, and so does all of another architecture's calls."""
+    known = {'x86_64': (0xC000003E, (29, 68, 319, 447)), 'aarch64': (0xC00000B7, (194, 186, 279, 447))}
+    architecture, calls = known.get(os.uname().machine, (0, ()))
+    load, equal, above, give = 0x20, 0x15, 0x35, 0x06
+    denied, allowed = 0x00050001, 0x7FFF0000
+    code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, denied), (load, 0, 0, 0), (above, 0, 1, 1 << 30), (give, 0, 0, denied)]
+    for number in calls:
+        code += [(equal, 0, 1, number), (give, 0, 0, denied)]
+    return b''.join(struct.pack('HBBI', *line) for line in [*code, (give, 0, 0, allowed)]) if calls else b''
+
+
 def _start(runner, descriptors, seconds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, how=None):
     command, python = how or (([], sys.executable) if unsafe else _checked())
     user = dict(user=65534, group=65534, extra_groups=[]) if command and os.getuid() == 0 else {}
-    return subprocess.Popen([*command, python, '-I', '-S', '-c', runner, str(seconds), *map(str, descriptors)], stdin=stdin, stdout=stdout,
-                            stderr=subprocess.DEVNULL, env={'PATH': '/usr/bin:/bin'}, pass_fds=descriptors, start_new_session=True, **user)
+    rules, fill = os.pipe()
+    try:
+        with open(fill, 'wb') as file:
+            file.write(code := _filter())
+        command = [*command, '--seccomp', str(rules)] if command and code else command
+        return subprocess.Popen([*command, python, '-I', '-S', '-c', runner, str(seconds), *map(str, descriptors)], stdin=stdin,
+                                stdout=stdout, stderr=subprocess.DEVNULL, env={'PATH': '/usr/bin:/bin'}, pass_fds=[*descriptors, rules],
+                                start_new_session=True, **user)
+    finally:
+        os.close(rules)
 
 
 def _stop(process):
@@ -298,16 +328,40 @@ def _wait(process, end):
         os.close(descriptor)
 
 
+def _memory(process):
+    """Bytes of address space of a sandbox's processes together. Looked at from outside, where no program can deceive it."""
+    total, left = 0, [str(process.pid)]
+    while left:
+        pid = left.pop()
+        try:
+            total += int(Path(f'/proc/{pid}/statm').read_text().split()[0]) * os.sysconf('SC_PAGE_SIZE')
+            for task in os.listdir(f'/proc/{pid}/task'):
+                left += Path(f'/proc/{pid}/task/{task}/children').read_text().split()
+        except OSError:
+            pass  # gone meanwhile
+    return total
+
+
+def _looks(processes, end):
+    """Yields the time of the next look at the processes' memory, until `end` on the monotonic clock or until it is too much."""
+    while (now := time.monotonic()) < end:
+        yield min(end, now + 0.05)
+        if any(_memory(process) > MEMORY for process in processes):
+            return
+
+
 def run(program, stdin='', seconds=SECONDS, how=None):
     """Runs a Python program (str) as __main__ -> Result. Whatever the program does, only SandboxError is raised."""
     with _file(program) as source, _file(stdin) as given, tempfile.TemporaryFile() as printed:
         process = _start(RUN, [source.fileno()], seconds, given, printed, how)
+        end = time.monotonic() + 2 * seconds
         try:
-            ended = _wait(process, time.monotonic() + 2 * seconds)
+            any(_wait(process, look) for look in _looks([process], end))
         finally:
+            timed_out = time.monotonic() >= end
             _stop(process)
         printed.seek(0)
-        return Result(printed.read(OUTPUT).decode('utf-8', 'replace'), process.returncode, not ended)
+        return Result(printed.read(OUTPUT).decode('utf-8', 'replace'), process.returncode, timed_out)
 
 
 def run_asserts(program, asserts, setup='', entry_point=None, seconds=SECONDS):
@@ -326,12 +380,12 @@ def run_asserts(program, asserts, setup='', entry_point=None, seconds=SECONDS):
         for descriptor in (*asks, *answers, verdicts[1]):
             os.close(descriptor)
         asks = answers = ()
-        end = time.monotonic() + 2 * seconds
-        while len(passed) < len(asserts) and _readable(verdicts[0], end):
-            more = os.read(verdicts[0], len(asserts) - len(passed))
-            if not more:
-                break
-            passed += more
+        for look in _looks(processes, time.monotonic() + 2 * seconds):
+            if _readable(verdicts[0], look):
+                more = os.read(verdicts[0], len(asserts) - len(passed))
+                passed += more
+                if not more or len(passed) == len(asserts):
+                    break
     finally:
         for process in processes:
             _stop(process)

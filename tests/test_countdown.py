@@ -126,3 +126,83 @@ def test_numbers_and_words_are_single_tokens_and_text_survives(files):
 def test_too_few_problems_are_refused_with_the_key_to_turn(tmp_path):
     with pytest.raises(ValueError, match='raise max_number'):
         prepare.main(Config(out_dir=str(tmp_path), max_number=4))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# three to six numbers
+
+
+def every_value(numbers):
+    """Every value of the numbers under + - * / in any order and bracketing, fractions included (no use of the module's search)."""
+    if len(numbers) == 1:
+        return {numbers[0]}
+    out = set()
+    for i, j in itertools.permutations(range(len(numbers)), 2):
+        rest, (a, b) = [n for k, n in enumerate(numbers) if k not in (i, j)], (numbers[i], numbers[j])
+        for value in {a + b, a - b, a * b, *([a / b] if b else [])}:
+            out |= every_value([*rest, value])
+    return out
+
+
+def test_problems_of_three_to_six_numbers_carry_a_solution_that_earns_the_reward(tmp_path):
+    cfg = dict(max_numbers=6, max_number=99, rl_rows=300, test_rows=200, seed=5)
+    for name in ('a', 'b'):
+        prepare.main(Config(out_dir=str(tmp_path / name), **cfg))
+    assert sorted(p.name for p in (tmp_path / 'a').iterdir()) == ['rl.jsonl', 'rl.manifest.json', 'test.jsonl', 'test.manifest.json']
+    for name in ('rl.jsonl', 'test.jsonl'):
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+    rl, test = rows(tmp_path / 'a' / 'rl.jsonl'), rows(tmp_path / 'a' / 'test.jsonl')
+    key = lambda row: (tuple(sorted(row['numbers'])), row['target'])  # noqa: E731
+    assert len(rl) == 900 and len({key(row) for row in rl}) == 300 and len({key(row) for row in test}) == 200
+    assert not {key(row) for row in rl} & {key(row) for row in test} and len({row['id'] for row in rl + test}) == 1100
+    assert sum(row['numbers'] != sorted(row['numbers']) for row in test) > 150   # in any order
+    counts = [len(row['numbers']) for row in test]
+    assert all(counts.count(n) > 25 for n in (3, 4, 5, 6))
+    for row in rl + test:
+        text = row['prompt'][0]['content']
+        assert 1 <= row['target'] <= 100 and all(1 <= n <= 99 for n in row['numbers'])
+        assert [*map(int, re.findall(r'\d+', text))][:len(row['numbers']) + 1] == [row['target'], *row['numbers']]
+        assert rewards.countdown_reward(f'<think>x</think><answer>{row["solution"]}</answer>', row) == 1
+        assert rewards.countdown_reward('<think>x</think><answer>(1 + 2) / 3</answer>', row) == 0
+    for row in [row for row in test if len(row['numbers']) < 5][:40]:
+        assert row['target'] in every_value([*map(Fraction, row['numbers'])])
+
+
+def test_solve_finds_what_there_is_and_nothing_else():
+    rng = random.Random(2)
+    for n, tries in ((3, 60), (4, 15)):
+        for _ in range(tries):
+            numbers, target = [rng.randint(1, 12) for _ in range(n)], rng.randint(1, 40)
+            solution, possible = prepare.solve(numbers, target), target in every_value([*map(Fraction, numbers)])
+            assert possible or solution is None
+            if solution:
+                assert rewards.countdown_reward(f'<answer>{solution}</answer>', {'numbers': numbers, 'target': target}) == 1
+    assert prepare.solve([1, 1, 1], 50) is None and prepare.solve([8, 8, 3, 3], 24) is None   # only 8/(3 - 8/3), through a fraction
+    assert prepare.solve([75, 50, 2, 3, 8, 7], 812) and prepare.solve([2, 2, 2, 2, 2, 2], 997) is None
+
+
+def test_published_problems_are_solved_or_left_out(tmp_path):
+    given = tmp_path / 'in.jsonl'
+    given.write_text('{"nums": [95, 36, 32], "target": 99}\n{"numbers": [1, 1, 1], "target": 50}\n{"nums": [3, 7, 8, 2], "target": 24}\n')
+    prepare.main(Config(out_dir=str(tmp_path / 'out'), source=str(given)))
+    found = rows(tmp_path / 'out' / 'rl.jsonl')
+    assert [row['target'] for row in found] == [99, 24]
+    assert all(rewards.countdown_reward(f'<answer>{row["solution"]}</answer>', row) == 1 for row in found)
+    manifest = json.loads((tmp_path / 'out' / 'rl.manifest.json').read_text())
+    assert (manifest['rows_in'], manifest['rows_out'], manifest['dropped']) == (3, 2, {'no solution in whole numbers': 1})
+
+
+@pytest.mark.parametrize('row', ['{"nums": [1, 2], "target": 3}', '{"nums": [1, 2, 0], "target": 3}', '{"nums": "123", "target": 3}',
+                                 '{"nums": [1, 2, 3], "target": 0}', '{"nums": [1, 2, 3]}', '{"target": 3}', '{"nums": [1, 2, true], "target": 3}'])
+def test_a_bad_row_is_named_by_file_and_line(row, tmp_path):
+    given = tmp_path / 'in.jsonl'
+    given.write_text('{"nums": [95, 36, 32], "target": 99}\n' + row + '\n')
+    with pytest.raises(ValueError, match=r'in\.jsonl:2: "(nums|target)" .*must be'):
+        prepare.main(Config(out_dir=str(tmp_path / 'out'), source=str(given)))
+    assert not (tmp_path / 'out' / 'rl.jsonl').exists()
+
+
+@pytest.mark.parametrize('numbers', [(2, 3), (3, 7), (5, 4)])
+def test_other_counts_of_numbers_are_refused(numbers):
+    with pytest.raises(ValueError, match='3 to 6'):
+        Config(min_numbers=numbers[0], max_numbers=numbers[1])

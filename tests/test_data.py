@@ -124,6 +124,19 @@ def test_scripts_end_in_one_line(tmp_path, script):
     assert run.returncode == 1 and run.stdout == '' and run.stderr == f'prepare.py: {tmp_path}/absent: no such file or folder\n'
 
 
+def test_three_rows_are_shown(tmp_path, capsys):
+    path = write(tmp_path / 'in.jsonl', [{'problem': f'problem {i}', 'answer': '1'} for i in range(9)])
+    maths.main(maths.Config(source=path, out_dir=str(tmp_path)))
+    shown = capsys.readouterr().out
+    assert 'math.jsonl: 9 rows' in shown and [f'problem {i}' in shown for i in range(4)] == [True, True, True, False]
+
+
+def test_mbpp_without_a_number_has_no_split(tmp_path):
+    path = write(tmp_path / 'in.jsonl', [{'text': 'Add.', 'code': 'def f(): return 1', 'test_list': ['assert f() == 1']}])
+    with pytest.raises(ValueError, match="in.jsonl:1: 'task_id' must be a whole number"):
+        code.main(code.Config(source=path, out_dir=str(tmp_path)))
+
+
 def test_never_over_its_source_and_never_half(tmp_path):
     path = write(tmp_path / 'math.jsonl', [{'problem': 'p', 'answer': '1'}])
     with pytest.raises(ValueError, match='would be overwritten'):

@@ -4,6 +4,8 @@ The published ways of gaming these rewards, and some that a policy could be expe
 Those against programs (exits, objects equal to everything, reading the tests ...) are in test_sandbox.py, those against the
 reward model in test_preference.py.
 """
+import shutil
+
 import pytest
 
 from rewards import (accuracy_reward, answer_of, choice_reward, combined, format_reward, language_reward, length_reward, math_reward, overlong_reward,
@@ -54,6 +56,14 @@ def test_accuracy_hacks(name):
     assert accuracy_reward(ACCURACY_HACKS[name], MATH) == 0
     assert accuracy_reward(ACCURACY_HACKS[name], {**MATH, 'task': 'match'}) == 0
     assert accuracy_reward(ACCURACY_HACKS[name], {**MATH, 'task': 'choice', 'answer': 'A'}) == 0
+
+
+@pytest.mark.skipif(not shutil.which('bwrap'), reason='no bubblewrap')
+@pytest.mark.parametrize('name', ACCURACY_HACKS)
+def test_accuracy_hacks_are_no_programs_that_print_the_answer(name):
+    row = {**PREFILL, 'task': 'code', 'tests': [{'input': '', 'output': '80'}]}
+    assert accuracy_reward(ACCURACY_HACKS[name], row) == 0
+    assert accuracy_reward('x</think>\n```python\nprint((3 + 7) * 8)\n```', row) == 1
 
 
 @pytest.mark.parametrize('response', [

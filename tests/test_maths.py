@@ -132,6 +132,26 @@ SAME = [
     ("4:30\\text{ p.m.}", "4:30 p.m."),
     ("52_8", "52_{8}"), ("52_8", "52"), ("\\text{odd}", "odd"),
     ("F_n = \\sum_{k=0}^{n-1} F_k", "F_n = \\sum_{k=0}^{n-1} F_k"),
+    # sums and products of matrices, |x|, numbers left out, ratios, n!, number words, letter and value
+    ("1 \\leq |z| \\leq \\frac{3}{2}", "[-\\frac{3}{2}, -1] \\cup [1, \\frac{3}{2}]"), ("0<|x-2|<1", "(1,2)\\cup(2,3)"),
+    ("5", "\\text{five}"), ("(-\\infty,-1)\\cup(1,\\infty)", "|x|>1"), ("(-1,1)", "|x|<1"),
+    ("\\mathbb{R}\\setminus\\{0\\}", "(-\\infty,0)\\cup(0,\\infty)"),
+    ("\\begin{pmatrix}2&4\\\\6&8\\end{pmatrix}", "2\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}"),
+    ("\\begin{pmatrix}2&3\\\\3&5\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}+\\begin{pmatrix}1&1\\\\0&1\\end{pmatrix}"),
+    ("\\begin{pmatrix}3\\\\7\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}\\begin{pmatrix}1\\\\1\\end{pmatrix}"),
+    ("B", "\\textbf{(B)}"), ("B", "\\textbf{(B)}\\ 12"), ("25 \\pmod{7}", "25 \\pmod 7"), ("\\overline{AB}", "AB"),
+    ("\\begin{pmatrix}4&3\\\\2&1\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}-\\begin{pmatrix}-3&-1\\\\1&3\\end{pmatrix}"),
+    ("\\begin{pmatrix}-1&-2\\end{pmatrix}", "-\\begin{pmatrix}1&2\\end{pmatrix}"),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}1&2\\end{pmatrix}^T"),
+    ("\\begin{pmatrix}7&10\\\\15&22\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}^2"),
+    ("\\begin{pmatrix}x&2x\\end{pmatrix}", "x\\begin{pmatrix}1&2\\end{pmatrix}"), ("(1,5)", "|x-3|<2"),
+    ("(-5,-1)", "|x+3|<2"), ("[1,5]", "|x-3|\\le 2"), ("(-\\infty,1]\\cup[5,\\infty)", "|x-3|\\ge2"),
+    ("(-\\infty,-2)\\cup(2,\\infty)", "2<|x|"), ("(-2,2)", "2>|x|"), ("|x|<3", "-3<x<3"),
+    ("x\\neq 0", "(-\\infty,0)\\cup(0,\\infty)"), ("x \\ne 0", "\\mathbb R\\setminus\\{0\\}"),
+    ("\\mathbb{R}\\setminus\\{1,-1\\}", "(-\\infty,-1)\\cup(-1,1)\\cup(1,\\infty)"),
+    ("A", "\\text{(A) } \\frac{1}{2}"), ("3", "\\text{three}"), ("\\text{zero}", "0"), ("\\overline{CD}", "CD"),
+    ("7 \\pmod{11}", "7 \\pmod 11"), ("\\ln|x|+C", "\\ln |x| + C"), ("1:2:3", "1:2:3"), ("n!", "n(n-1)!"),
+    ("7", "seven"), ("1:2:3", "2:4:6"), ("\\binom{n}{k}", "\\binom{n}{n-k}"), ("n!\\sqrt{x}", "\\sqrt{x}\\,n!"),
 ]
 
 DIFFERENT = [
@@ -196,6 +216,21 @@ DIFFERENT = [
     ("5", "the number of apples"), ("\\infty", "-\\infty"), ("5", "5, 5, 6"),
     ("F_n = \\sum_{k=0}^{n-1} F_k", "F_n = \\sum_{k=0}^{n-2} F_k"), ("5", "5 5"), ("55", "5 5"),
     ("\\tan 90^\\circ", "1/0"), ("5", "\u200b"), ("10", "1\u200b1"),
+    # sums and products of matrices, |x|, numbers left out, ratios, n!
+    ("1<|z|\\leq 2", "[-2,-1] \\cup [1,2]"), ("1<|z|<2", "(1,2)"), ("0<|x-2|<1", "(1,3)"), ("2<|x|", "(-2,2)"), ("1<|x|<2", "1<|y|<2"),
+    ("(-1,1)", "|x|\\leq 1"),
+    ("\\begin{pmatrix}2&3\\\\3&5\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}+\\begin{pmatrix}1&1\\\\0&2\\end{pmatrix}"),
+    ("\\begin{pmatrix}3\\\\8\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}\\begin{pmatrix}1\\\\1\\end{pmatrix}"),
+    ("\\begin{pmatrix}1&2\\end{pmatrix}", "-\\begin{pmatrix}1&2\\end{pmatrix}"),
+    ("\\begin{pmatrix}1&4\\\\9&16\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}^2"),
+    ("\\begin{pmatrix}x&2x\\end{pmatrix}", "x\\begin{pmatrix}1&3\\end{pmatrix}"), ("(1,5)", "|x+3|<2"),
+    ("(-\\infty,1]\\cup[5,\\infty)", "|x-3|>2"), ("|x|<3", "x<3"), ("|x|<3", "|y|<3"), ("|x|>3", "|x|<3"),
+    ("x\\neq 0", "x\\ne1"), ("\\mathbb{R}\\setminus\\{1,-1\\}", "(-\\infty,-1)\\cup(1,\\infty)"),
+    ("3", "\\text{thirteen}"), ("2", "\\text{two or three}"), ("\\overline{CD}", "CE"), ("\\overline{z}", "z"),
+    ("7 \\pmod{11}", "7\\pmod{13}"), ("7 \\pmod{11}", "8 \\pmod{11}"), ("\\ln|x|+C", "\\ln|x|"), ("1:2:3", "1:3:2"),
+    ("n!", "(n-1)!"), ("n!x", "n!|x|"), ("\\binom{n}{k}", "\\binom{n}{k+1}"), ("1:2:3", "(1,2,3)"),
+    ("1:2:3", "2:4:5"), ("A", "(A) or (B)"),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}1&2\\end{pmatrix}^2"), ("x-1", "|x-1|"),
 ]
 
 # Pairs of the kinds that the tests of public graders hold, one a line.
@@ -609,6 +644,8 @@ HOSTILE = [
     "∪" * 990, "(1,2)∪" * 160 + "(3,4)", "x=" * 490 + "1", "x<" * 490 + "1", "1 \\pm " * 140 + "2", "a" * 990,
     "ab " * 330, "1 ab " * 190, "1" + " " * 980 + "a", "1 000" * 190, "1 " * 490 + "/ 3", "\\text{" * 160 + "}" * 160,
     "0." + "3" * 450 + "\\overline{" + "3" * 450 + "}", "%" * 990, "=" * 990, "≈" * 990, "\u0301" * 990, "½" * 990,
+    "⟦1&2⏎3&4⟧" * 100, "⟦" + "1&" * 20 + "1⟧+" * 20, "+".join(["⟦9⟧^3"] * 150), "⟦" + "9!&" * 300 + "1⟧⟦" + "1⏎" * 30 + "1⟧",
+    "-".join(["⟦" + "x^{99}&" * 9 + "1⟧"] * 9), "(-∞,∞)∖⦃" + "9!," * 300 + "1⦄", "|x-" + "9!" * 400 + "|<1", "n!" * 490, "1:" * 490 + "2",
     "²" * 990, "\x00", "\\" * 990, "x" * 10 ** 6, "(" * 10 ** 6, "$" * 10 ** 6,
 ]
 
@@ -768,4 +805,4 @@ def test_not_below_math_verify():
     missed = [pair for pair in SAME_PAIRS if not theirs(*pair)]
     fooled = [pair for pair in DIFFERENT_PAIRS if theirs(*pair)]
     print(f"Math-Verify: {len(missed)} of {len(SAME_PAIRS)} missed, {len(fooled)} of {len(DIFFERENT_PAIRS)} taken for right")
-    assert len(missed) + len(fooled) > 0  # 95 of 486 and 40 of 302 with Math-Verify 0.9; ours none, by the tests above
+    assert len(missed) + len(fooled) > 0  # with Math-Verify 0.9 about a fifth of the same and a seventh of the others; ours none, by the tests above

@@ -103,6 +103,28 @@ except RuntimeError:
     'memory': 'x = bytearray(4 << 30)\nx[::4096] = b"x" * len(x[::4096])\nprint("BREACH")',
     'memory by little': 'x = []\nwhile len(x) < 4000:\n    x.append(bytearray(b"x" * (1 << 20)))\nprint("BREACH")',
     'mapped memory': 'import mmap\nx = [mmap.mmap(-1, 64 << 20) for _ in range(64)]\nprint("BREACH")',
+    'memory of many processes': '''
+import mmap, os, time
+ready, tell = os.pipe()
+for _ in range(5):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            x = mmap.mmap(-1, 400 << 20)
+            os.write(tell, b"x")
+            time.sleep(1000)
+        os._exit(0)
+for _ in range(5):
+    os.read(ready, 1)
+time.sleep(0.5)
+print("BREACH")''',
+    'memory of no process': '''
+import ctypes, os
+libc = ctypes.CDLL(None)
+if libc.shmget(0, 4096, 0o1600) != -1 or libc.msgget(0, 0o1600) != -1 or libc.memfd_create(b"x", 0) != -1:
+    print("BREACH")
+if os.uname().machine == "x86_64" and libc.syscall((1 << 30) + 319, b"x", 0) != -1:
+    print("BREACH")''',
     'CPU': 'while True:\n    pass',
     'CPU in one operation': 'print(len(str(9 ** 9 ** 9)))',
     'regular expression': 'import re\nre.match("(a+)+$", "a" * 60 + "b")',
@@ -257,7 +279,7 @@ def test_attack(name, watched, monkeypatch, tmp_path):
     assert time.monotonic() - before < 8
     assert 'BREACH' not in result.stdout and len(result.stdout) <= sandbox.OUTPUT
     assert os.getppid() > 0 and not list(tmp_path.iterdir())
-    if name in ('CPU', 'CPU in one operation', 'sleeping', 'deaf to signals', 'regular expression', 'endless errors', 'crash', 'memory',
+    if name in ('CPU', 'CPU in one operation', 'sleeping', 'deaf to signals', 'regular expression', 'endless errors', 'crash', 'memory', 'memory of many processes',
                 'stopping the timer within', 'ruining the memory of the timer within'):
         assert result.timed_out or result.code != 0
     if name == 'fork bomb':
@@ -320,6 +342,9 @@ def f(x): return 0''',
     'a value too deep': 'def f(x):\n    y = []\n    for _ in range(100000): y = [y]\n    return y',
     'a value too long': 'def f(x): return "x" * (1 << 28)',
     'not a number': 'def f(x): return float("nan")',
+    'a class': 'def f(x): return int',
+    'a class equal to everything': 'class M(type):\n    def __eq__(self, other): return True\n    __hash__ = type.__hash__\n'
+                                   'class C(metaclass=M): pass\ndef f(x): return C',
     'no function': 'x = 2',
     'syntax': 'def f(x: return 2',
     'nothing': '',
@@ -390,6 +415,8 @@ def test_share_of_tests():
     (['assert same(f(3), [[1, 2], 0.3])'], 'def f(x): return ((1, 2), 0.1 + 0.2)'),
     (['try:\n    f(0)\n    assert False\nexcept ZeroDivisionError:\n    pass'], 'def f(x): return 1 // x'),
     (['assert f("\\u00e9\\n\\udc80") == 3'], 'def f(s): return len(s)'),
+    (['assert f([1, "a", 2.5], int) == [1]', 'assert f([1, "a"], str) == ["a"]'], 'def f(x, kind): return [y for y in x if type(y) is kind]'),
+    (['assert f() == [int, {"a": str}]'], 'def f(): return [int, {"a": str}]'),
     (['assert f([3, 1])(1) == 2'], 'def f(y): return lambda x: x + 1'),
 ])
 def test_functions(asserts, program, watched):
@@ -472,12 +499,10 @@ def test_all_of_humaneval_and_mbpp():
 @needs_sandbox
 @pytest.mark.slow
 def test_twenty_programs_a_second():
-    times = []
+    start = sum(os.times()[:4])   # of the processor, children's included: the clock would also count what others do on the machine
     for _ in range(60):
-        start = time.perf_counter()
         assert sandbox.run('print(int(input()) * 2)', '21').stdout == '42\n'
-        times.append(time.perf_counter() - start)
-    assert sorted(times)[30] < 1 / 20
+    assert (sum(os.times()[:4]) - start) / 60 < 1 / 20
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -169,7 +169,9 @@ def main(cfg: Config):
         if cfg.dataset == 'humaneval':
             out = humaneval(row)
         elif cfg.dataset == 'mbpp':
-            if row.get('task_id') not in MBPP_SPLITS[cfg.split]:
+            if type(row.get('task_id')) is not int:
+                raise ValueError(f"'task_id' must be a whole number, which tells the split, not {row.get('task_id')!r}")
+            if row['task_id'] not in MBPP_SPLITS[cfg.split]:
                 raise source.Skip('of another split')
             out = mbpp(row, cfg.shown)
         else:

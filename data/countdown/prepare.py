@@ -21,6 +21,15 @@ second plain task, sorting three numbers. Nobody labels the rows: a model learns
 
 Problems are told apart by (sorted numbers, target): corpus, RL prompts and test set share none, and every file is a function of
 `seed` alone.
+
+For real models, three to six numbers, + - * / and a prompt in plain English; only rl.jsonl and test.jsonl, a manifest beside each:
+
+    python data/countdown/prepare.py --max_numbers=6 --max_number=99 --out_dir=data/countdown
+    python data/countdown/prepare.py --source=problems.jsonl    # rows with "nums" (or "numbers") and "target", into rl.jsonl
+
+{"prompt": [user], "task": "countdown", "numbers": [36, 7, 19, 55], "target": 65, "solution": "...", ...}. The numbers are put
+together two at a time, in random order and always to whole numbers above 0, so every target has a solution, which the row keeps.
+Problems of a source are solved by trying all such ways; the rest is left out and counted.
 """
 
 import itertools
@@ -32,7 +41,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
-from configurator import configure  # noqa: E402
+from configurator import run  # noqa: E402
+from data import source  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 
 
@@ -54,6 +64,14 @@ class Config:
     mixed: float = 0.25              # share of rows that change notation between lines
     broken: float = 0.04             # share of rows that break the format
     sort: float = 0.04               # share of rows about the second task
+    min_numbers: int = 3             # numbers of a problem, from min_numbers
+    max_numbers: int = 3             # to max_numbers; anything but 3 to 3 is for real models, see above, and the shares do not count
+    max_target: int = 100            # largest target then
+    source: str | None = None        # file or folder with published problems, to be solved instead of making new ones
+
+    def __post_init__(self):
+        if not 3 <= self.min_numbers <= self.max_numbers <= 6:
+            raise ValueError(f'min_numbers={self.min_numbers} and max_numbers={self.max_numbers} must rise and lie in 3 to 6')
 
 
 LARGEST = 50
@@ -180,7 +198,113 @@ def write_rows(path, rows):
         f.writelines(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# three to six numbers, for real models
+
+
+def joined(a, b):
+    """[(value, operator, swapped)] of what two whole numbers above 0 can make: whole numbers above 0, b before a if swapped."""
+    low, high = min(a, b), max(a, b)
+    return [(a + b, '+', False), (a * b, '*', False), *([(high - low, '-', a < b)] if low < high else []),
+            *([(high // low, '/', a < b)] if high % low == 0 else [])]
+
+
+def written(x, op, y, swapped):
+    return f'({y} {op} {x})' if swapped else f'({x} {op} {y})'
+
+
+def random_problem(rng, cfg):
+    """-> (numbers, target, an expression that reaches it)"""
+    how_many = rng.randint(cfg.min_numbers, cfg.max_numbers)   # once: the more numbers, the more often their value is too large
+    while True:
+        numbers = [rng.randint(1, cfg.max_number) for _ in range(how_many)]
+        parts = [(n, str(n)) for n in numbers]
+        while len(parts) > 1:
+            rng.shuffle(parts)
+            (a, x), (b, y) = parts.pop(), parts.pop()
+            value, op, swapped = rng.choice(joined(a, b))
+            parts.append((value, written(x, op, y, swapped)))
+        if parts[0][0] <= cfg.max_target:
+            return numbers, parts[0][0], parts[0][1][1:-1]
+
+
+def solve(numbers, target):
+    """An expression over whole numbers above 0 that uses each number once and equals target; None when there is none."""
+    every = (1 << len(numbers)) - 1
+    values = {1 << i: {n: str(n)} for i, n in enumerate(numbers)}   # which of the numbers -> {value: expression}
+    for mask in range(1, every):
+        if mask in values:
+            continue
+        values[mask] = found = {}
+        part = mask
+        while part := (part - 1) & mask:
+            if part > mask ^ part:   # each division in two once
+                for (a, x), (b, y) in itertools.product(values[part].items(), values[mask ^ part].items()):
+                    for value, op, swapped in joined(a, b):
+                        if value not in found:
+                            found[value] = written(x, op, y, swapped)
+    for part in range(1, every):   # the last step backwards: which b would a need?
+        others = values[every ^ part]
+        for a, x in values[part].items():
+            wanted = [(target - a, '+'), (a - target, '-'), *([(target // a, '*')] if target % a == 0 else []),
+                      *([(a // target, '/')] if a % target == 0 else [])]
+            for b, op in wanted:
+                if b in others:
+                    return f'{x} {op} {others[b]}'
+    return None
+
+
+def plain_problem(numbers, target, solution):
+    listed = ', '.join(map(str, numbers[:-1])) + f' and {numbers[-1]}'
+    text = (f'Make {target} from the numbers {listed}. Use each of them exactly once, in any order, with +, -, *, / and parentheses. Think '
+            'first, then give the expression alone between <answer> and </answer>, for example <answer>(1 + 2) / 3</answer>.')
+    return {'prompt': [{'role': 'user', 'content': text}], 'task': 'countdown', 'language': 'en', 'numbers': numbers, 'target': target,
+            'solution': solution}
+
+
+def published(row):
+    numbers = row.get('nums', row.get('numbers'))
+    whole = lambda x: type(x) is int and 0 < x < 10 ** 6  # noqa: E731
+    if not isinstance(numbers, list) or not 3 <= len(numbers) <= 6 or not all(map(whole, numbers)):
+        raise ValueError(f'"nums" (or "numbers") must be a list of 3 to 6 whole numbers above 0, not {str(numbers)[:40]}')
+    if not whole(row.get('target')):
+        raise ValueError(f'"target" must be a whole number above 0, not {str(row.get("target"))[:40]}')
+    solution = solve(numbers, row['target'])
+    if solution is None:
+        raise source.Skip('no solution in whole numbers')
+    return plain_problem(numbers, row['target'], solution)
+
+
+def for_real_models(cfg):
+    if cfg.source:
+        files, dropped = source.find(cfg.source, ('Jiayi-Pan/Countdown-Tasks-3to4', 'data/train-*.parquet')), Counter()
+        rows = source.convert(files, lambda row: {**published(row), 'id': f'countdown/{dropped["rows in"] - 1}'}, dropped)
+        return source.write(cfg.out_dir, 'rl.jsonl', rows, files=files, dropped=dropped, licence='see the source', source=cfg.source)
+    rng, problems, tries = random.Random(cfg.seed), {}, 0
+    while len(problems) < cfg.test_rows + cfg.rl_rows:
+        numbers, target, solution = random_problem(rng, cfg)
+        problems.setdefault((tuple(sorted(numbers)), target), solution)
+        tries += 1
+        if tries > 50 * (cfg.test_rows + cfg.rl_rows):
+            raise ValueError(f'only {len(problems)} different problems found for test_rows={cfg.test_rows} and rl_rows={cfg.rl_rows}: '
+                             'raise max_number or max_numbers')
+    everything = [(list(numbers), target, solution) for (numbers, target), solution in problems.items()]
+    for name, part, orders in (('test', everything[:cfg.test_rows], 1), ('rl', everything[cfg.test_rows:], cfg.orders)):
+        rows = [plain_problem(rng.sample(numbers, len(numbers)), target, solution)
+                for _ in range(orders) for numbers, target, solution in part]
+        source.write(cfg.out_dir, f'{name}.jsonl', [{**row, 'id': f'countdown/{name}/{i}'} for i, row in enumerate(rows)], files=[],
+                     dropped=Counter(), licence='MIT', source=f'data/countdown/prepare.py, seed {cfg.seed}', example=name == 'rl')
+    count = Counter(len(numbers) for numbers, *_ in everything)
+    print('numbers of a problem: ' + ', '.join(f'{n}: {count[n]}' for n in sorted(count)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the toy
+
+
 def main(cfg):
+    if cfg.source or (cfg.min_numbers, cfg.max_numbers) != (3, 3):
+        return for_real_models(cfg)
     rng = random.Random(cfg.seed)
     everything = problems(cfg.max_number)
     rng.shuffle(everything)
@@ -211,4 +335,4 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    main(configure(Config, sys.argv[1:]))
+    run(main, Config)
