@@ -493,5 +493,17 @@ def test_the_budget_plot_of_a_tiny_run(tmp_path):
     model, tokenizer, _ = tiny_checkpoint(tmp_path)
     budget.main(budget.Config(run=str(tmp_path), stages=['m'], data=str(tmp_path / 'p.jsonl'), n=2, budgets=[3], prolong=[6], max_new_tokens=12, threads=1))
     points = json.loads((tmp_path / 'budget.json').read_text())
-    assert [(p['way'], p['size']) for p in points] == [('vote', 1), ('vote', 2), ('cut', 3), ('prolong', 6)]
-    assert points[0]['tokens'] <= 12 and points[1]['tokens'] == 2 * points[0]['tokens'] and (tmp_path / 'budget.png').stat().st_size > 5000
+    assert [(p['way'], p['size']) for p in points] == [('vote', 1), ('vote', 2), ('best', 2), ('cut', 3), ('prolong', 6)]
+    assert points[0]['tokens'] <= 12 and points[1]['tokens'] == points[2]['tokens'] == 2 * points[0]['tokens']
+    assert (tmp_path / 'budget.png').stat().st_size > 5000
+
+
+def test_the_best_of_k_is_drawn_from_groups_of_k():
+    def s(right, judge):
+        return {'answer': str(right), 'length': 5, 'rewards': {'accuracy': float(right), 'judge': judge}}
+    scored = [[s(1, 0.9), s(0, 0.2), s(0, 0.8), s(1, 0.1)], [s(0, 0.5), s(1, 0.6), s(0, 0.0), s(0, 0.0)]]
+    by = lambda weights: lambda groups: sample.best_of(groups, weights)  # noqa: E731
+    best = budget.point('zero', 'best', scored, 2, 2, by({'judge': 1.0}))
+    assert best['accuracy'] == (1 / 2 + 1 / 2) / 2 and best['tokens'] == 10
+    assert budget.point('zero', 'best', scored, 4, 4, by({'judge': 1.0}))['accuracy'] == 1.0
+    assert budget.point('zero', 'best', scored, 2, 2, by({'accuracy': 1.0}))['accuracy'] == (1 + 1 / 2) / 2     # pass@2 of these pairs
