@@ -174,9 +174,9 @@ class Cache:
             g = self.groups
             pk, pv = (t[:g.P, :, :g.Lp].flatten(0, 1) for t in self.prefix.layers[layer][:2])
             before = torch.baddbmm(self.prefix_bias, g.gather(q, G), pk.mT, alpha=scale)
-            logp = before.log_softmax(-1, dtype=torch.float32)
-            o = g.scatter(torch.bmm(logp.exp().to(q.dtype), pv), G)
-            total = g.scatter(before[..., :1] - logp[..., :1], G)
+            p = before.softmax(-1, dtype=torch.float32)
+            o = g.scatter(torch.bmm(p.to(q.dtype), pv), G)
+            total = g.scatter(before.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log(), G)   # log of the sum of exp
         p = torch.cat([scores, total], -1).view(m, G, T, self.R, -1).add_(self.bias).softmax(-1, dtype=torch.float32).to(q.dtype).flatten(0, 1).flatten(1, 2)
         o = torch.baddbmm(o * p[..., -1:], p[..., :-1], v)
         return o.view(m, G, T, self.R, -1).transpose(1, 2).flatten(2, 3)
@@ -192,7 +192,7 @@ def pick(logits_SV, u_S, temperature, top_p=1.0, top_k=0, min_p=0.0):
     least min_p times the largest, of these the fewest whose share reaches top_p."""
     p = (logits_SV if temperature in (0, 1) else logits_SV / temperature).softmax(dim=-1)
     if temperature == 0:
-        x = logits_SV.argmax(dim=-1)
+        x = largest(logits_SV)
     else:
         allowed = p
         if top_k and top_k < p.shape[1]:
@@ -205,6 +205,14 @@ def pick(logits_SV, u_S, temperature, top_p=1.0, top_k=0, min_p=0.0):
             allowed = torch.zeros_like(p).scatter_(1, order, ranked * inside)
         x = invert(allowed, u_S)
     return x, p.gather(1, x.unsqueeze(1)).squeeze(1).log()
+
+
+def largest(z_SV, width=64):
+    """-> argmax: blocks of tokens first, then inside the block, because maxima are found ten times faster than their places."""
+    blocks = F.pad(z_SV, (0, -z_SV.shape[1] % width), value=float('-inf')).view(len(z_SV), -1, width)
+    b = blocks.amax(-1).argmax(-1, keepdim=True)
+    i = blocks.gather(1, b.unsqueeze(-1).expand(-1, 1, width)).squeeze(1).argmax(-1)
+    return b.squeeze(1) * width + i
 
 
 def invert(p_SV, u_S, width=64):
@@ -308,7 +316,7 @@ class Sampler:
                 self.drafted, self.accepted = self.drafted + run.drafted, self.accepted + run.accepted
 
         T = self.threads(len(prompts), n)
-        with packed(self.model, free_memory(self.device)):
+        with packed(self.model, min(self.slots, len(prompts) * n), free_memory(self.device)):
             if T == 1:
                 serve(range(len(prompts)))
             else:
@@ -556,7 +564,8 @@ class Run:
     # ---- steps
 
     def draw(self, logits, noise, made):
-        return pick(logits, shift(mix(noise, made), 11).double() / 2**53, **self.how)
+        u = shift(mix(noise, made), 11).double() / 2**53 if self.how['temperature'] else None
+        return pick(logits, u, **self.how)
 
     def note(self, rows, x, logp, live):
         """Token x of the rows where `live`: the others write to the spare column. Sets made, done and cur."""

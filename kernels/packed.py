@@ -13,14 +13,15 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
-FEWEST = 32    # rows: with fewer oneDNN's preparation of a call costs more than the packing gains
+FEWEST = 1_500_000    # multiplications: with fewer oneDNN's preparation of a call costs more than the packing gains
 
 
-def worth_it(weight, free):
-    """free: bytes of memory. A copy of a large model's weights would be memory that is missed, and its products gain less."""
-    return (weight.device.type == 'cpu' and weight.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
+def worth_it(model, rows, free):
+    """free: bytes of memory, of which the copies may take a quarter"""
+    weight = model.head_weight
+    return (weight.device.type == 'cpu' and weight.dtype == torch.float32 and not torch.is_autocast_enabled('cpu') and rows >= 16
             and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
-            and type(weight.data) is torch.Tensor and (free or 0) > 2**32)
+            and type(weight.data) is torch.Tensor and 16 * model.num_params() < (free or 0))
 
 
 class Packed:
@@ -30,17 +31,17 @@ class Packed:
 
     def __call__(self, x, times=None, silu=False):
         """-> x Wᵀ + b, its silu, or it times a factor of its shape"""
-        if x.numel() < FEWEST * x.shape[-1]:
+        if x.numel() * len(self.plain) < FEWEST:
             y = F.linear(x, self.plain, self.bias)
             return F.silu(y) if silu else y if times is None else y.mul_(times)
         if times is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, times, self.weight, self.bias, 'mul')
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'swish' if silu else 'none', [], '')
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, 'swish' if silu else 'none', [], '')
 
 
 class PackedMLP:
-    def __init__(self, gate, up, down):
-        self.gate, self.up, self.down = Packed(gate), Packed(up), Packed(down)
+    def __init__(self, module):
+        self.gate, self.up, self.down = Packed(module.gate_proj.weight), Packed(module.up_proj.weight), Packed(module.down_proj.weight)
 
     def __call__(self, x):
         return self.down(self.up(x, times=self.gate(x, silu=True)))
@@ -51,22 +52,25 @@ class PackedExperts:
 
     def __init__(self, module):
         self.plain = type(module).forward.__get__(module)
-        self.experts = [PackedMLP(*w.chunk(2), down) for w, down in zip(module.gate_up_proj, module.down_proj)]
+        self.gate_up, self.down = ([Packed(w) for w in stack] for stack in (module.gate_up_proj, module.down_proj))
 
     def __call__(self, x, weights, chosen):
-        flat, K = chosen.flatten(), chosen.shape[1]
-        if len(flat) < FEWEST * len(self.experts):
+        flat, (N, K), E = chosen.flatten(), chosen.shape, len(self.down)
+        if N * K * self.down[0].plain.numel() < FEWEST * E:
             return self.plain(x, weights, chosen)
-        order = flat.argsort(stable=True)
-        parts = x.index_select(0, order // K).split(flat.bincount(minlength=len(self.experts)).tolist())
-        y = torch.cat([expert(part) for expert, part in zip(self.experts, parts) if len(part)])
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-        return F.embedding_bag(back.view(-1, K), y, per_sample_weights=weights, mode='sum')
+        order, counts = flat.argsort(stable=True), flat.bincount(minlength=E).tolist()
+
+        def product(layers, x):
+            return torch.cat([layer(part) for layer, part in zip(layers, x.split(counts)) if len(part)])
+        gate, up = product(self.gate_up, x.index_select(0, order // K)).chunk(2, dim=-1)
+        y = product(self.down, F.silu(gate).mul_(up))
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(N * K))
+        return F.embedding_bag(back.view(N, K), y, per_sample_weights=weights, mode='sum')
 
 
 @contextmanager
-def packed(model, free):
-    """Within, the linear layers of a model.Transformer work on packed copies of their weights, where that pays."""
+def packed(model, rows, free):
+    """Within, the linear layers of a model.Transformer work on packed copies of their weights, where that pays for so many rows at once."""
     changed = []
 
     def change(module, name, function):
@@ -74,14 +78,14 @@ def packed(model, free):
         changed.append((module, name))
     try:
         with torch.no_grad():
-            if worth_it(model.head_weight, free):
+            if worth_it(model, rows, free):
                 for module in model.modules():
                     if isinstance(module, torch.nn.Linear):
                         change(module, 'forward', Packed(module.weight, module.bias))
                     elif hasattr(module, 'gate_up_proj'):
                         change(module, 'forward', PackedExperts(module))
                     elif hasattr(module, 'gate_proj'):
-                        change(module, 'forward', PackedMLP(module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight))
+                        change(module, 'forward', PackedMLP(module))
                 change(model, 'logits', Packed(model.head_weight))
         yield
     finally:

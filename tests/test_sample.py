@@ -14,6 +14,7 @@ import decode
 import sample
 from data.countdown.prepare import toy_tokenizer
 from decode import Completion, Sampler, pick, uniform
+from kernels import packed
 from model import ModelConfig, Transformer
 from plots import budget
 from sample import pass_at_k
@@ -283,6 +284,13 @@ def test_frequencies_follow_the_filters(filters, inside):
     assert torch.allclose(logp, p.log()[x], atol=1e-5)
 
 
+@pytest.mark.parametrize('V', [1, 40, 512, 513, 5000])
+def test_the_largest_in_blocks_is_the_first_largest(V):
+    z = torch.randint(0, 1 + V // 3, (300, V)).float()
+    assert torch.equal(z.gather(1, decode.largest(z)[:, None]), z.amax(-1, keepdim=True))
+    assert torch.equal(decode.largest(z), (z == z.amax(-1, keepdim=True)).int().argmax(-1))
+
+
 @pytest.mark.parametrize('V', [40, 512, 513, 5000])
 def test_inversion_in_blocks_equals_the_plain_cumulative_sum(V):
     torch.manual_seed(V)
@@ -462,6 +470,34 @@ def test_threads_share_the_prompts_and_change_nothing():
         torch.set_num_threads(before)
     assert [[c.tokens for c in group] for group in got] == [[c.tokens for c in group] for group in expected]
     assert sorted(heard) == [(p, s) for p in range(12) for s in range(2)]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
+@pytest.mark.parametrize('kind', MODELS)
+def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
+    model = make(kind)
+    plain = lambda: all('forward' not in vars(m) for m in model.modules()) and 'logits' not in vars(model)  # noqa: E731
+    monkeypatch.setattr(decode, 'free_memory', lambda device: 300_000)              # little memory: no copies
+    expected = Sampler(model, [3]).generate(PROMPTS, 4, 12, 1.0, seed=5)
+    monkeypatch.setattr(decode, 'free_memory', lambda device: 2**40)
+    calls = []
+    for few in (0, 900, packed.FEWEST):
+        monkeypatch.setattr(packed, 'FEWEST', few)
+        got = Sampler(model, [3]).generate(PROMPTS, 4, 12, 1.0, seed=5, on_token=lambda *a: calls.append(plain()))
+        assert plain() and not any(calls) and calls
+        for a, b in zip((c for group in expected for c in group), (c for group in got for c in group)):
+            assert a.tokens == b.tokens and a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    monkeypatch.setattr(packed, 'FEWEST', 0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.9)                                                             # an update: packed anew
+    new = Sampler(model).generate([PROMPTS[0]], 16, 4, 0.7, seed=5)[0][0]
+    assert (new.tokens, new.logprobs) == (lambda tokens, logps: (tokens, pytest.approx(logps, abs=1e-4)))(*without_cache(model, PROMPTS[0], 0, 0, 4, 0.7, 5, []))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:] = float('nan')
+    with pytest.raises(FloatingPointError):
+        Sampler(model).generate(PROMPTS, 4, 4)
+    assert plain()
 
 
 def test_the_cache_holds_c_plus_r_numbers_a_token_and_layer():
