@@ -144,7 +144,7 @@ class Cache:
         self.kernel = self.own.cfg.mla and fused(at_mT)
         if self.kernel:
             return
-        # of the own tokens, and of one more number: what the prompt's scores come to
+        # of the own tokens, and of one more place: the log of the sum of exp of the prompt's scores
         self.bias = torch.zeros(m, 1, T, 1, length + 1, device=at_mT.device)
         self.bias[..., :-1].masked_fill_((torch.arange(length, device=at_mT.device) > at_mT.unsqueeze(-1))[:, None, :, None], float('-inf'))
         self.zero = torch.zeros((), dtype=dtype, device=at_mT.device)
@@ -177,7 +177,8 @@ class Cache:
             p = before.softmax(-1, dtype=torch.float32)
             o = g.scatter(torch.bmm(p.to(q.dtype), pv), G)
             total = g.scatter(before.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log(), G)   # log of the sum of exp
-        p = torch.cat([scores, total], -1).view(m, G, T, self.R, -1).add_(self.bias).softmax(-1, dtype=torch.float32).to(q.dtype).flatten(0, 1).flatten(1, 2)
+        scores = torch.cat([scores, total], -1).view(m, G, T, self.R, -1).add_(self.bias)
+        p = scores.softmax(-1, dtype=torch.float32).to(q.dtype).view(m * G, T * self.R, -1)
         o = torch.baddbmm(o * p[..., -1:], p[..., :-1], v)
         return o.view(m, G, T, self.R, -1).transpose(1, 2).flatten(2, 3)
 
