@@ -68,6 +68,10 @@ class Config:
     group: int = 8                         # completions a prompt
     max_new_tokens: int = 192              # longest completion, the stop token included; "max_length" of the rewards
     temperature: float = 1.0               # of the rollout, and inside every log-prob
+    top_p: float = 1.0                     # nucleus of the rollout, top_k and min_p as in sample.py: only with allow_biased
+    top_k: int = 0                         # the so many most probable tokens; 0: all
+    min_p: float = 0.0                     # tokens of at least this share of the most probable one's probability
+    allow_biased: bool = False             # let them: log-probs stay those of all tokens, so ratios and gradients are biased
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
     dynamic_sampling: int = 0              # so many times other prompts take the place of groups without variance (DAPO)
     updates: int = 1                       # optimizer steps a rollout, each on its share of the groups
@@ -119,6 +123,9 @@ class Config:
         for key, choices in CHOICES.items():
             if getattr(self, key) not in choices:
                 raise ValueError(f'{key} must be one of {", ".join(choices)}, not {getattr(self, key)!r}')
+        if not self.allow_biased and (self.top_p < 1 or self.top_k or self.min_p):
+            raise ValueError(f'top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p} sample another distribution than the one whose '
+                             'log-probs are trained, which biases the gradient; leave them at 1.0, 0 and 0.0, or set allow_biased=True')
         if self.prompts % self.updates:
             raise ValueError(f'prompts={self.prompts} does not divide into updates={self.updates}')
 
@@ -300,8 +307,8 @@ def rollout(cfg, model, tokenizer, problems, numbers, step, device):
     ids, rows = encode_prompts(tokenizer, [{'max_length': cfg.max_new_tokens, **row} for row in problems], cfg.prefill)
     sampler = Sampler(model, tokenizer.stop_ids, cfg.slots)
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
-        completions = sampler.generate(ids, cfg.group, cfg.max_new_tokens, cfg.temperature, seed=cfg.seed * 1_000_003 + step, keys=numbers,
-                                       routes=cfg.replay_routes, unbiased=True)
+        completions = sampler.generate(ids, cfg.group, cfg.max_new_tokens, cfg.temperature, cfg.top_p, cfg.seed * 1_000_003 + step, numbers,
+                                       top_k=cfg.top_k, min_p=cfg.min_p, routes=cfg.replay_routes, unbiased=not cfg.allow_biased)
     scored = score(tokenizer, rows, completions, cfg.rewards)
     groups = [[Sample(prompt, c.tokens, c.logprobs, {k: v for k, v in s.items() if k != 'response'}, c.routes) for c, s in zip(*group)]
               for prompt, *group in zip(ids, completions, scored)]

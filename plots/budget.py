@@ -4,8 +4,9 @@ Test-time compute: accuracy against tokens spent on a problem, before and after 
     python plots/budget.py --run=out/r1                    # base and zero of `make r1`; needs the [plot] extra
     make plot-budget RUN=out/r1
 
-Three ways to spend: thinking cut at a budget or prolonged to one (budget forcing, one sample), and the majority of 1, 2, 4, ... samples
-whose thinking is free. A point is accuracy with its 95% interval over problems, at the mean number of tokens of all samples it used.
+Four ways to spend: thinking cut at a budget or prolonged to one (budget forcing, one sample), and of 1, 2, 4, ... samples whose thinking is
+free the majority, or the best by a reward. A point is accuracy with its 95% interval over problems, at the mean number of tokens of all
+samples it used. With the accuracy itself as the reward the best of n is what a perfect judge would reach: pass@n.
 """
 
 import json
@@ -16,11 +17,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
+import rewards  # noqa: E402
 from configurator import configure  # noqa: E402
 from data.loader import read_rows  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from model import Transformer  # noqa: E402
-from sample import bootstrap, device_of, evaluate, majority  # noqa: E402
+from sample import best_of, bootstrap, device_of, evaluate, majority  # noqa: E402
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Config:
     data: str | None = None                # problem file; None: RUN/data/test.jsonl
     limit: int = 128                       # problems
     n: int = 8                             # samples a problem
+    best_of: dict = field(default_factory=lambda: {'format': 1.0})     # rewards and weights to choose the best of n by; {}: not drawn
+    preference: dict = field(default_factory=dict)                     # reward models of the reward 'preference', {name: folder}
     budgets: list = field(default_factory=lambda: [4, 8, 16, 32, 64])  # tokens at which the thinking is cut
     prolong: list = field(default_factory=lambda: [48, 96])            # tokens up to which it is kept going
     think_end: str = '</think>'            # the text that ends the thinking
@@ -42,14 +46,18 @@ class Config:
     device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
 
 
-def votes(scored, k):
-    """-> each problem's share of right majorities among its n // k groups of k samples"""
-    groups = [[samples[i:i + k] for i in range(0, len(samples) - k + 1, k)] for samples in scored]
-    return [sum(map(majority, g)) / len(g) for g in groups]
+def groups_of(scored, k, judge):
+    """judge: groups of k samples -> 0 or 1 for each. -> each problem's share of right ones among its n // k groups"""
+    values = [judge([samples[i:i + k] for i in range(0, len(samples) - k + 1, k)]) for samples in scored]
+    return [sum(v) / len(v) for v in values]
 
 
-def point(stage, way, scored, k, size):
-    right = votes(scored, k)
+def votes(groups):
+    return [majority(g) for g in groups]
+
+
+def point(stage, way, scored, k, size, judge=votes):
+    right = groups_of(scored, k, judge)
     tokens = [s['length'] for samples in scored for s in samples]
     return {'stage': stage, 'way': way, 'size': size, 'tokens': k * sum(tokens) / len(tokens), 'accuracy': sum(right) / len(right),
             'interval': bootstrap(right)}
@@ -59,10 +67,12 @@ def points(cfg, stage, model, tokenizer, rows):
     def run(**think):
         think = {'think_end': cfg.think_end, 'wait': cfg.wait, **think} if think else None
         return evaluate(model, tokenizer, rows, cfg.n, cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, greedy=False,
-                        slots=cfg.slots, weights={'accuracy': 1.0}, think=think)[1]
+                        slots=cfg.slots, weights={'accuracy': 1.0}, think=think, best=cfg.best_of)[1]
     free = run()
     for k in (2**i for i in range(cfg.n.bit_length()) if 2**i <= cfg.n):
         yield point(stage, 'vote', free, k, k)
+        if cfg.best_of and k > 1:
+            yield point(stage, 'best', free, k, k, lambda groups: best_of(groups, cfg.best_of))
     for budget in cfg.budgets:
         yield point(stage, 'cut', run(think_budget=budget), 1, budget)
     for least in cfg.prolong:
@@ -75,7 +85,7 @@ def draw(found, path):
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
     stages = list(dict.fromkeys(p['stage'] for p in found))
-    marks = {'vote': ('o-', 'majority of k'), 'cut': ('s--', 'thinking cut'), 'prolong': ('^:', 'thinking prolonged')}
+    marks = {'vote': ('o-', 'majority of k'), 'best': ('d-.', 'best of k'), 'cut': ('s--', 'thinking cut'), 'prolong': ('^:', 'thinking prolonged')}
     for color, stage in enumerate(stages):
         for way, (style, label) in marks.items():
             mine = sorted((p for p in found if p['stage'] == stage and p['way'] == way), key=lambda p: p['tokens'])
@@ -100,6 +110,7 @@ def main(cfg):
     device = device_of(cfg)
     run, found = Path(cfg.run), []
     rows = read_rows(cfg.data or run / 'data' / 'test.jsonl', require=('prompt', 'task'))[:cfg.limit]
+    rewards.prepare({'accuracy': 1.0, **cfg.best_of}, {row['task'] for row in rows}, preference=cfg.preference, device=device)
     for stage in cfg.stages:
         model, tokenizer = Transformer.from_pretrained(run / stage, device=device).eval(), Tokenizer.from_pretrained(run / stage)
         for p in points(cfg, stage, model, tokenizer, rows):

@@ -444,6 +444,19 @@ def test_sampler_and_trainer_agree_and_the_first_ratio_is_exactly_one(toy, tmp_p
     assert metrics(tmp_path / 'b')[0]['ratio_max'] > 1.0001                                  # the second update is off-policy
 
 
+@pytest.mark.parametrize('change', ['top_p=0.9', 'top_k=5', 'min_p=0.9'])
+def test_biased_rollouts_are_refused_unless_allowed(toy, change):
+    with pytest.raises((ConfigError, ValueError), match='allow_biased=True'):
+        parse(Config, [f'--{change}'])
+    name, value = change.split('=')
+    cfg = config(toy, 'unused', allow_biased=True, **{name: float(value) if '.' in value else int(value)})
+    model, tokenizer = grpo.load_model(cfg, CPU)
+    problems = grpo.read_rows(toy / 'rl.jsonl', require=('prompt', 'task'))
+    tokens = lambda cfg: [[s.tokens for s in group] for group in grpo.rollout(cfg, model, tokenizer, problems, list(range(8)), 3, CPU)[0]]  # noqa: E731
+    plain, biased = tokens(config(toy, 'unused', allow_biased=True)), tokens(cfg)
+    assert plain == tokens(config(toy, 'unused')) and biased != plain
+
+
 def test_a_stored_rollout_scores_alike_in_sampler_and_trainer(toy):
     model, tokenizer = grpo.load_model(config(toy, 'unused'), CPU)
     cfg = config(toy, 'unused', temperature=0.6, max_new_tokens=30)

@@ -14,6 +14,7 @@ import decode
 import sample
 from data.countdown.prepare import toy_tokenizer
 from decode import Completion, Sampler, pick, uniform
+from kernels import packed
 from model import ModelConfig, Transformer
 from plots import budget
 from sample import pass_at_k
@@ -283,6 +284,13 @@ def test_frequencies_follow_the_filters(filters, inside):
     assert torch.allclose(logp, p.log()[x], atol=1e-5)
 
 
+@pytest.mark.parametrize('V', [1, 40, 512, 513, 5000])
+def test_the_largest_in_blocks_is_the_first_largest(V):
+    z = torch.randint(0, 1 + V // 3, (300, V)).float()
+    assert torch.equal(z.gather(1, decode.largest(z)[:, None]), z.amax(-1, keepdim=True))
+    assert torch.equal(decode.largest(z), (z == z.amax(-1, keepdim=True)).int().argmax(-1))
+
+
 @pytest.mark.parametrize('V', [40, 512, 513, 5000])
 def test_inversion_in_blocks_equals_the_plain_cumulative_sum(V):
     torch.manual_seed(V)
@@ -464,6 +472,34 @@ def test_threads_share_the_prompts_and_change_nothing():
     assert sorted(heard) == [(p, s) for p in range(12) for s in range(2)]
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
+@pytest.mark.parametrize('kind', MODELS)
+def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
+    model = make(kind)
+    plain = lambda: all('forward' not in vars(m) for m in model.modules()) and 'logits' not in vars(model)  # noqa: E731
+    monkeypatch.setattr(decode, 'free_memory', lambda device: 300_000)              # little memory: no copies
+    expected = Sampler(model, [3]).generate(PROMPTS, 4, 12, 1.0, seed=5)
+    monkeypatch.setattr(decode, 'free_memory', lambda device: 2**40)
+    calls = []
+    for few in (0, 900, packed.FEWEST):
+        monkeypatch.setattr(packed, 'FEWEST', few)
+        got = Sampler(model, [3]).generate(PROMPTS, 4, 12, 1.0, seed=5, on_token=lambda *a: calls.append(plain()))
+        assert plain() and not any(calls) and calls
+        for a, b in zip((c for group in expected for c in group), (c for group in got for c in group)):
+            assert a.tokens == b.tokens and a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    monkeypatch.setattr(packed, 'FEWEST', 0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.9)                                                             # an update: packed anew
+    new = Sampler(model).generate([PROMPTS[0]], 16, 4, 0.7, seed=5)[0][0]
+    assert (new.tokens, new.logprobs) == (lambda tokens, logps: (tokens, pytest.approx(logps, abs=1e-4)))(*without_cache(model, PROMPTS[0], 0, 0, 4, 0.7, 5, []))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:] = float('nan')
+    with pytest.raises(FloatingPointError):
+        Sampler(model).generate(PROMPTS, 4, 4)
+    assert plain()
+
+
 def test_the_cache_holds_c_plus_r_numbers_a_token_and_layer():
     for kind, width in (('mla', 32 + 16), ('gqa', 2 * 2 * 8)):
         cfg = make(kind).cfg
@@ -493,5 +529,17 @@ def test_the_budget_plot_of_a_tiny_run(tmp_path):
     model, tokenizer, _ = tiny_checkpoint(tmp_path)
     budget.main(budget.Config(run=str(tmp_path), stages=['m'], data=str(tmp_path / 'p.jsonl'), n=2, budgets=[3], prolong=[6], max_new_tokens=12, threads=1))
     points = json.loads((tmp_path / 'budget.json').read_text())
-    assert [(p['way'], p['size']) for p in points] == [('vote', 1), ('vote', 2), ('cut', 3), ('prolong', 6)]
-    assert points[0]['tokens'] <= 12 and points[1]['tokens'] == 2 * points[0]['tokens'] and (tmp_path / 'budget.png').stat().st_size > 5000
+    assert [(p['way'], p['size']) for p in points] == [('vote', 1), ('vote', 2), ('best', 2), ('cut', 3), ('prolong', 6)]
+    assert points[0]['tokens'] <= 12 and points[1]['tokens'] == points[2]['tokens'] == 2 * points[0]['tokens']
+    assert (tmp_path / 'budget.png').stat().st_size > 5000
+
+
+def test_the_best_of_k_is_drawn_from_groups_of_k():
+    def s(right, judge):
+        return {'answer': str(right), 'length': 5, 'rewards': {'accuracy': float(right), 'judge': judge}}
+    scored = [[s(1, 0.9), s(0, 0.2), s(0, 0.8), s(1, 0.1)], [s(0, 0.5), s(1, 0.6), s(0, 0.0), s(0, 0.0)]]
+    by = lambda weights: lambda groups: sample.best_of(groups, weights)  # noqa: E731
+    best = budget.point('zero', 'best', scored, 2, 2, by({'judge': 1.0}))
+    assert best['accuracy'] == (1 / 2 + 1 / 2) / 2 and best['tokens'] == 10
+    assert budget.point('zero', 'best', scored, 4, 4, by({'judge': 1.0}))['accuracy'] == 1.0
+    assert budget.point('zero', 'best', scored, 2, 2, by({'accuracy': 1.0}))['accuracy'] == (1 + 1 / 2) / 2     # pass@2 of these pairs
