@@ -29,7 +29,6 @@ Left out: asynchronous rollouts, a value network, a second inference engine (and
 """
 
 import json
-import sys
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -42,7 +41,7 @@ import torch.distributed as dist
 import checkpoint
 import plan
 import rewards
-from configurator import configure
+from configurator import run
 from data.loader import read_rows
 from model import update_router_bias
 from sample import Sampler, encode_prompts, evaluate, score
@@ -542,6 +541,6 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    main(configure(Config, sys.argv[1:]))
+    run(main, Config)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -39,7 +39,7 @@ from tqdm import tqdm
 import checkpoint
 import kernels
 import plan
-from configurator import configure
+from configurator import run
 from data.loader import PackedBatches, read_rows
 from data.tokenizer import Tokenizer
 from kernels import fp8
@@ -515,6 +515,6 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    main(configure(Config, sys.argv[1:]))
+    run(main, Config)
     if dist.is_initialized():
         dist.destroy_process_group()
