@@ -4,10 +4,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
-export OMP_NUM_THREADS ?= $(THREADS)
+THREADS ?= 2
+export OMP_NUM_THREADS := $(THREADS)
 export RUN ?= out/r1
 SEED ?= 1
-THREADS ?= 2
 
 .PHONY: setup test test-slow kernels bench bench-gpu plot plot-budget r1 controls
 .DELETE_ON_ERROR:
@@ -43,12 +43,15 @@ plot-budget: setup   ## accuracy against tokens spent, before and after RL: make
 	$(PY) plots/budget.py --run=$(RUN)
 
 # ---- the recipe: each target is a file that its command writes last
-# $(call timed,command): run it, and note target and seconds in seconds.txt for the report
+# $(call timed,command): run it, and note target, start and end in seconds.txt for the report
 timed = @mkdir -p $(RUN); echo '$(1)'; start=$$(date +%s.%N); $(1); code=$$?; \
-	echo "$@ $$(date +%s.%N) $$start" | awk '{print $$1, $$2 - $$3}' >> $(RUN)/seconds.txt; exit $$code
+	echo "$@ $$start $$(date +%s.%N)" >> $(RUN)/seconds.txt; exit $$code
 
+# The base fills all cores. After it two things run at a time, on half of them each, since sampling rows this small cannot use more: the
+# chain of RL and SFT beside the students and the evaluations of what is finished.
 r1: setup
-	@$(MAKE) --no-print-directory $(RUN)/report.json
+	@$(MAKE) --no-print-directory $(RUN)/base/config.json
+	@$(MAKE) --no-print-directory -j2 THREADS=$$(( $(THREADS) > 1 ? $(THREADS) / 2 : 1 )) $(RUN)/report.json
 
 $(RUN)/data/test.jsonl:
 	$(call timed,$(PY) data/countdown/prepare.py --out_dir=$(RUN)/data --seed=$(SEED) $(CORPUS))
@@ -88,7 +91,7 @@ $(RUN)/final/samples.jsonl: $(RUN)/final/config.json
 	$(call timed,$(PY) sample.py config/r1/teacher.py --threads=$(THREADS) --checkpoint=$(RUN)/final --out=$@)
 $(RUN)/distill/config.json: $(RUN)/final/samples.jsonl $(RUN)/student_base/config.json
 	$(call timed,$(PY) sft.py config/r1/distill.py --seed=$(SEED) --threads=$(THREADS))
-$(RUN)/student_rl/config.json: $(RUN)/distill/config.json
+$(RUN)/student_rl/config.json: $(RUN)/student_base/config.json
 	$(call timed,$(PY) grpo.py config/r1/student_rl.py --seed=$(SEED) --threads=$(THREADS))
 # 8. evaluation on the held-out problems, and the report
 $(RUN)/%/eval.json: $(RUN)/%/config.json
@@ -99,7 +102,8 @@ $(RUN)/%/eval_sort.json: $(RUN)/%/config.json
 	$(call timed,$(PY) sample.py config/r1/eval_sort.py --threads=$(THREADS) --checkpoint=$(RUN)/$* --summary=$@)
 
 STAGES := base zero cold rl reject final distill student_rl
-$(RUN)/report.json: $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json $(RUN)/reject/eval_sort.json \
+# models first: what others wait for goes before what nobody waits for
+$(RUN)/report.json: $(RUN)/distill/config.json $(RUN)/student_rl/config.json $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json $(RUN)/reject/eval_sort.json \
   $(RUN)/final/eval_sort.json plots/report.py
 	$(PY) plots/report.py --run=$(RUN)
 

@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
 
 from kernels.fp8 import dequantise
 
@@ -212,8 +211,9 @@ def in_ranges(names):
 def load_tensors(places, files):
     """places: {hub name: (tensor, index)}, as Transformer.hub_tensors gives them. Reads each into its place, whatever its dtype there."""
     for name, (tensor, index) in places.items():
-        place, rows = tensor.detach()[index] if not isinstance(tensor, DTensor) else tensor.to_local(), slice(None)
-        if isinstance(tensor, DTensor):
+        sharded = hasattr(tensor, 'placements')     # a DTensor; to import that class takes a second
+        place, rows = tensor.to_local() if sharded else tensor.detach()[index], slice(None)
+        if sharded:
             first = first_row(tensor)
             if index is ...:
                 rows = slice(first, first + len(place))
