@@ -286,7 +286,7 @@ def test_padding_and_neighbours_change_no_log_prob_and_no_gradient():
     together['input_ids'][together['times'].view(3, -1) == 0] = 29                                           # what the padding holds is nobody's business
     other = grpo.forward(model, together, cfg, CPU)[0]
     other.sum().backward()
-    assert torch.equal(other, logp)
+    assert torch.allclose(other, logp, rtol=0, atol=2e-6)   # not bit by bit: padding goes to experts too, and moves the rows of their products
     for name, g in got.items():
         assert torch.allclose(g, model.get_parameter(name).grad, atol=1e-6), name
 
