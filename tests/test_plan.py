@@ -46,12 +46,13 @@ class Peak(TorchDispatchMode):
             self.note(t)
 
     def note(self, t):
-        storage = t.untyped_storage()
-        if storage._cdata not in self.sizes:
-            self.sizes[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
+        storage = t if t.is_mkldnn else t.untyped_storage()      # oneDNN's own tensors have none
+        key, size = (id(t), t.numel() * t.element_size()) if t.is_mkldnn else (storage._cdata, storage.nbytes())
+        if key not in self.sizes:
+            self.sizes[key] = size
+            self.now += size
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.release, storage._cdata)
+            weakref.finalize(storage, self.release, key)
 
     def release(self, key):
         self.now -= self.sizes.pop(key)
