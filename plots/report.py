@@ -87,7 +87,7 @@ def plot(run, path):
             axis.plot([m['step'] for m in evals], [m[key] for m in evals], 'o-', color=f'C{color}', markersize=3, label=STAGES[stage])
     axes[0].set(ylabel='right at T = 1', ylim=(0, 1.02), title='RL on Countdown: held-out problems (dots), rollouts (thin)')
     axes[1].set(ylabel='tokens a completion', xlabel='RL step')
-    axes[0].legend(fontsize=8, loc='lower right')
+    axes[0].legend(fontsize=8, loc='center right', bbox_to_anchor=(1.0, 0.62))
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
