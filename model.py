@@ -150,6 +150,11 @@ class ModelConfig:
 # layers
 
 
+class Linear(nn.Linear):
+    def forward(self, x):
+        return cpu.linear(x, self.weight, self.bias)
+
+
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight, in float32, cast back before the weight as the released models do."""
 
@@ -241,15 +246,15 @@ class MLA(nn.Module):
         C, H = cfg.hidden_size, cfg.num_attention_heads
         self.H, self.n, self.r, self.v, self.c = H, cfg.qk_nope_head_dim, cfg.qk_rope_head_dim, cfg.v_head_dim, cfg.kv_lora_rank
         if cfg.q_lora_rank:
-            self.q_a_proj = nn.Linear(C, cfg.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(C, cfg.q_lora_rank, bias=False)
             self.q_a_layernorm = RMSNorm(cfg.q_lora_rank, 1e-6)  # 1e-6 whatever rms_norm_eps says, as in transformers
-            self.q_b_proj = nn.Linear(cfg.q_lora_rank, H * (self.n + self.r), bias=False)
+            self.q_b_proj = Linear(cfg.q_lora_rank, H * (self.n + self.r), bias=False)
         else:
-            self.q_proj = nn.Linear(C, H * (self.n + self.r), bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(C, self.c + self.r, bias=False)
+            self.q_proj = Linear(C, H * (self.n + self.r), bias=False)
+        self.kv_a_proj_with_mqa = Linear(C, self.c + self.r, bias=False)
         self.kv_a_layernorm = RMSNorm(self.c, 1e-6)
-        self.kv_b_proj = nn.Linear(self.c, H * (self.n + self.v), bias=False)
-        self.o_proj = nn.Linear(H * self.v, C, bias=False)
+        self.kv_b_proj = Linear(self.c, H * (self.n + self.v), bias=False)
+        self.o_proj = Linear(H * self.v, C, bias=False)
         self.scale = (self.n + self.r) ** -0.5
         s = cfg.rope_scaling
         if s and s['rope_type'] == 'yarn' and s.get('mscale_all_dim'):
@@ -299,10 +304,10 @@ class GQA(nn.Module):
         C, d = cfg.hidden_size, cfg.head_dim
         self.H, self.G, self.d = cfg.num_attention_heads, cfg.num_key_value_heads, d
         bias = cfg.model_type == 'qwen2'
-        self.q_proj = nn.Linear(C, self.H * d, bias=bias)
-        self.k_proj = nn.Linear(C, self.G * d, bias=bias)
-        self.v_proj = nn.Linear(C, self.G * d, bias=bias)
-        self.o_proj = nn.Linear(self.H * d, C, bias=False)
+        self.q_proj = Linear(C, self.H * d, bias=bias)
+        self.k_proj = Linear(C, self.G * d, bias=bias)
+        self.v_proj = Linear(C, self.G * d, bias=bias)
+        self.o_proj = Linear(self.H * d, C, bias=False)
         if cfg.model_type == 'qwen3':
             self.q_norm, self.k_norm = RMSNorm(d, cfg.rms_norm_eps), RMSNorm(d, cfg.rms_norm_eps)
 
@@ -337,9 +342,9 @@ class MLP(nn.Module):
 
     def __init__(self, width, hidden):
         super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.gate_proj = Linear(width, hidden, bias=False)
+        self.up_proj = Linear(width, hidden, bias=False)
+        self.down_proj = Linear(hidden, width, bias=False)
 
     def forward(self, x):
         x = cast_once(x)
@@ -428,7 +433,7 @@ class MTPLayer(Layer):
         super().__init__(cfg, index)
         self.enorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.hnorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.eh_proj = nn.Linear(2 * cfg.hidden_size, cfg.hidden_size, bias=False)
+        self.eh_proj = Linear(2 * cfg.hidden_size, cfg.hidden_size, bias=False)
         self.shared_head = nn.ModuleDict({'norm': RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)})
 
     def forward(self, h, next_embedding, attend):
@@ -455,7 +460,7 @@ class Transformer(nn.Module):
             'norm': RMSNorm(cfg.hidden_size, cfg.rms_norm_eps),
         })
         if not cfg.tie_word_embeddings:
-            self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+            self.lm_head = Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         self._rope = None  # (frequencies, factor), made at first use so that building on the meta device works
         if self.model.embed_tokens.weight.device.type != 'meta':
             self.init_weights()

@@ -1,11 +1,14 @@
 """
-RMSNorm, rotary embedding and attention for training on a CPU: the same numbers in fewer passes and products.
+Linear layers, SwiGLU, RMSNorm, rotary embedding and attention for training on a CPU: the same numbers in fewer passes and faster products.
 
     n = x / rms(x),  y = n ⊙ w:   dx = (g − n mean(g ⊙ n)) / rms,  g = dy ⊙ w,  dw = Σ_rows dy ⊙ n
 
 LayerNorm's backward with mean 0 is this less mean(g) / rms, and one fused kernel; what it lacks is a matrix-vector product. Autograd's
 own backward of F.rms_norm takes three to four times as long, on the short rows of q and k norms six times.
 A rotation writes each half of y with one product and one multiply-add; its gradient is the rotation by −θ.
+Float32 products go to oneDNN, which on AVX-512 multiplies by 10 to 20% faster than MKL does here; it takes a transposed weight as it
+lies, so x Wᵀ and dy W both gain; dyᵀ x would need copies of both and stays with MKL.
+SwiGLU goes through a few rows at a time: what one pass writes the next finds in the cache.
 Attention of short rows is a batched product for a block of queries and the keys that at least one of them sees: a causal mask leaves
 three quarters of it at T = 256, one of packed documents half and less. Probabilities are kept, T·L numbers a head, where PyTorch's
 flash kernel computes them again, in float32 alone.
@@ -13,11 +16,73 @@ flash kernel computes them again, in float32 alone.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 
 def trains(x):
     """Whether a backward pass will come: without one there is nothing to gain."""
     return x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16) and torch.is_grad_enabled() and x.requires_grad
+
+
+ONEDNN = (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith('AVX512')
+          and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
+FEWEST = 1_500_000    # multiplications: with fewer oneDNN's preparation of a call costs more than it gains
+
+
+def product(x, w):
+    """x [N, K] wᵀ, w [M, K] in any layout -> [N, M]"""
+    if ONEDNN and x.device.type == 'cpu' and x.dtype == w.dtype == torch.float32 and x.numel() * len(w) >= FEWEST:
+        return torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], '')
+    return torch.mm(x, w.t())
+
+
+def linear(x, weight, bias=None):
+    """x [..., K], weight [M, K], bias [M] or None -> [..., M]; F.linear but for float32 in training on a CPU with AVX-512"""
+    if not (ONEDNN and x.dtype == weight.dtype == torch.float32 and trains(x) and x.numel() * len(weight) >= FEWEST
+            and not torch.is_autocast_enabled('cpu')):
+        return F.linear(x, weight, bias)
+    y = Linear.apply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
+    return y if bias is None else y + bias
+
+
+class Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return product(x, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        return product(dy, weight.t()) if ctx.needs_input_grad[0] else None, dy.t() @ x if ctx.needs_input_grad[1] else None
+
+
+class SwiGLU(torch.autograd.Function):
+    """h = silu(g) ⊙ u:  dg = dh ⊙ u ⊙ silu'(g),  du = dh ⊙ silu(g)"""
+    PIECE = 2**17   # numbers
+
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        h = torch.empty_like(gate, memory_format=torch.contiguous_format)
+        for g, u, out in zip(*(SwiGLU.pieces(t) for t in (gate, up, h))):
+            torch.mul(torch.ops.aten.silu.out(g, out=out), u, out=out)
+        return h
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dh):
+        gate, up = ctx.saved_tensors
+        dg, du = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (gate, up))
+        for d, g, u, out_g, out_u in zip(*(SwiGLU.pieces(t) for t in (dh, gate, up, dg, du))):
+            torch.ops.aten.silu_backward.grad_input(torch.mul(d, u, out=out_g), g, grad_input=out_g)
+            torch.mul(torch.ops.aten.silu.out(g, out=out_u), d, out=out_u)
+        return dg, du
+
+    @staticmethod
+    def pieces(t):
+        return t.reshape(-1, t.shape[-1]).split(max(1, SwiGLU.PIECE // t.shape[-1]))
 
 
 class RMSNorm(torch.autograd.Function):

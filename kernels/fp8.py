@@ -175,7 +175,7 @@ def convert(model):
     """Makes every nn.Linear of a Transformer's layers one of FP8, in place; names and weights stay as they are."""
     for layer in model.model.layers:
         for module in layer.modules():
-            if type(module) is nn.Linear:
+            if isinstance(module, nn.Linear):
                 module.__class__ = Linear
     return model
 

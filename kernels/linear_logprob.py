@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import torch
 
-from kernels import cdiv, fused, jit, tl
+from kernels import cdiv, cpu, fused, jit, tl
+
 
 def linear_logprob(h_NC, weight_VC, labels_N, temperature=1.0, entropy=False, chunk=None):
     """h [N, C] and weight [V, C] float, labels [N] int64 in 0..V-1 -> logp [N], entropy [N] or None, float32 (float64 for float64).
@@ -47,24 +48,26 @@ def check(h, weight, labels):
 
 
 def rows_forward(z, labels, temperature, entropy):
-    """z [n, V] unscaled -> logp [n], lse [n], H [n] or None"""
+    """z [n, V] unscaled, which is overwritten -> logp [n], lse [n], H [n] or None, and what rows_backward takes: here p - 1_y"""
     if fused(z) and z.dtype == torch.float32:
-        return rows_forward_triton(z, labels, temperature)
-    z = z / temperature if temperature != 1 else z
-    lse = z.logsumexp(-1)
-    logp = z - lse[:, None] if entropy else None
-    return z.gather(1, labels[:, None])[:, 0] - lse, lse, -(logp.exp() * logp).sum(-1) if entropy else None
+        return *rows_forward_triton(z, labels, temperature), z
+    z = z.div_(temperature) if temperature != 1 else z
+    top, z_y = z.amax(-1), z.gather(1, labels[:, None])
+    p = torch.softmax(z, -1, out=None if entropy else z)
+    lse = top - p.amax(-1).log()                              # the largest p is 1 / sum exp(z - top)
+    H = lse - z.mul_(p).sum(-1) if entropy else None
+    return z_y[:, 0] - lse, lse, H, p.scatter_add_(1, labels[:, None], torch.full_like(z_y, -1.0))
 
 
-def rows_backward(z, labels, temperature, lse, H, g_logp, g_H, dtype):
-    """-> dz [n, V] in dtype; g_H [n] or None"""
-    if fused(z) and z.dtype == torch.float32:
-        return rows_backward_triton(z, labels, temperature, lse, H, g_logp, g_H, dtype)
-    logp = (z / temperature if temperature != 1 else z) - lse[:, None]
-    slope = -g_logp[:, None] if g_H is None else -g_logp[:, None] - g_H[:, None] * (logp + H[:, None])
-    dz = (logp.exp_() if g_H is None else logp.exp()).mul_(slope)
-    dz.scatter_add_(1, labels[:, None], g_logp[:, None])
-    return (dz.div_(temperature) if temperature != 1 else dz).to(dtype)
+def rows_backward(kept, labels, temperature, lse, H, g_logp, g_H, dtype):
+    """-> dz [n, V] in dtype, to be multiplied by a factor for each row [n] or None; g_H [n] or None"""
+    if fused(kept) and kept.dtype == torch.float32:
+        return rows_backward_triton(kept, labels, temperature, lse, H, g_logp, g_H, dtype), None
+    if g_H is None:
+        return kept.to(dtype), -g_logp / temperature
+    p = kept.scatter_add(1, labels[:, None], torch.ones_like(g_logp)[:, None])
+    dz = torch.special.xlogy(p, p).addcmul_(p, H[:, None]).mul_(g_H[:, None]).addcmul_(kept, g_logp[:, None])
+    return dz.div_(-temperature).to(dtype), None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ def operands(h, weight):
 def mm(a, b):
     """a @ b, accumulated and returned in float32 for half-precision operands"""
     with torch.autocast(a.device.type, enabled=False):
-        return torch.mm(a, b) if a.dtype.itemsize > 2 else torch.mm(a, b, out_dtype=torch.float32)
+        return cpu.product(a, b.t()) if a.dtype.itemsize > 2 else torch.mm(a, b, out_dtype=torch.float32)
 
 
 def slices(h, weight, chunk):
@@ -166,14 +169,14 @@ class LinearLogprob(torch.autograd.Function):
         a, w = operands(h, weight)
         dtype = torch.promote_types(a.dtype, torch.float32)
         logp, lse, H = (torch.empty(len(h), dtype=dtype, device=h.device) for _ in range(3))
-        z = None
+        kept = None
         for s in slices(h, weight, chunk):
-            z = mm(a[s], w.T)
-            logp[s], lse[s], H_s = rows_forward(z, labels[s], temperature, entropy)
+            del kept                                            # before the next chunk's logits
+            logp[s], lse[s], H_s, kept = rows_forward(mm(a[s], w.T), labels[s], temperature, entropy)
             if entropy:
                 H[s] = H_s
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.save_for_backward(h, weight, labels, lse, H, z)
+        ctx.save_for_backward(h, weight, labels, lse, H, kept)
         ctx.set_materialize_grads(False)   # an entropy that is only logged costs the backward pass nothing
         return logp, (H if entropy else None)
 
@@ -187,9 +190,9 @@ class LinearLogprob(torch.autograd.Function):
         dh = torch.empty_like(h) if need_h else None
         dw = torch.zeros(weight.shape, dtype=lse.dtype, device=h.device) if need_w else None
         for s in slices(h, weight, ctx.chunk):
-            z = last if s.stop == len(h) else mm(a[s], w.T)
-            dz = rows_backward(z, labels[s], ctx.temperature, lse[s], H[s], g_logp[s], None if g_H is None else g_H[s], a.dtype)
-            accumulate(dz, a[s], w, dh[s] if need_h else None, dw)
+            kept = last if s.stop == len(h) else rows_forward(mm(a[s], w.T), labels[s], ctx.temperature, False)[-1]
+            dz = rows_backward(kept, labels[s], ctx.temperature, lse[s], H[s], g_logp[s], None if g_H is None else g_H[s], a.dtype)
+            accumulate(*dz, a[s], w, dh[s] if need_h else None, dw)
         return dh, dw.to(weight.dtype) if need_w else None, None, None, None, None
 
 
@@ -203,8 +206,7 @@ class LinearLoss(torch.autograd.Function):
         dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
         dw = torch.zeros(weight.shape, dtype=dtype, device=h.device) if ctx.needs_input_grad[1] else None
         for s in slices(h, weight, chunk):
-            z = mm(a[s], w.T)
-            logp[s], lse, H[s] = rows_forward(z, labels[s], temperature, True)
+            logp[s], lse, H[s], kept = rows_forward(mm(a[s], w.T), labels[s], temperature, True)
             with torch.enable_grad():
                 leaves = logp[s].clone().requires_grad_(), H[s].clone().requires_grad_()
                 part = loss_of(*leaves, s)
@@ -212,8 +214,8 @@ class LinearLoss(torch.autograd.Function):
             loss += part.detach()
             if g_logp is not None or g_H is not None:
                 g_logp = torch.zeros_like(lse) if g_logp is None else g_logp
-                dz = rows_backward(z, labels[s], temperature, lse, H[s], g_logp, g_H, a.dtype)
-                accumulate(dz, a[s], w, None if dh is None else dh[s], dw)
+                dz = rows_backward(kept, labels[s], temperature, lse, H[s], g_logp, g_H, a.dtype)
+                accumulate(*dz, a[s], w, None if dh is None else dh[s], dw)
             elif dh is not None:
                 dh[s] = 0
         ctx.mark_non_differentiable(logp, H)
@@ -228,11 +230,13 @@ class LinearLoss(torch.autograd.Function):
         return None if dh is None else dh * g.to(dh.dtype), None if dw is None else (dw * g).to(ctx.dtype), None, None, None, None
 
 
-def accumulate(dz, a, w, dh, dw):
-    """dh = dz w and dw += dzᵀ a, in place"""
+def accumulate(dz, scale, a, w, dh, dw):
+    """dh = s ⊙ dz w and dw += dzᵀ (s ⊙ a), in place; scale s [n] or None"""
     if dh is not None:
-        dh.copy_(mm(dz, w))
+        product = mm(dz, w)
+        dh.copy_(product if scale is None else product.mul_(scale[:, None]))
     if dw is not None:
+        a = a if scale is None else (a * scale[:, None]).to(a.dtype)
         with torch.autocast(dz.device.type, enabled=False):
             if dz.dtype.itemsize > 2:
                 dw.addmm_(dz.T, a)

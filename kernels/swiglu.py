@@ -12,12 +12,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kernels import cdiv, fused, jit, tl
+from kernels import cdiv, cpu, fused, jit, tl
 
 
 def swiglu(gate, up):
     """gate, up [..., I] -> [..., I] of their dtype"""
-    return SwiGLU.apply(gate, up) if fused(gate) else swiglu_reference(gate, up)
+    if fused(gate):
+        return SwiGLU.apply(gate, up)
+    return cpu.SwiGLU.apply(gate, up) if cpu.trains(gate) and gate.dtype == up.dtype else swiglu_reference(gate, up)
 
 
 def swiglu_reference(gate, up):
