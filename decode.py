@@ -15,18 +15,16 @@ A model with an MTP layer drafts one token with it and verifies two tokens a for
 drawn from the model's own distribution with its own noise, and the draft counts only if it is the same: the output is that of
 plain decoding, at any temperature.
 
-On CPU each thread decodes prompts of its own; on a GPU a step is a CUDA graph, captured anew in every call.
+On a GPU a step is a CUDA graph, captured anew in every call.
 
-S slots, m of them in use, P prompts in use, G key heads (1 for MLA), R query heads for each, T new tokens a row (1, or 2 to
-verify a draft), L own tokens, W numbers cached a token. Left out: paged caches (all requests are known at the start), servers, beams.
+S slots, m of them in use, P prompts in use, g rows of one prompt, G key heads (1 for MLA), R query heads for each, T new tokens a row
+(1, or 2 to verify a draft), L own tokens. Left out: paged caches (all requests are known at the start), servers, beams.
 """
 
 import os
 import warnings
 from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Event, Lock
 
 import torch
 import torch.nn.functional as F
@@ -57,33 +55,34 @@ class NotFinite(FloatingPointError):
 
 
 class Region:
-    """Cache entries of `layers` layers for `rows` sequences of up to `length` tokens. Each layer: k [rows, G, length, D],
-    v [rows, G, length, Dv], and what is written to, a view [rows, length, ...] of both; MLA's k and v are views of one latent."""
+    """Cache entries of `layers` layers for `rows` sequences of up to `length` tokens: of each layer keys and values [rows, length, G d], or
+    MLA's latent [rows, length, c + r], which is key and in part value."""
 
     def __init__(self, cfg, layers, rows, length, dtype, device):
-        self.cfg, self.layers, self.rows, self.length = cfg, [], rows, length
-        for _ in range(layers):
-            if cfg.mla:
-                latent = torch.zeros(rows, 1, length, cfg.cache_width, dtype=dtype, device=device)
-                self.layers.append((latent, latent[..., :cfg.kv_lora_rank], latent[:, 0]))
-            else:
-                kv = torch.zeros(2, rows, cfg.num_key_value_heads, length, cfg.head_dim, dtype=dtype, device=device)
-                self.layers.append((*kv, kv.permute(1, 3, 0, 2, 4)))
+        self.cfg, self.rows, self.length = cfg, rows, length
+        widths = [cfg.cache_width] if cfg.mla else [cfg.cache_width // 2] * 2
+        self.layers = [[torch.zeros(rows, length, width, dtype=dtype, device=device) for width in widths] for _ in range(layers)]
 
     def put(self, layer, index, entry):
-        """entry [..., W], as `Transformer.prefill` and the attention layers make them, at [rows, length][index]"""
-        place = self.layers[layer][2]
-        place[index] = entry.unflatten(-1, place.shape[2:]).to(place.dtype)
+        """entry: as `Transformer.prefill` and the attention layers make it, at [rows, length][index]"""
+        for place, part in zip(self.layers[layer], entry):
+            place[index] = part.to(place.dtype)
+
+    def read(self, layer, rows, length):
+        """-> keys [rows, length, K], values [rows, length, V]"""
+        k, v = self.layers[layer][0], self.layers[layer][-1]
+        return k[:rows, :length], v[:rows, :length, :self.cfg.kv_lora_rank if self.cfg.mla else None]
 
     def move(self, to, source, length):
-        for *_, place in self.layers:
-            place[to, :length] = place[source, :length]
+        for parts in self.layers:
+            for place in parts:
+                place[to, :length] = place[source, :length]
 
 
 class Groups:
     """Which rows read which prompt. rows [P g]: the rows of prompt 0, then of prompt 1, ..., filled up with row 0; place [m]: where
-    each row went; both None when the rows lie so already. bias [P, Lp]: 0, or -inf past the prompt's end. For the kernel: ends [P] the
-    prompts' lengths, order [m] the rows by prompt, prompt [m] that of each then, inverse [m], most: rows of one prompt at most."""
+    each row went; both None when the rows lie so already. bias [m, 1, 1, Lp]: 0, or -inf past the end of the row's prompt. For the kernel:
+    ends [P] the prompts' lengths, order [m] the rows by prompt, prompt [m] that of each then, inverse [m], most: rows of one prompt at most."""
 
     def __init__(self, prefix, by_prompt, lengths, m, device, rounded):
         """by_prompt: {prompt slot: its rows}; lengths: {prompt slot: tokens}; rounded: sizes that graphs are captured for"""
@@ -96,14 +95,15 @@ class Groups:
         in_place = len(rows) == m and rows == list(range(m))
         self.rows, self.place = (None, None) if in_place else (torch.tensor(rows, device=device), torch.tensor(place, device=device))
         self.ends = torch.tensor([lengths.get(p, 1) if p in by_prompt else 1 for p in range(self.P)], device=device)
-        hide = torch.arange(self.Lp, device=device) >= self.ends.unsqueeze(1)
-        self.bias = torch.zeros(self.P, self.Lp, device=device).masked_fill_(hide, float('-inf'))
         reads = [row % self.P for row in range(m)]                     # rows without a request read any prompt
         for p, mine in by_prompt.items():
             for row in mine:
                 reads[row] = p
         self.most = rounded(max(Counter(reads).values()))
-        self.prompt, self.order = torch.tensor(reads, device=device).sort(stable=True)
+        reads = torch.tensor(reads, device=device)
+        hide = torch.arange(self.Lp, device=device) >= self.ends[reads, None, None, None]
+        self.bias = torch.zeros(hide.shape, device=device).masked_fill_(hide, float('-inf'))
+        self.prompt, self.order = reads.sort(stable=True)
         self.inverse = self.order.argsort()
 
     def key(self):
@@ -115,17 +115,15 @@ class Groups:
             if torch.is_tensor(mine):
                 mine.copy_(getattr(other, name))
 
-    def gather(self, t, G):
-        """[m G, X, D] -> [P G, g X, D]"""
-        t = t.unflatten(0, (self.m, G))
+    def gather(self, t):
+        """[m, X, D] -> [P, g X, D]"""
         t = t if self.rows is None else t.index_select(0, self.rows)
-        return t.unflatten(0, (self.P, self.g)).transpose(1, 2).reshape(self.P * G, -1, t.shape[-1])
+        return t.reshape(self.P, -1, t.shape[-1])
 
-    def scatter(self, t, G):
-        """[P G, g X, D] -> [m G, X, D]"""
-        t = t.view(self.P, G, self.g, -1, t.shape[-1]).transpose(1, 2).flatten(0, 1)
-        t = t if self.place is None else t.index_select(0, self.place)
-        return t.flatten(0, 1)
+    def scatter(self, t):
+        """[P, g X, D] -> [m, X, D]"""
+        t = t.view(self.P * self.g, -1, t.shape[-1])
+        return t if self.place is None else t.index_select(0, self.place)
 
 
 class Cache:
@@ -138,49 +136,56 @@ class Cache:
 
     def begin(self, at_mT, length, dtype):
         """The next forward writes at `at` of each row's own region and reads its first `length` entries, up to and with `at`."""
-        m, T = at_mT.shape
-        self.m, self.length = m, length
-        self.index = torch.arange(m, device=at_mT.device).unsqueeze(1), at_mT
+        (m, T), device = at_mT.shape, at_mT.device
+        self.m, self.length, self.at = m, length, at_mT
+        self.place = (at_mT + torch.arange(0, m * self.own.length, self.own.length, device=device).unsqueeze(1)).flatten()
         self.kernel = self.own.cfg.mla and fused(at_mT)
         if self.kernel:
             return
-        # of the own tokens, and of one more place: the log of the sum of exp of the prompt's scores
-        self.bias = torch.zeros(m, 1, T, 1, length + 1, device=at_mT.device)
-        self.bias[..., :-1].masked_fill_((torch.arange(length, device=at_mT.device) > at_mT.unsqueeze(-1))[:, None, :, None], float('-inf'))
-        self.zero = torch.zeros((), dtype=dtype, device=at_mT.device)
+        hide = torch.arange(length, device=device) > at_mT.unsqueeze(-1)
+        self.bias = torch.zeros(m, T, 1, length, device=device).masked_fill_(hide.unsqueeze(2), float('-inf'))
         if self.prefix is not None:
-            g = self.groups
-            self.prefix_bias = g.bias.to(dtype).view(g.P, 1, 1, g.Lp).expand(g.P, self.G, g.g * T * self.R, g.Lp).flatten(0, 1)
+            self.bias = torch.cat([self.groups.bias.expand(-1, T, -1, -1), self.bias], -1)
+        self.zero = torch.zeros((), dtype=dtype, device=device)
+        if self.G > 1:
+            self.wide = torch.zeros(m, T, self.G, self.R, self.G, self.own.cfg.head_dim, dtype=dtype, device=device)
+
+    def widen(self, q):
+        """q [m, T, H, D] -> [m, T H, G D], zeros beside each query but at its own key head: one product serves all heads"""
+        if self.G == 1:
+            return q.flatten(1, 2)
+        self.wide.diagonal(dim1=2, dim2=4).copy_(q.unflatten(2, (self.G, self.R)).permute(0, 1, 3, 4, 2))
+        return self.wide.flatten(4).flatten(1, 3)
+
+    def narrow(self, o, T):
+        """o [m, T H, G D] -> [m, T, H, D], of each query what its own value head gave"""
+        o = o.view(self.m, T, self.G, self.R, self.G, -1)
+        return o.squeeze(4).flatten(2, 3) if self.G == 1 else o.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).flatten(2, 3)
 
     def attend(self, layer, q, entry, scale):
-        """q [m, T, H, D], entry [m, T, W] of the new tokens -> o [m, T, H, Dv]. One softmax over prompt and own tokens."""
-        m, T, G = self.m, q.shape[1], self.G
-        self.own.put(layer, self.index, entry)
-        q = q.to(self.own.layers[layer][0].dtype)
+        """q [m, T, H, D], entry of the m T new tokens, parts [m, T, ·] -> o [m, T, H, Dv]. One softmax over prompt and own tokens."""
+        (m, T, H, _), own = q.shape, self.own.layers[layer]
+        for place, part in zip(own, entry):
+            place.view(-1, place.shape[2]).index_copy_(0, self.place, part.flatten(0, 1).to(place.dtype))
+        q = q.to(own[0].dtype)
         if self.kernel:
-            seen, latent, c = self.index[1][:, 0] + 1, self.own.layers[layer][2], self.own.cfg.kv_lora_rank
+            seen, latent, c = self.at[:, 0] + 1, own[0], self.own.cfg.kv_lora_rank
             if self.prefix is None:
                 return mla_decode(q, latent[:m], seen, scale, c)
-            g, prefix = self.groups, self.prefix.layers[layer][2]
+            g, prefix = self.groups, self.prefix.layers[layer][0]
             o = mla_decode(q.index_select(0, g.order), latent[:m], seen.index_select(0, g.order), scale, c, prefix[:g.P], g.ends,
                            g.prompt, g.most, g.order)
             return o.index_select(0, g.inverse)
-        k, v = (t[:m, :, :self.length].flatten(0, 1) for t in self.own.layers[layer][:2])
-        q = q.unflatten(2, (G, self.R)).transpose(1, 2).reshape(m * G, T * self.R, -1)
+        q, g, (k, v) = self.widen(q), self.groups, self.own.read(layer, m, self.length)
         scores = torch.baddbmm(self.zero, k, q.mT, beta=0, alpha=scale).mT      # with few queries a key faster this way round
+        if self.prefix is not None:
+            pk, pv = self.prefix.read(layer, g.P, g.Lp)
+            before = torch.baddbmm(self.zero, g.gather(q), pk.mT, beta=0, alpha=scale)
+            scores = torch.cat([g.scatter(before), scores], -1)
+        p = scores.unflatten(1, (T, H)).add_(self.bias).softmax(-1, dtype=torch.float32).to(q.dtype).flatten(1, 2)
         if self.prefix is None:
-            o, total = self.zero, torch.full_like(scores[..., :1], float('-inf'))
-        else:
-            g = self.groups
-            pk, pv = (t[:g.P, :, :g.Lp].flatten(0, 1) for t in self.prefix.layers[layer][:2])
-            before = torch.baddbmm(self.prefix_bias, g.gather(q, G), pk.mT, alpha=scale)
-            p = before.softmax(-1, dtype=torch.float32)
-            o = g.scatter(torch.bmm(p.to(q.dtype), pv), G)
-            total = g.scatter(before.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log(), G)   # log of the sum of exp
-        scores = torch.cat([scores, total], -1).view(m, G, T, self.R, -1).add_(self.bias)
-        p = scores.softmax(-1, dtype=torch.float32).to(q.dtype).view(m * G, T * self.R, -1)
-        o = torch.baddbmm(o * p[..., -1:], p[..., :-1], v)
-        return o.view(m, G, T, self.R, -1).transpose(1, 2).flatten(2, 3)
+            return self.narrow(torch.bmm(p, v), T)
+        return self.narrow(torch.baddbmm(g.scatter(torch.bmm(g.gather(p[..., :g.Lp]), pv)), p[..., g.Lp:], v), T)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -271,8 +276,6 @@ class Sampler:
         self.speculate = (4 if self.device.type == 'cpu' else 16) if speculate is None else speculate
         self.speculate *= bool(model.cfg.num_nextn_predict_layers)
         self.drafted = self.accepted = 0
-        # CPU: rows that are worth a thread. Below about 0.3 GFLOP a step the threads wait for each other's Python: 2x slower than one
-        self.rows_a_thread = max(64, 300_000_000 // model.num_params(active=True))
 
     @torch.no_grad()
     def generate(self, prompts, n=1, max_new_tokens=256, temperature=1.0, top_p=1.0, seed=0, keys=None, on_token=None, progress=None,
@@ -289,67 +292,21 @@ class Sampler:
         limits = [[limit] * n if isinstance(limit, int) else list(limit) for limit in limits]
         self.check(prompts, n, limits, temperature, top_p, top_k, min_p, unbiased)
         how = dict(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
-        results, lock, stopped = [[None] * n for _ in prompts], Lock(), Event()
-        self.drafted = self.accepted = 0
-
-        def told(function):
-            def call(*args):
-                with lock:
-                    function(*args)
-            return function and call
-        listeners = told(on_token), told(on_done), told(progress.update if progress is not None else None)
-
-        def serve(mine):
-            """The requests of some prompts, from queue to results."""
-            slots = min(-(-self.slots // T), len(mine) * n)
-            run = Run(self, prompts, mine, slots, limits, seed, keys, routes, how, results)
-            queue = deque((p, s) for p in mine for s in range(n))
-            while (run.m or queue) and not stopped.is_set():
+        results = [[None] * n for _ in prompts]
+        with packed(self.model, min(self.slots, len(prompts) * n), free_memory(self.device)):
+            run = Run(self, prompts, min(self.slots, len(prompts) * n), limits, seed, keys, routes, how, results)
+            queue = deque((p, s) for p in range(len(prompts)) for s in range(n))
+            while run.m or queue:
                 run.fill(queue)
                 run.advance(self.check_every, speculating := self.speculating(run, queue))
-                run.harvest(*listeners)
+                run.harvest(on_token, on_done, progress.update if progress is not None else None)
                 if not queue:
                     run.shrink()
                 run.forget(queue)
                 if not speculating:
                     run.mtp = None
-            with lock:
-                self.drafted, self.accepted = self.drafted + run.drafted, self.accepted + run.accepted
-
-        T = self.threads(len(prompts), n)
-        with packed(self.model, min(self.slots, len(prompts) * n), free_memory(self.device)):
-            if T == 1:
-                serve(range(len(prompts)))
-            else:
-                self.in_threads(T, serve, len(prompts), stopped)
+        self.drafted, self.accepted = run.drafted, run.accepted
         return results
-
-    def threads(self, P, n):
-        """On CPU each thread decodes prompts of its own, when there are enough rows: most operations are too small to be split."""
-        most = min(torch.get_num_threads(), P, min(self.slots, P * n) // self.rows_a_thread)
-        return max(1, most) if self.device.type == 'cpu' else 1
-
-    def in_threads(self, T, serve, P, stopped):
-        cast, dtype, threads = torch.is_autocast_enabled('cpu'), torch.get_autocast_dtype('cpu'), torch.get_num_threads()
-
-        def work(i):
-            try:
-                with torch.no_grad(), torch.autocast('cpu', dtype, enabled=cast):     # both are the thread's own
-                    serve(range(i, P, T))                                             # always the same share: the same bits
-            except BaseException:
-                stopped.set()
-                raise
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(T) as pool:
-                works = [pool.submit(work, i) for i in range(T)]
-                try:
-                    for each in works:
-                        each.result()
-                finally:
-                    stopped.set()
-        finally:
-            torch.set_num_threads(threads)
 
     def speculating(self, run, queue):
         """Drafts cost a forward of the MTP layer: only where a second token is nearly free, and only while enough are accepted."""
@@ -406,17 +363,17 @@ def bucket(n):
 
 
 class Run:
-    """The slots of one `generate`, or of one thread's prompts `mine`: caches, what each slot holds, and the CUDA graphs of its steps.
+    """The slots of one `generate`: caches, what each slot holds, and the CUDA graphs of its steps.
     A slot's `cur` is its newest token, not yet fed; `made` counts its tokens; rows that are done go on computing and write to a spare
     column."""
 
-    def __init__(self, sampler, prompts, mine, slots, limits, seed, keys, routes, how, results):
+    def __init__(self, sampler, prompts, slots, limits, seed, keys, routes, how, results):
         self.sampler, self.model, self.device, self.how = sampler, sampler.model, sampler.device, how
         self.prompts, self.limits, self.cfg = prompts, limits, sampler.model.cfg
         cfg, device = self.cfg, self.device
         self.dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.model.head_weight.dtype
-        self.S, self.L, self.longest_prompt = slots, max(max(limits[p]) for p in mine), max(len(prompts[p]) for p in mine)
-        P = min(len(mine), self.S + 1)
+        self.S, self.L, self.longest_prompt = slots, max(map(max, limits)), max(map(len, prompts))
+        P = min(len(prompts), self.S + 1)
         self.prefix = Region(cfg, cfg.num_hidden_layers, P, self.longest_prompt, self.dtype, device)
         self.cache = Cache(Region(cfg, cfg.num_hidden_layers, self.S, self.L, self.dtype, device), self.prefix)
         self.cur, self.start, self.made, self.cap, self.noise = torch.zeros(5, self.S, dtype=torch.int64, device=device).unbind()
@@ -569,15 +526,19 @@ class Run:
         return pick(logits, u, **self.how)
 
     def note(self, rows, x, logp, live):
-        """Token x of the rows where `live`: the others write to the spare column. Sets made, done and cur."""
+        """Token x of the rows (a tensor, or the slice of all in use) where `live`: the others write to the spare column. Sets made, done and cur."""
         made = self.made[rows]
         at = torch.where(live, made, self.L)
-        self.tokens[rows, at], self.logps[rows, at] = x, logp
+        place = torch.arange(self.m, device=self.device) if isinstance(rows, slice) else rows
+        self.tokens[place, at], self.logps[place, at] = x, logp
         self.cur[rows] = torch.where(live, x, self.cur[rows])
-        stop = (x.unsqueeze(1) == self.sampler.stop_ids).any(1)
-        self.made[rows] = made + live
-        self.done[rows] |= live & (stop | (made + 1 >= self.cap[rows]))
-        self.bad[rows] |= live & ~torch.isfinite(logp)
+        made = made + live
+        done = made >= self.cap[rows]
+        if len(self.sampler.stop_ids):
+            done |= (x.unsqueeze(1) == self.sampler.stop_ids).any(1)
+        self.made[rows] = made
+        self.done[rows] |= done & live
+        self.bad[rows] |= ~torch.isfinite(logp) & live
 
     def forward(self, ids_mT, at_mT, length):
         """-> hidden states [m, T, C] of tokens at `at` of their rows' own regions"""
@@ -590,16 +551,15 @@ class Run:
         return h
 
     def step(self, length):
-        rows = torch.arange(self.m, device=self.device)
         made = self.made[:self.m].clone()
         h = self.forward(self.cur[:self.m, None], made[:, None] - 1, length)
-        self.note(rows, *self.draw(self.model.logits(h[:, 0]), self.noise[:self.m], made), ~self.done[:self.m])
+        self.note(slice(0, self.m), *self.draw(self.model.logits(h[:, 0]), self.noise[:self.m], made), ~self.done[:self.m])
 
     def verify(self, length):
         """Feeds the newest token and the draft after it. The token after the newest is drawn as ever; if it is the draft, the
         second position's is good as well. Then the MTP layer drafts again, with the noise that the drafted token will meet."""
         m, noise = self.m, self.noise[:self.m]
-        rows, made, live = torch.arange(m, device=self.device), self.made[:m].clone(), ~self.done[:m]
+        rows, made, live = slice(0, m), self.made[:m].clone(), ~self.done[:m]
         at = torch.stack([made - 1, made.clamp(max=self.L - 1)], 1)
         h = self.forward(torch.stack([self.cur[:m], self.draft[:m]], 1), at, length)
         logits = self.model.logits(h)

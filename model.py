@@ -203,17 +203,20 @@ def cast_once(x):
 
 
 def attention(q, k, v, mask, scale=None):
-    """q [B, H, T, d], k and v [B, H or fewer, L, ·] -> [B, H, T, ·]. mask: None (causal), True where visible [B, 1, T, L], or a function of
-    (q, k, v, scale) that attends in its own way."""
+    """q [B, H, T, d], k and v [B, H or fewer, L, ·] -> [B, H, T, ·]. mask: None (causal), True where visible [B, 1, T, L], the list that
+    cpu.visible made of either, or a function of (q, k, v, scale) that attends in its own way."""
     if callable(mask):
         return mask(q, k, v, scale)
-    if cpu.trains(q) and max(q.shape[2], k.shape[2]) <= cpu.Attention.LONGEST:
-        dtype, scale = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else q.dtype, scale or q.shape[-1] ** -0.5
-        mask = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool).tril() if mask is None else mask
-        mask = torch.zeros(mask.shape).masked_fill_(~mask, float('-inf')) if mask.dtype == torch.bool else mask
+    if isinstance(mask, list) or cpu.trains(q) and short(q.shape[2], k.shape[2]):
+        blocks = mask if isinstance(mask, list) else cpu.visible(mask, q.shape[2], k.shape[2])
+        dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else q.dtype
         with torch.autocast('cpu', enabled=False):
-            return cpu.Attention.apply(q.to(dtype), k.to(dtype), v.to(dtype), mask, scale)
+            return cpu.Attention.apply(q.to(dtype), k.to(dtype), v.to(dtype), blocks, scale or q.shape[-1] ** -0.5)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def short(T, L):
+    return max(T, L) <= cpu.Attention.LONGEST
 
 
 def shared_prefix(lengths_P, rows_N, Lp, Lc):
@@ -223,8 +226,8 @@ def shared_prefix(lengths_P, rows_N, Lp, Lc):
     seen = torch.arange(Lp, device=rows_N.device) < lengths_P[rows_N].unsqueeze(1)
     own = torch.ones(Lc, Lc, dtype=torch.bool, device=rows_N.device).tril()
     mask = torch.cat([seen.unsqueeze(1).expand(N, Lc, Lp), own.expand(N, Lc, Lc)], dim=2).unsqueeze(1)
-    if mask.device.type == 'cpu':  # which would turn it into numbers in every layer
-        mask = torch.zeros(mask.shape).masked_fill_(~mask, float('-inf'))
+    if mask.device.type == 'cpu' and short(Lc, Lp + Lc):    # once, not in every layer
+        mask = cpu.visible(mask, Lc, Lp + Lc)
 
     def attend(q, k, v, scale):
         parts = (t.squeeze(0).split((P * Lp, N * Lc), dim=1) for t in (q, k, v))
@@ -273,7 +276,7 @@ class MLA(nn.Module):
         B, T, _ = x_BTC.shape
         q_nope, q_rope, latent = self.project(x_BTC, rope)
         if cache_out is not None:
-            cache_out.append(latent)
+            cache_out.append((latent,))
         c, k_rope = latent.split([self.c, self.r], dim=-1)
         k_nope, v = self.kv_b_proj(c).view(B, T, self.H, self.n + self.v).split([self.n, self.v], dim=-1)
         if fused(q_nope) and not callable(mask):
@@ -291,7 +294,7 @@ class MLA(nn.Module):
         w_uk, w_uv = self.kv_b_proj.weight.view(self.H, self.n + self.v, self.c).split([self.n, self.v], dim=1)
         q_c = torch.matmul(q_nope.reshape(B * T, self.H, self.n).transpose(0, 1), w_uk)        # [H, BT, c]
         q = torch.cat([q_c.transpose(0, 1).view(B, T, self.H, self.c), q_rope], dim=-1)        # [B, T, H, c + r]
-        o_c = cache.attend(layer, q, latent, self.scale)                                       # [B, T, H, c]
+        o_c = cache.attend(layer, q, (latent,), self.scale)                                    # [B, T, H, c]
         o = torch.matmul(o_c.reshape(B * T, self.H, self.c).transpose(0, 1), w_uv.transpose(1, 2))   # [H, BT, v]
         return self.o_proj(o.transpose(0, 1).reshape(B, T, self.H * self.v))
 
@@ -324,7 +327,7 @@ class GQA(nn.Module):
     def forward(self, x_BTC, rope, mask, cache_out=None):
         q, k, v = self.project(x_BTC, rope)
         if cache_out is not None:
-            cache_out.append(torch.cat([k, v], dim=2).flatten(2))
+            cache_out.append((k.flatten(2), v.flatten(2)))
         if fused(q) and not callable(mask):
             o = packed_attention(q, k, v, self.d ** -0.5, mask)
         else:
@@ -334,7 +337,7 @@ class GQA(nn.Module):
     def decode(self, x_BTC, rope, cache, layer):
         """As MLA.decode."""
         q, k, v = self.project(x_BTC, rope)
-        return self.o_proj(cache.attend(layer, q, torch.cat([k, v], dim=2).flatten(2), self.d ** -0.5).flatten(2))
+        return self.o_proj(cache.attend(layer, q, (k.flatten(2), v.flatten(2)), self.d ** -0.5).flatten(2))
 
 
 class MLP(nn.Module):
@@ -494,11 +497,13 @@ class Transformer(nn.Module):
         mask = None
         if doc_ids is not None:
             mask = document_mask(doc_ids)
+            if torch.is_tensor(mask) and mask.device.type == 'cpu' and torch.is_grad_enabled() and short(T, T):
+                mask = cpu.visible(mask, T, T)                                                 # once, not in every layer
         return self.rope(positions), mask
 
     def hidden(self, input_ids, rope, mask, routes=None, replay=None, cache_out=None):
         """-> final-normed hidden states [B, T, C]. routes, cache_out: lists to append each MoE layer's (scores, experts) and each
-        layer's cache entries [B, T, W] to. replay: list over MoE layers of experts [N, K]."""
+        layer's cache entries to: (latent [B, T, c + r],) or (keys, values), both [B, T, G d]. replay: list over MoE layers of experts [N, K]."""
         attend = lambda attn, h: attn(h, rope, mask, cache_out)  # noqa: E731
         x, replay = self.model.embed_tokens(input_ids), iter(replay or ())
         for layer in self.model.layers[:self.cfg.num_hidden_layers]:
@@ -559,7 +564,7 @@ class Transformer(nn.Module):
 
     def prefill(self, input_ids, last, routes=None):
         """Prompts [B, T] right-padded, last [B] the index of each one's last token -> logits there [B, V], and the list over
-        layers of cache entries [B, T, W]."""
+        layers of cache entries, as `hidden` makes them."""
         rope, mask = self.context(input_ids)
         entries = []
         h = self.hidden(input_ids, rope, mask, routes, cache_out=entries)

@@ -5,7 +5,8 @@ Linear layers, SwiGLU, RMSNorm, rotary embedding and attention for training on a
 
 LayerNorm's backward with mean 0 is this less mean(g) / rms, and one fused kernel; what it lacks is a matrix-vector product. Autograd's
 own backward of F.rms_norm takes three to four times as long, on the short rows of q and k norms six times.
-A rotation writes each half of y with one product and one multiply-add; its gradient is the rotation by −θ.
+A rotation is a product with the cosines and a multiply-add with the sines of the halves exchanged, all on whole heads: on halves, 32
+numbers at a time, they are three times as slow. Its gradient is the rotation by −θ.
 Float32 products go to oneDNN, which on AVX-512 multiplies by 10 to 20% faster than MKL does here; it takes a transposed weight as it
 lies, so x Wᵀ and dy W both gain; dyᵀ x would need copies of both and stays with MKL.
 SwiGLU goes through a few rows at a time: what one pass writes the next finds in the cache.
@@ -85,11 +86,16 @@ class SwiGLU(torch.autograd.Function):
         return t.reshape(-1, t.shape[-1]).split(max(1, SwiGLU.PIECE // t.shape[-1]))
 
 
+def inverse_rms(h, eps):
+    """h [..., D] float32 -> 1 / sqrt(mean(h²) + eps) [..., 1]"""
+    return torch.linalg.vector_norm(h, dim=-1, keepdim=True).square_().div_(h.shape[-1]).add_(eps).rsqrt_()
+
+
 class RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
         h = x.float()
-        rstd = torch.linalg.vector_norm(h, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        rstd = inverse_rms(h, eps)
         ctx.save_for_backward(x, weight, rstd)
         n = h * rstd
         return n.mul_(weight) if x.dtype == weight.dtype == torch.float32 else n.to(x.dtype) * weight
@@ -119,53 +125,64 @@ class Rope(torch.autograd.Function):
 
 def rotate(x, cos, sin, interleaved, backward):
     """Pairs are (2i, 2i+1) where the layout is interleaved: that of x forward, that of the gradient of x backward; else (i, i + d/2)."""
-    y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    half = lambda t: t.chunk(2, dim=-1)  # noqa: E731
-    pairs = lambda t: (t[..., 0::2], t[..., 1::2]) if interleaved else half(t)  # noqa: E731
-    (a, b), (u, v) = (half(x.float()), pairs(y)) if backward else (pairs(x.float()), half(y))
-    sign = -1 if backward else 1
-    torch.mul(a, cos, out=u).addcmul_(b, sin, value=-sign)
-    torch.mul(b, cos, out=v).addcmul_(a, sin, value=sign)
+    half, y = x.shape[-1] // 2, x.float()
+    if interleaved and not backward:
+        y = y.unflatten(-1, (half, 2)).mT.flatten(-2)
+    swapped = y.roll(half, -1)
+    y = (y * torch.cat([cos, cos], -1)).addcmul_(swapped, torch.cat([-sin, sin], -1), value=-1 if backward else 1)
+    if interleaved and backward:
+        y = y.unflatten(-1, (2, half)).mT.flatten(-2)
     return y.to(x.dtype)
 
 
+def visible(mask, T, L):
+    """mask: None (causal), or True where visible [B or 1, 1, T, L] -> for each block of queries a to b the keys s to e that any of them sees,
+    and what is added to the last columns of their scores: [(a, b, s, e, bias), ...]"""
+    blocks = []
+    for a in range(0, T, Attention.BLOCK):
+        b = min(T, a + Attention.BLOCK)
+        if mask is None:
+            blocks.append((a, b, 0, b, torch.full((b - a, b - a), float('-inf')).triu_(1)))
+            continue
+        seen = [0, L - 1]
+        if type(mask) is torch.Tensor:      # plan.py's tensors hold no numbers
+            seen = mask[:, 0, a:b].flatten(0, 1).any(0).nonzero()[:, 0].tolist()
+        part = mask[:, :, a:b, seen[0]:seen[-1] + 1]
+        blocks.append((a, b, seen[0], seen[-1] + 1, torch.zeros(part.shape).masked_fill_(~part, float('-inf'))))
+    return blocks
+
+
 class Attention(torch.autograd.Function):
-    """softmax(scale q kᵀ + mask) v. q [B, H, T, n], k [B, G, L, n], v [B, G, L, w], mask [B or 1, 1, T, L], 0 or -inf -> [B, H, T, w]
+    """softmax(scale q kᵀ + bias) v. q [B, H, T, n], k [B, G, L, n], v [B, G, L, w], blocks as `visible` makes them -> [B, H, T, w]
         dv = pᵀ do,  ds = p ⊙ (do vᵀ − Σ_j p_j (do vᵀ)_j),  dq = scale ds k,  dk = scale dsᵀ q"""
     LONGEST, BLOCK = 1024, 64
 
     @staticmethod
-    def forward(ctx, q, k, v, mask, scale):
+    def forward(ctx, q, k, v, blocks, scale):
         (B, H, T, _), (_, G, L, w) = q.shape, v.shape
         k, v = k.reshape(B * G, L, -1), v.reshape(B * G, L, w)
-        o, kept, ctx.blocks = q.new_empty(B, T, H, w).transpose(1, 2), [], []
+        o, kept, wide = q.new_empty(B, T, H, w).transpose(1, 2), [], torch.promote_types(q.dtype, torch.float32)
         rows = lambda t, a, b: t[:, :, a:b].unflatten(1, (G, H // G)).reshape(B * G, -1, t.shape[-1])  # noqa: E731
-        for a in range(0, T, Attention.BLOCK):
-            b = min(T, a + Attention.BLOCK)
-            seen = [0, L - 1]
-            if type(mask) is torch.Tensor:      # plan.py's tensors hold no numbers
-                seen = (mask[:, 0, a:b] == 0).any(1).any(0).nonzero()[:, 0].tolist()
-            s, e = seen[0], seen[-1] + 1
-            scores = torch.bmm(qs := rows(q, a, b), k[:, s:e].mT).float().mul_(scale)
-            scores.view(B, H, b - a, e - s).add_(mask[:, :, a:b, s:e])
+        for a, b, s, e, bias in blocks:
+            scores = torch.bmm(qs := rows(q, a, b), k[:, s:e].mT).to(wide).mul_(scale)
+            scores.view(B, H, b - a, e - s)[..., -bias.shape[-1]:].add_(bias)
             p = torch.softmax(scores, -1).to(q.dtype)
             o[:, :, a:b] = torch.bmm(p, v[:, s:e]).view(B, H, b - a, w)
             kept += [qs, p]
-            ctx.blocks.append((a, b, s, e))
         ctx.save_for_backward(k, v, *kept)
-        ctx.scale, ctx.rows, ctx.shapes = scale, rows, (q.shape, (B, G, L))
+        ctx.blocks, ctx.scale, ctx.rows, ctx.shapes = blocks, scale, rows, (q.shape, (B, G, L))
         return o
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, do):
         k, v, *kept = ctx.saved_tensors
-        (q_shape, (B, G, L)), H = ctx.shapes, do.shape[1]
+        (q_shape, (B, G, L)), H, wide = ctx.shapes, do.shape[1], torch.promote_types(do.dtype, torch.float32)
         dq, dk, dv = do.new_empty(q_shape), torch.zeros_like(k), torch.zeros_like(v)
-        for (a, b, s, e), q, p in zip(ctx.blocks, kept[::2], kept[1::2]):
+        for (a, b, s, e, _), q, p in zip(ctx.blocks, kept[::2], kept[1::2]):
             g = ctx.rows(do, a, b)
-            dv[:, s:e].baddbmm_(p.mT, g)
-            ds = torch._softmax_backward_data(torch.bmm(g, v[:, s:e].mT).float(), p.float(), -1, torch.float32).mul_(ctx.scale).to(q.dtype)
+            dv[:, s:e] += torch.bmm(p.mT, g)           # baddbmm_ of a slice goes row by row
+            ds = torch._softmax_backward_data(torch.bmm(g, v[:, s:e].mT).to(wide), p.to(wide), -1, wide).mul_(ctx.scale).to(q.dtype)
             dq[:, :, a:b] = torch.bmm(ds, k[:, s:e]).view(B, H, b - a, -1)
-            dk[:, s:e].baddbmm_(ds.mT, q)
+            dk[:, s:e] += torch.bmm(ds.mT, q)
         return dq, dk.view(B, G, L, -1), dv.view(B, G, L, -1), None, None

@@ -134,7 +134,7 @@ def test_decode_with_cache_equals_forward(family):
             cache.begin(at, t + 2, torch.float32)
             got = model.logits(model.decode(ids[:, t:t + 2], at, cache))
             assert torch.allclose(got, expected[:, t:t + 2], atol=5e-4)
-    assert entries[0].shape[-1] == (16 + 8 if model.cfg.mla else 2 * 2 * model.cfg.head_dim)
+    assert sum(part.shape[-1] for part in entries[0]) == (16 + 8 if model.cfg.mla else 2 * 2 * model.cfg.head_dim)
 
 
 @pytest.mark.parametrize('family', ['v3', 'qwen2'])
