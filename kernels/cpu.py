@@ -60,12 +60,13 @@ class Linear(torch.autograd.Function):
 
 
 class SwiGLU(torch.autograd.Function):
-    """h = silu(g) ⊙ u:  dg = dh ⊙ u ⊙ silu'(g),  du = dh ⊙ silu(g)"""
+    """h = silu(g) ⊙ u:  dg = dh ⊙ u ⊙ silu'(g),  du = dh ⊙ silu(g).  gate [..., I] and up, or [..., 2I] with both and None"""
     PIECE = 2**17   # numbers
 
     @staticmethod
     def forward(ctx, gate, up):
         ctx.save_for_backward(gate, up)
+        gate, up = gate.chunk(2, -1) if up is None else (gate, up)
         h = torch.empty_like(gate, memory_format=torch.contiguous_format)
         for g, u, out in zip(*(SwiGLU.pieces(t) for t in (gate, up, h))):
             torch.mul(torch.ops.aten.silu.out(g, out=out), u, out=out)
@@ -75,11 +76,13 @@ class SwiGLU(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dh):
         gate, up = ctx.saved_tensors
-        dg, du = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (gate, up))
+        joined = up is None
+        d_gate, d_up = (None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in (gate, up))
+        (gate, up), (dg, du) = (gate.chunk(2, -1), d_gate.chunk(2, -1)) if joined else ((gate, up), (d_gate, d_up))
         for d, g, u, out_g, out_u in zip(*(SwiGLU.pieces(t) for t in (dh, gate, up, dg, du))):
             torch.ops.aten.silu_backward.grad_input(torch.mul(d, u, out=out_g), g, grad_input=out_g)
             torch.mul(torch.ops.aten.silu.out(g, out=out_u), d, out=out_u)
-        return dg, du
+        return d_gate, d_up
 
     @staticmethod
     def pieces(t):
