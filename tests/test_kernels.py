@@ -423,6 +423,45 @@ def test_every_kernel_compiles():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# kernels/cpu.py; its norm and rotation are what rms_norm and apply_rope take above where there is a gradient and no Triton
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('shape', [(5, 7), (2, 3, 7), (1, 7), (0, 7)])
+def test_a_linear_layer_by_onednn(shape, bias, monkeypatch):
+    from kernels import cpu
+    monkeypatch.setattr(cpu, 'ONEDNN', True)
+    monkeypatch.setattr(cpu, 'FEWEST', 0)
+    calls, apply = [], cpu.Linear.apply
+    monkeypatch.setattr(cpu.Linear, 'apply', lambda *args: calls.append(1) or apply(*args))
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, requires_grad=True), torch.randn(4, 7, requires_grad=True)] + [torch.randn(4, requires_grad=True)] * bias
+    y, expected = cpu.linear(*inputs), F.linear(*(exact := [t.detach().double().requires_grad_() for t in inputs]))
+    g = torch.randn(shape[:-1] + (4,))
+    assert calls and y.shape == g.shape and (y - expected).abs().sum() < 1e-4
+    for a, b in zip(torch.autograd.grad(y, inputs, g), torch.autograd.grad(expected, exact, g.double())):
+        assert a.shape == b.shape and (a - b).abs().sum() < 1e-4
+    with torch.no_grad():                                                  # nothing to gain: F.linear's own bits
+        assert torch.equal(cpu.linear(*inputs), F.linear(*inputs)) and len(calls) == 1
+
+
+@pytest.mark.parametrize('joined', [False, True])
+@pytest.mark.parametrize('piece', [1, 20, 2**17])
+def test_swiglu_by_pieces(joined, piece, monkeypatch):
+    from kernels import cpu
+    monkeypatch.setattr(cpu.SwiGLU, 'PIECE', piece)
+    torch.manual_seed(0)
+    both = torch.randn(3, 5, 8, requires_grad=True)
+    h = cpu.SwiGLU.apply(both, None) if joined else cpu.SwiGLU.apply(*both.chunk(2, -1))
+    exact = both.detach().double().requires_grad_()
+    gate, up = exact.chunk(2, -1)
+    expected, g = F.silu(gate) * up, torch.randn(3, 4, 5).mT
+    assert (h - expected).abs().max() < 1e-6
+    assert (torch.autograd.grad(h, both, g)[0] - torch.autograd.grad(expected, exact, g.double())[0]).abs().max() < 1e-6
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # real sizes
 
 

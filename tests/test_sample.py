@@ -28,7 +28,8 @@ PROMPTS = [[5, 6, 7], [9] * 11, [1, 2], [30, 31, 32, 33, 34]]
 
 def make(kind):
     torch.manual_seed(1)
-    return Transformer(ModelConfig(vocab_size=40, max_position_embeddings=64, initializer_range=0.2, **MODELS[kind]))
+    shape = {**MODELS['gqa'], 'model_type': kind} if kind == 'qwen3' else MODELS[kind]     # qwen3: no biases, norms on q and k
+    return Transformer(ModelConfig(vocab_size=40, max_position_embeddings=64, initializer_range=0.2, **shape))
 
 
 def without_cache(model, prompt, number, index, n, temperature, seed, stop):
@@ -450,9 +451,12 @@ def test_ranks_share_the_problems_and_write_one_file_each(tmp_path):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
-@pytest.mark.parametrize('kind', MODELS)
+@pytest.mark.parametrize('kind', [*MODELS, 'qwen3'])
 def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
     model = make(kind)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape))                                      # norms that are not 1, biases that are not 0
     plain = lambda: all('forward' not in vars(m) for m in model.modules()) and 'logits' not in vars(model)  # noqa: E731
     monkeypatch.setattr(decode, 'free_memory', lambda device: 300_000)              # little memory: no copies
     expected = Sampler(model, [3]).generate(PROMPTS, 4, 12, 1.0, seed=5)
@@ -475,6 +479,29 @@ def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
     with pytest.raises(FloatingPointError):
         Sampler(model).generate(PROMPTS, 4, 4)
     assert plain()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
+@pytest.mark.parametrize('kind', [*MODELS, 'qwen3'])
+def test_packed_weights_in_bfloat16_round_as_autocast_does(kind, monkeypatch):
+    """The second token's log-prob against float32: no worse than without packing; the head's product stays float32"""
+    model, errors, exact = make(kind), {}, make(kind)
+    monkeypatch.setattr(packed, 'FEWEST', 0)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        for free in (2**40, 0):
+            monkeypatch.setattr(decode, 'free_memory', lambda device: 10**8 + free)
+            monkeypatch.setattr(packed, 'worth_it', lambda *args: free > 0)
+            got = Sampler(model).generate(PROMPTS, 4, 2, 1.0, seed=5)
+            with torch.autocast('cpu', enabled=False):
+                errors[free] = sum(abs(exact(torch.tensor([prompt + c.tokens[:1]]))[0, -1].log_softmax(-1)[c.tokens[1]].item() - c.logprobs[1])
+                                   for prompt, group in zip(PROMPTS, got) for c in group) / 16
+    assert 0 < errors[2**40] < 1.5 * errors[0] + 1e-3
+    monkeypatch.setattr(packed, 'worth_it', lambda *args: True)
+    with torch.autocast('cpu', torch.bfloat16), packed.packed(model, 16, 2**40), torch.no_grad():
+        h = torch.randn(3, 32)
+        for few in (0, 2**40):
+            monkeypatch.setattr(packed, 'FEWEST', few)
+            assert (model.logits(h).double() - h.double() @ model.head_weight.double().T).abs().max() < 1e-5
 
 
 def test_the_cache_holds_c_plus_r_numbers_a_token_and_layer():
