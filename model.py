@@ -497,7 +497,7 @@ class Transformer(nn.Module):
         mask = None
         if doc_ids is not None:
             mask = document_mask(doc_ids)
-            if torch.is_tensor(mask) and mask.device.type == 'cpu' and torch.is_grad_enabled() and short(T, T):
+            if mask.dtype == torch.bool and mask.device.type == 'cpu' and torch.is_grad_enabled() and short(T, T):
                 mask = cpu.visible(mask, T, T)                                                 # once, not in every layer
         return self.rope(positions), mask
 
