@@ -8,13 +8,14 @@ Hidden states × head -> log-probability of each label and entropy, and their gr
     dh = dz W,  dW = dzᵀ h       one chunk of tokens after the other, dW summed in float32
 
 `linear_logprob` returns both as differentiable tensors; its backward pass computes the logits a second time (8 N V C operations;
-the last chunk's are kept, so a batch of one chunk pays nothing). `linear_loss` takes the loss as a function of them and does all
+what the last chunk needs is kept, so a batch of one chunk pays nothing). `linear_loss` takes the loss as a function of them and does all
 in the forward pass (6 N V C): the policy's loss, or -logp for cross-entropy.
 
 Precision: float32 products and sums. On a GPU, operands that are both bf16 (or both fp16) are multiplied as they are with float32
 accumulation and float32 logits, which is the same arithmetic: a product of two bf16 numbers is exact in float32. dz is then
 rounded to that type for its two GEMMs. The GEMMs are cuBLAS's; Triton's part is the two passes over a chunk's logits: one that
-reads them once for logp, lse and H, one that reads them again and writes dz.
+reads them once for logp, lse and H, one that reads them again and writes dz. In PyTorch one softmax gives all: lse by the largest
+probability, and p - 1_y, which is dz but for a factor of each row, and that goes to the rows of h and dh.
 """
 from __future__ import annotations
 
