@@ -351,12 +351,8 @@ def peak_of(comparison, side, **given):
 
 
 def peak_gib():
-    """Of this process. Linux counts into ru_maxrss what the parent held when it started this one, but not into VmHWM."""
-    if os.path.exists('/proc/self/status'):
-        with open('/proc/self/status') as f:
-            return round(next(int(line.split()[1]) for line in f if line.startswith('VmHWM')) / 2**20, 3)
-    import resource
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+    from sft import peak_memory
+    return round(peak_memory(torch.device('cpu')), 3)
 
 
 def need_trl(only):
@@ -486,27 +482,24 @@ def log_prob_memory(N, V, C, chunk):
     naive form, which holds all logits"""
     import subprocess
     code = '''
-import os, resource, sys, torch
+import os, sys, torch
 from kernels.linear_logprob import linear_logprob
-
-def peak():
-    if os.path.exists('/proc/self/clear_refs'):     # Linux counts the parent's memory at the fork into ru_maxrss
-        return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from sft import peak_memory
+cpu = torch.device('cpu')
 N, V, C, chunk = map(int, sys.argv[1:])
 torch.set_num_threads(1)
 h, w = torch.randn(N, C, requires_grad=True), torch.randn(V, C, requires_grad=True)
 y = torch.randint(0, V, (N,))
-if os.path.exists('/proc/self/clear_refs'):
+if os.path.exists('/proc/self/clear_refs'):     # the peak from here on
     open('/proc/self/clear_refs', 'w').write('5')
-before = peak()
+before = peak_memory(cpu)
 if chunk:
     logp, H = linear_logprob(h, w, y, 1.0, True, chunk)
 else:
     table = (h @ w.T).log_softmax(-1)
     logp, H = table.gather(1, y[:, None])[:, 0], -(table.detach().exp() * table.detach()).sum(-1)
 (-logp).sum().backward()
-print((peak() - before) / 2**20)
+print(peak_memory(cpu) - before)
 '''
     folder = os.path.dirname(os.path.abspath(__file__))
     return float(subprocess.run([sys.executable, '-c', code, *map(str, (N, V, C, chunk))], capture_output=True, text=True, check=True, cwd=folder).stdout)

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from kernels import fused
+from kernels import fused, working_dtype
 from kernels.mla_decode import mla_decode
 from kernels.packed import packed
 
@@ -371,7 +371,7 @@ class Run:
         self.sampler, self.model, self.device, self.how = sampler, sampler.model, sampler.device, how
         self.prompts, self.limits, self.cfg = prompts, limits, sampler.model.cfg
         cfg, device = self.cfg, self.device
-        self.dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.model.head_weight.dtype
+        self.dtype = working_dtype(self.model.head_weight)
         self.S, self.L, self.longest_prompt = slots, max(map(max, limits)), max(map(len, prompts))
         P = min(len(prompts), self.S + 1)
         self.prefix = Region(cfg, cfg.num_hidden_layers, P, self.longest_prompt, self.dtype, device)

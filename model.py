@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hub
-from kernels import cpu, fused
+from kernels import cpu, fused, working_dtype
 from kernels.linear_logprob import linear_logprob
 from kernels.mla_attention import attention as packed_attention, document_mask
 from kernels.moe import experts
@@ -198,8 +198,7 @@ def yarn_mscale(factor, mscale):
 
 def cast_once(x):
     """x as autocast will have it: every linear layer that takes it would make a copy of its own."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return x.to(working_dtype(x))
 
 
 def attention(q, k, v, mask, scale=None):
@@ -209,7 +208,7 @@ def attention(q, k, v, mask, scale=None):
         return mask(q, k, v, scale)
     if isinstance(mask, list) or cpu.trains(q) and short(q.shape[2], k.shape[2]):
         blocks = mask if isinstance(mask, list) else cpu.visible(mask, q.shape[2], k.shape[2])
-        dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else q.dtype
+        dtype = working_dtype(q)
         with torch.autocast('cpu', enabled=False):
             return cpu.Attention.apply(q.to(dtype), k.to(dtype), v.to(dtype), blocks, scale or q.shape[-1] ** -0.5)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
@@ -226,8 +225,8 @@ def shared_prefix(lengths_P, rows_N, Lp, Lc):
     seen = torch.arange(Lp, device=rows_N.device) < lengths_P[rows_N].unsqueeze(1)
     own = torch.ones(Lc, Lc, dtype=torch.bool, device=rows_N.device).tril()
     mask = torch.cat([seen.unsqueeze(1).expand(N, Lc, Lp), own.expand(N, Lc, Lc)], dim=2).unsqueeze(1)
-    if mask.device.type == 'cpu' and short(Lc, Lp + Lc):    # once, not in every layer
-        mask = cpu.visible(mask, Lc, Lp + Lc)
+    if mask.device.type == 'cpu':    # once, not in every layer
+        mask = cpu.visible(mask, Lc, Lp + Lc) if short(Lc, Lp + Lc) else torch.zeros(mask.shape).masked_fill_(~mask, float('-inf'))
 
     def attend(q, k, v, scale):
         parts = (t.squeeze(0).split((P * Lp, N * Lc), dim=1) for t in (q, k, v))

@@ -362,6 +362,9 @@ def peak_memory(device):
     have it beside memory_plan_gib, what plan.py expects of the tensors."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated() / 2**30
+    if os.path.exists('/proc/self/status'):     # Linux: ru_maxrss counts what the parent held when it started this process
+        with open('/proc/self/status') as f:
+            return next(int(line.split()[1]) for line in f if line.startswith('VmHWM')) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == 'darwin' else 2**20)
 
 

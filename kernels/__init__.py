@@ -99,6 +99,12 @@ def narrow_correctly():
     InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
 
 
+def working_dtype(x):
+    """What a product with tensor x is computed in: autocast's dtype where that is on, else its own"""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def precision():
     """How Triton multiplies float32 operands, as torch.backends.cuda.matmul says"""
     return 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'ieee'

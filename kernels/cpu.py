@@ -25,22 +25,25 @@ def trains(x):
     return x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16) and torch.is_grad_enabled() and x.requires_grad
 
 
-ONEDNN = (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith('AVX512')
-          and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+ONEDNN = HAS_ONEDNN and torch.backends.cpu.get_cpu_capability().startswith('AVX512')     # where it beats MKL with the weights as they lie
 FEWEST = 1_500_000    # multiplications: with fewer oneDNN's preparation of a call costs more than it gains
+
+
+def by_onednn(x, w):
+    return ONEDNN and x.device.type == 'cpu' and x.dtype == w.dtype == torch.float32 and x.numel() * len(w) >= FEWEST
 
 
 def product(x, w):
     """x [N, K] wᵀ, w [M, K] in any layout -> [N, M]"""
-    if ONEDNN and x.device.type == 'cpu' and x.dtype == w.dtype == torch.float32 and x.numel() * len(w) >= FEWEST:
+    if by_onednn(x, w):
         return torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], '')
     return torch.mm(x, w.t())
 
 
 def linear(x, weight, bias=None):
     """x [..., K], weight [M, K], bias [M] or None -> [..., M]; F.linear but for float32 in training on a CPU with AVX-512"""
-    if not (ONEDNN and x.dtype == weight.dtype == torch.float32 and trains(x) and x.numel() * len(weight) >= FEWEST
-            and not torch.is_autocast_enabled('cpu')):
+    if not by_onednn(x, weight) or not trains(x) or torch.is_autocast_enabled('cpu'):
         return F.linear(x, weight, bias)
     y = Linear.apply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
     return y if bias is None else y + bias

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernels import cdiv, chip, fused, jit, tl
+from kernels import cdiv, chip, fused, jit, tl, working_dtype
 
 LARGEST = 448.0    # of E4M3
 
@@ -161,8 +161,7 @@ class LinearFunction(torch.autograd.Function):
 
 def linear(x, weight, bias=None):
     """x [..., K], weight [N, K], bias [N] or None -> [..., N] in x's dtype, autocast's where that is on"""
-    device = x.device.type
-    y = LinearFunction.apply(x, weight, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
+    y = LinearFunction.apply(x, weight, working_dtype(x))
     return y if bias is None else y + bias.to(y.dtype)
 
 

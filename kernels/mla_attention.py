@@ -21,7 +21,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from kernels import cdiv, chip, fused, jit, next_power_of_2, tl
+from kernels import cdiv, chip, fused, jit, next_power_of_2, tl, working_dtype
 
 
 def attention(q, k, v, scale, mask=None, q_rope=None, k_rope=None):
@@ -32,7 +32,7 @@ def attention(q, k, v, scale, mask=None, q_rope=None, k_rope=None):
                          'with G dividing H, and a rope part of both q and k or of neither')
     if not fused(q):
         return reference(q, k, v, scale, mask, q_rope, k_rope)
-    dtype = torch.get_autocast_dtype(q.device.type) if torch.is_autocast_enabled(q.device.type) else q.dtype
+    dtype = working_dtype(q)
     if mask is None:
         mask = torch.zeros(2, *q.shape[:2], dtype=torch.int32, device=q.device)
         mask[1] = q.shape[1]

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from kernels import cdiv, cpu, fused, jit, next_power_of_2, precision, tl
 from kernels.router import by_expert
+from kernels.swiglu import swiglu_reference
 
 
 def experts(x, gate_up, down, weights, chosen):
@@ -38,11 +39,7 @@ def experts_reference(x, gate_up, down, weights, chosen):
     counts = torch.zeros(len(down), dtype=torch.int32, device=flat.device)
     ends = counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
     gu = F.grouped_mm(x.index_select(0, order // K), gate_up.transpose(1, 2), offs=ends)
-    if cpu.trains(gu):
-        h = cpu.SwiGLU.apply(gu, None)
-    else:
-        gate, up = gu.chunk(2, dim=-1)
-        h = F.silu(gate) * up
+    h = cpu.SwiGLU.apply(gu, None) if cpu.trains(gu) else swiglu_reference(*gu.chunk(2, dim=-1))
     y = F.grouped_mm(h, down.transpose(1, 2), offs=ends)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(N * K, device=order.device))
     if y.device.type == 'cpu' and y.dtype == torch.float32 and not torch.is_grad_enabled():    # sampling: one pass instead of three

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
-from kernels import cpu
+from kernels import cpu, working_dtype
 
 FEWEST = 800_000    # multiplications: with fewer oneDNN's preparation of a call costs more than the packing gains
 
@@ -24,13 +24,7 @@ def worth_it(model, rows, free):
     """free: bytes of memory, of which the copies may take a quarter"""
     weight = model.head_weight
     return (weight.device.type == 'cpu' and working_dtype(weight) in (torch.float32, torch.bfloat16) and rows >= 16
-            and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
-            and type(weight.data) is torch.Tensor and 16 * model.num_params() < (free or 0))
-
-
-def working_dtype(weight):
-    """What a linear layer computes in: autocast's dtype where that is on"""
-    return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else weight.dtype
+            and cpu.HAS_ONEDNN and type(weight.data) is torch.Tensor and 16 * model.num_params() < (free or 0))
 
 
 class Packed:
