@@ -18,7 +18,6 @@ import os
 import sys
 
 import torch
-import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hub
@@ -33,7 +32,7 @@ PROMPT = 512  # tokens of the longest prompt that is planned for; the data is no
 def saved_bytes(cfg, index, rows, length, autocast=False, dtype=torch.float32, masked=True):
     """What autograd keeps for the backward pass of layer `index` on [rows, length] tokens, bytes. dtype: of the weights as the layer
     sees them; autocast: to bf16, whose copies of the weights are kept too; masked: documents by a mask, not inside Triton's kernel."""
-    kept, grouped_mm, onednn, piece = {}, F.grouped_mm, cpu.ONEDNN, cpu.SwiGLU.PIECE
+    kept, layout, onednn, piece = {}, cpu.Experts.layout, cpu.ONEDNN, cpu.SwiGLU.PIECE
     with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         torch.set_default_dtype(dtype)   # a fake module does not take .to(dtype)
         try:
@@ -52,12 +51,13 @@ def saved_bytes(cfg, index, rows, length, autocast=False, dtype=torch.float32, m
                 kept[storage._cdata] = storage   # holding it keeps its address from being used again
             return t
         try:
-            F.grouped_mm = lambda x, w, offs: x @ w[0]   # its fake version knows bf16 only; this keeps as much
+            # without numbers there is no sorting: one expert for all keeps as much
+            cpu.Experts.layout = lambda chosen, E: (chosen.flatten(), chosen, [(0, chosen.numel())])
             cpu.ONEDNN, cpu.SwiGLU.PIECE = False, 2**62  # its operators have no fake version: they would compute
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
                 layer(x, lambda attn, h: attn(h, rope, mask))
         finally:
-            F.grouped_mm, cpu.ONEDNN, cpu.SwiGLU.PIECE = grouped_mm, onednn, piece
+            cpu.Experts.layout, cpu.ONEDNN, cpu.SwiGLU.PIECE = layout, onednn, piece
         return sum(storage.nbytes() for storage in kept.values())
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import hub
 import kernels
+from kernels import cpu
 import plan
 import rewards
 from configurator import run
@@ -405,6 +406,7 @@ def main(cfg):
     if cfg.plan:
         return plan.show(cfg, cfg.checkpoint, cfg.plan)
     torch.set_num_threads(cfg.threads)
+    cpu.keep_memory()
     kernels.use(cfg.kernels)
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     device = device_of(cfg)

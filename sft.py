@@ -42,7 +42,7 @@ import plan
 from configurator import run
 from data.loader import PackedBatches, read_rows
 from data.tokenizer import Tokenizer
-from kernels import fp8
+from kernels import cpu, fp8
 from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
 from sample import device_of, evaluate
 
@@ -103,6 +103,7 @@ class Config:
 def start_processes(cfg):
     """-> device, rank, world. Under torchrun joins the process group: nccl on GPUs, gloo on CPUs."""
     torch.set_num_threads(cfg.threads)
+    cpu.keep_memory()
     kernels.use(cfg.kernels)
     device = device_of(cfg)
     if 'RANK' in os.environ and not dist.is_initialized():

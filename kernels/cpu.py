@@ -16,8 +16,23 @@ flash kernel computes them again, in float32 alone.
 """
 from __future__ import annotations
 
+import ctypes
+import os
+
 import torch
 import torch.nn.functional as F
+
+from kernels import next_power_of_2
+
+
+def keep_memory():
+    """Memory that is freed stays with this process, for the next tensor. glibc else gives large blocks back at once and has them cleared page by page
+    when they are taken again, tens of thousands of times in a training step. Blocks above 32 MiB, glibc's own limit, still come and go."""
+    libc = ctypes.CDLL(None) if os.name == 'posix' else None
+    if hasattr(libc, 'mallopt'):      # not macOS
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+        for option, value in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            libc.mallopt(option, value)
 
 
 def trains(x):
@@ -63,13 +78,12 @@ class Linear(torch.autograd.Function):
 
 
 class SwiGLU(torch.autograd.Function):
-    """h = silu(g) ⊙ u:  dg = dh ⊙ u ⊙ silu'(g),  du = dh ⊙ silu(g).  gate [..., I] and up, or [..., 2I] with both and None"""
+    """h = silu(g) ⊙ u:  dg = dh ⊙ u ⊙ silu'(g),  du = dh ⊙ silu(g)"""
     PIECE = 2**17   # numbers
 
     @staticmethod
     def forward(ctx, gate, up):
         ctx.save_for_backward(gate, up)
-        gate, up = gate.chunk(2, -1) if up is None else (gate, up)
         h = torch.empty_like(gate, memory_format=torch.contiguous_format)
         for g, u, out in zip(*(SwiGLU.pieces(t) for t in (gate, up, h))):
             torch.mul(torch.ops.aten.silu.out(g, out=out), u, out=out)
@@ -79,17 +93,73 @@ class SwiGLU(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dh):
         gate, up = ctx.saved_tensors
-        joined = up is None
-        d_gate, d_up = (None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in (gate, up))
-        (gate, up), (dg, du) = (gate.chunk(2, -1), d_gate.chunk(2, -1)) if joined else ((gate, up), (d_gate, d_up))
+        dg, du = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (gate, up))
         for d, g, u, out_g, out_u in zip(*(SwiGLU.pieces(t) for t in (dh, gate, up, dg, du))):
             torch.ops.aten.silu_backward.grad_input(torch.mul(d, u, out=out_g), g, grad_input=out_g)
             torch.mul(torch.ops.aten.silu.out(g, out=out_u), d, out=out_u)
-        return d_gate, d_up
+        return dg, du
 
     @staticmethod
     def pieces(t):
         return t.reshape(-1, t.shape[-1]).split(max(1, SwiGLU.PIECE // t.shape[-1]))
+
+
+class Experts(torch.autograd.Function):
+    """y_n = Σ_k w_nk D_e (silu(G_e x_n) ⊙ U_e x_n), e = chosen_nk, as kernels/moe.py has it, expert after expert: what one product writes the next
+    operation finds in the cache. x [N, C], gate_up [E, 2I, C], down [E, C, I], weights [N, K] float32, chosen [N, K] -> [N, C]"""
+
+    @staticmethod
+    def layout(chosen, E):
+        """-> the token of each row [R], the row of each slot [N, K], each expert's rows [(a, b), ...]. An expert's rows are filled up, with token 0, to a
+        multiple of about a sixteenth of the mean: oneDNN takes half a millisecond and some memory for every number of rows it has not met."""
+        flat, K = chosen.flatten(), chosen.shape[1]
+        piece = min(128, max(8, next_power_of_2(len(flat) // (16 * E))))
+        order, counts = flat.argsort(stable=True), torch.bincount(flat, minlength=E)
+        filled = (counts + (piece - 1)) // piece * piece
+        ends = filled.cumsum(0)
+        rows = torch.arange(len(flat)) + (ends - filled - counts.cumsum(0) + counts).repeat_interleave(counts)    # of the sorted slots
+        tokens = torch.zeros(int(ends[-1]), dtype=torch.int64).index_copy_(0, rows, order // K)
+        return tokens, torch.empty_like(order).scatter_(0, order, rows).view_as(chosen), list(zip((ends - filled).tolist(), ends.tolist()))
+
+    @staticmethod
+    def combine(v, rows, weights=None):
+        """Σ_k w_nk v_nk, v [R, C] and rows [N, K] -> [N, C]"""
+        if v.dtype == torch.float32:
+            return F.embedding_bag(rows, v, per_sample_weights=weights, mode='sum')
+        v = v.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        return (v if weights is None else v * weights.unsqueeze(-1).to(v.dtype)).sum(1)
+
+    @staticmethod
+    def forward(ctx, x, gate_up, down, weights, chosen):
+        tokens, rows, spans = Experts.layout(chosen, len(down))
+        x, kept = x.index_select(0, tokens), []
+        v = torch.empty_like(x)
+        for (a, b), w_up, w_down in zip(spans, gate_up, down):
+            kept.append(product(x[a:b], w_up))
+            g, u = kept[-1].chunk(2, -1)
+            v[a:b] = product(F.silu(g).mul_(u), w_down)
+        ctx.save_for_backward(x, gate_up, down, weights, tokens, rows, *kept)
+        ctx.spans = spans
+        return Experts.combine(v, rows, weights)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        x, gate_up, down, weights, tokens, rows, *kept = ctx.saved_tensors
+        dy, w = dy.index_select(0, tokens), weights.new_zeros(len(tokens)).index_copy_(0, rows.flatten(), weights.flatten())   # 0: filled up
+        dx, dw, d_up, d_down = (torch.empty_like(t) for t in (x, w, gate_up, down))
+        for e, (a, b) in enumerate(ctx.spans):
+            (g, u), w_e, d = kept[e].chunk(2, -1), w[a:b, None].to(dy.dtype), torch.empty_like(kept[e])
+            dg, du = d.chunk(2, -1)
+            p, h = product(dy[a:b], down[e].t()), F.silu(g)
+            dh = p * w_e
+            torch.mul(dh, h, out=du)
+            torch.ops.aten.silu_backward.grad_input(dh.mul_(u), g, grad_input=dg)
+            dw[a:b] = torch.linalg.vecdot(p, h.mul_(u))
+            torch.mm(dy[a:b].t(), h.mul_(w_e), out=d_down[e])
+            torch.mm(d.t(), x[a:b], out=d_up[e])
+            dx[a:b] = product(d, gate_up[e].t())
+        return Experts.combine(dx, rows), d_up, d_down, dw[rows], None
 
 
 def inverse_rms(h, eps):

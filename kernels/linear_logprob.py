@@ -26,7 +26,7 @@ from kernels import cdiv, cpu, fused, jit, tl
 
 def linear_logprob(h_NC, weight_VC, labels_N, temperature=1.0, entropy=False, chunk=None):
     """h [N, C] and weight [V, C] float, labels [N] int64 in 0..V-1 -> logp [N], entropy [N] or None, float32 (float64 for float64).
-    chunk: tokens at a time; by default as many as make 2^24 logits on a CPU, 2^29 on a GPU."""
+    chunk: tokens at a time; by default as many as make 2^24 logits on a CPU, 2^29 on a GPU (a chunk that is not the last costs its logits twice)."""
     check(h_NC, weight_VC, labels_N)
     return LinearLogprob.apply(h_NC, weight_VC, labels_N, float(temperature), entropy, chunk)
 
@@ -35,6 +35,8 @@ def linear_loss(h_NC, weight_VC, labels_N, loss_of, temperature=1.0, chunk=None)
     """As linear_logprob, for a loss that is a sum over tokens: loss_of(logp [n], entropy [n], rows) -> scalar is called on each chunk,
     rows being its slice of 0..N. -> loss (differentiable), logp [N], entropy [N] (not differentiable)."""
     check(h_NC, weight_VC, labels_N)
+    if not chunk and h_NC.device.type == 'cpu':      # few enough for the cache, where that leaves dW, written once a chunk, its 1,024 rows
+        chunk = max(2**22 // len(weight_VC), min(1024, 2**24 // len(weight_VC)), 1)
     return LinearLoss.apply(h_NC, weight_VC, labels_N, loss_of, float(temperature), chunk)
 
 

@@ -29,7 +29,9 @@ from kernels.swiglu import swiglu_reference
 
 def experts(x, gate_up, down, weights, chosen):
     """x [N, C], gate_up [E, 2I, C], down [E, C, I] of one dtype, weights [N, K] float32, chosen [N, K] -> [N, C]"""
-    return (Experts.apply if fused(x) else experts_reference)(x, gate_up, down, weights, chosen)
+    if fused(x):
+        return Experts.apply(x, gate_up, down, weights, chosen)
+    return (cpu.Experts.apply if cpu.trains(x) else experts_reference)(x, gate_up, down, weights, chosen)
 
 
 def experts_reference(x, gate_up, down, weights, chosen):
@@ -39,8 +41,7 @@ def experts_reference(x, gate_up, down, weights, chosen):
     counts = torch.zeros(len(down), dtype=torch.int32, device=flat.device)
     ends = counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
     gu = F.grouped_mm(x.index_select(0, order // K), gate_up.transpose(1, 2), offs=ends)
-    h = cpu.SwiGLU.apply(gu, None) if cpu.trains(gu) else swiglu_reference(*gu.chunk(2, dim=-1))
-    y = F.grouped_mm(h, down.transpose(1, 2), offs=ends)
+    y = F.grouped_mm(swiglu_reference(*gu.chunk(2, dim=-1)), down.transpose(1, 2), offs=ends)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(N * K, device=order.device))
     if y.device.type == 'cpu' and y.dtype == torch.float32 and not torch.is_grad_enabled():    # sampling: one pass instead of three
         return F.embedding_bag(back.view(N, K), y, per_sample_weights=weights, mode='sum')

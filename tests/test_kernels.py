@@ -446,19 +446,64 @@ def test_a_linear_layer_by_onednn(shape, bias, monkeypatch):
         assert torch.equal(cpu.linear(*inputs), F.linear(*inputs)) and len(calls) == 1
 
 
-@pytest.mark.parametrize('joined', [False, True])
 @pytest.mark.parametrize('piece', [1, 20, 2**17])
-def test_swiglu_by_pieces(joined, piece, monkeypatch):
+def test_swiglu_by_pieces(piece, monkeypatch):
     from kernels import cpu
     monkeypatch.setattr(cpu.SwiGLU, 'PIECE', piece)
     torch.manual_seed(0)
     both = torch.randn(3, 5, 8, requires_grad=True)
-    h = cpu.SwiGLU.apply(both, None) if joined else cpu.SwiGLU.apply(*both.chunk(2, -1))
+    h = cpu.SwiGLU.apply(*both.chunk(2, -1))
     exact = both.detach().double().requires_grad_()
     gate, up = exact.chunk(2, -1)
     expected, g = F.silu(gate) * up, torch.randn(3, 4, 5).mT
     assert (h - expected).abs().max() < 1e-6
     assert (torch.autograd.grad(h, both, g)[0] - torch.autograd.grad(expected, exact, g.double())[0]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('N, E, K', [(37, 5, 2), (1, 4, 1), (300, 6, 3), (3, 40, 4), (1100, 4, 2)])
+def test_experts_on_a_cpu(N, E, K, dtype, monkeypatch):
+    """An expert of no token, experts whose rows are filled up by more than they have or not at all; products by oneDNN in float32."""
+    from kernels import cpu
+    from kernels.moe import experts
+    if cpu.HAS_ONEDNN:
+        monkeypatch.setattr(cpu, 'ONEDNN', True)
+        monkeypatch.setattr(cpu, 'FEWEST', 0)
+    inputs = [t.detach().cpu().requires_grad_(t.requires_grad) for t in some_experts(N, 24, 16, E, K, dtype)]
+    inputs[3] = inputs[3].detach().float().requires_grad_()
+    calls, apply = [], cpu.Experts.apply
+    monkeypatch.setattr(cpu.Experts, 'apply', lambda *args: calls.append(1) or apply(*args))
+    compare(experts, experts_one_by_one, inputs, 5e-6 if dtype == torch.float32 else 2e-2)
+    assert calls and len(cpu.Experts.layout(inputs[4], E)[2]) == E
+
+
+def test_rows_of_experts_are_filled_up():
+    from kernels.cpu import Experts
+    chosen = torch.tensor([[0, 2]] * 200 + [[2, 0]] * 56 + [[2, 3]] * 3)          # counts 256, 0, 259, 3; a sixteenth of the mean is 8
+    tokens, rows, spans = Experts.layout(chosen, 4)
+    assert spans == [(0, 256), (256, 256), (256, 520), (520, 528)]
+    assert torch.equal(tokens[rows], torch.arange(259)[:, None].expand(-1, 2)) and rows.unique().numel() == rows.numel() == 518
+    for e, (a, b) in enumerate(spans):
+        assert all(a <= row < b for row in rows[chosen == e].tolist())
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason="counts Linux's page faults; glibc only")
+def test_freed_memory_is_kept():
+    code = '''if True:
+        import resource, sys, torch
+        from kernels import cpu
+        if len(sys.argv) > 1:
+            cpu.keep_memory()
+        torch.set_num_threads(1)
+        for i in range(20):
+            if i == 4:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            several = [torch.ones(2**22 - 2**10) for _ in range(8)]      # just under 16 MiB each
+            del several
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)'''
+    plain, kept = (int(subprocess.run([sys.executable, '-c', code, *more], capture_output=True, text=True, check=True, cwd=ROOT).stdout) for more in ([], ['keep']))
+    assert kept < 200, kept
+    assert plain > 50_000, 'glibc keeps freed memory by itself: keep_memory() can go'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
