@@ -611,10 +611,11 @@ class Run:
         if self.device.type == 'cuda':
             self.replay(step, length, count)
         else:
-            for _ in range(count):
-                if self.done[:self.m].all():
-                    break
-                step(length)
+            with torch.inference_mode():      # an operation costs less; nothing made in here is kept
+                for _ in range(count):
+                    if self.done[:self.m].all():
+                        break
+                    step(length)
         if speculating:
             drafted, accepted = self.counts.tolist()
             self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted

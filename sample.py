@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 import hub
 import kernels
-from kernels import cpu
 import plan
 import rewards
 from configurator import run
@@ -35,6 +34,7 @@ from data import teacher
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
 from decode import Completion, Sampler
+from kernels import cpu
 from model import Transformer
 
 
