@@ -1,8 +1,10 @@
 """
-Comparisons with other code: the same weights, the same machine, turn about in one process, so that the ratio holds where seconds do not.
+Comparisons with other code: the same weights, the same machine, each side in a process of its own, as its users run it, and in turn, so that
+the ratio holds where seconds do not.
 
     python bench.py                       # every comparison
     python bench.py train --rounds=7      # one of them; its parameters as --key=value
+    python bench.py train --only=nanoR1   # one side alone, to profile it
     python bench.py gpu                   # what there is to measure on a GPU, in nine minutes: the kernels, training, decoding
     make bench
 
@@ -25,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from configurator import from_text
+from kernels import cpu
 from model import ModelConfig, Transformer
 
 DENSE = dict(model_type='qwen3', vocab_size=2048, hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
@@ -34,24 +37,60 @@ MOE = dict(model_type='deepseek_v3', vocab_size=2048, hidden_size=256, num_hidde
            n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1, moe_intermediate_size=256, max_position_embeddings=512)
 
 
-def turn_about(sides, rounds):
-    """sides: {name: function}. Each runs once to warm up, then `rounds` times in turn -> {name: list of seconds}"""
-    seconds = {name: [] for name in sides}
-    for i in range(rounds + 1):
-        for name, run in sides.items():
-            began = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if i:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+def in_turn(comparison, names, rounds, **given):
+    """Starts each side as `bench.py comparison --only=side`; after one run of each, to warm up, they run `rounds` times in turn.
+    -> {side: what `alone` says of each run}"""
+    import subprocess
+    flags, said = [f'--{key}={value}' for key, value in given.items()], {name: [] for name in names}
+    sides = {name: subprocess.Popen([sys.executable, __file__, comparison, f'--only={name}', '--asked=True', *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                    text=True) for name in names}
+    try:
+        for i in range(rounds + 1):
+            for name, side in sides.items():
+                side.stdin.write('run\n')
+                side.stdin.flush()
+                answer = next((line for line in side.stdout if line.startswith('{"result"')), None)      # trainers print, too
+                if answer is None:
+                    raise SystemExit(f'bench.py: {comparison} of {name} ended with exit status {side.wait()}')
+                said[name] += [json.loads(answer)] if i else []
+    finally:
+        for side in sides.values():
+            side.stdin.close()       # ends it
+            side.wait(60)
+    return said
+
+
+def alone(run, rounds, asked):
+    """One side in this process, once for each line on stdin or `rounds` times after one that warms up -> rows with the seconds of each run,
+    the processor's seconds, the peak of memory so far in GiB and what run() returns"""
+    for i, _ in enumerate(sys.stdin if asked else range(rounds + 1)):
+        began, busy = time.perf_counter(), time.process_time()
+        result = run()
+        row = {'result': result, 'seconds': time.perf_counter() - began, 'cpu_seconds': time.process_time() - busy, 'peak_gib': peak_gib()}
+        if i or asked:
+            yield row
+
+
+def values(said, name):
+    return {side: [row[name] for row in rows] for side, rows in said.items()}
+
+
+def fastest(comparison, names, **given):
+    """-> which of these takes the least time in one run after one that warms up, if there is a choice"""
+    seconds = values({name: in_turn(comparison, [name], 1, **given)[name] for name in names}, 'seconds') if len(names) > 1 else {names[0]: 0}
+    return min(seconds, key=seconds.get)
 
 
 def summary(seconds):
     """-> median, and (max - min) / median as the spread"""
     middle = statistics.median(seconds)
     return {'seconds': round(middle, 4), 'spread': round((max(seconds) - min(seconds)) / middle, 3)}
+
+
+def ratio(seconds):
+    """-> the median of the last side over that of the first"""
+    first, *_, last = map(statistics.median, seconds.values())
+    return round(last / first, 3)
 
 
 def hub_copy(model, **settings):
@@ -66,43 +105,52 @@ def hub_copy(model, **settings):
 # comparisons
 
 
-def train(rows=16, tokens=256, rounds=5, threads=2, dtypes='float32,bfloat16', models='dense,moe', only=''):
-    """Forward, backward and fused AdamW on rows x tokens against transformers, fp32 and bf16 autocast. only: one side, to profile it."""
+def train(rows=16, tokens=256, rounds=5, threads=2, dtypes='float32,bfloat16', models='dense,moe', only='', asked=False):
+    """Forward, backward and fused AdamW on rows x tokens against transformers, fp32 and bf16 autocast."""
     torch.set_num_threads(threads)
     for kind in models.split(','):
-        torch.manual_seed(0)
-        ours = Transformer(ModelConfig(**(DENSE if kind == 'dense' else MOE)))
-        ids = torch.randint(0, 2048, (rows, tokens))
-        labels = F.pad(ids[:, 1:], (0, 1), value=-100)
-        settings = [dict(attn_implementation=a) for a in ('sdpa', 'eager')]
-        if kind == 'moe':
-            settings = [{**s, 'experts_implementation': e} for s in settings for e in ('grouped_mm', 'eager')]
-            # batched_mm gathers a copy of the weights for every token: 13 GB here, and never the fastest
         for dtype in dtypes.split(','):
-            def step(model, loss):
-                optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-                def run():
-                    with torch.autocast('cpu', getattr(torch, dtype), enabled=dtype != 'float32'):
-                        value = loss(model)
-                    value.backward()
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                return run
-            sides = {'nanoR1': step(ours, lambda m: -m.logprobs(ids, labels)[0].mean())}
-            for setting in settings:
-                sides[' '.join(setting.values())] = step(hub_copy(ours, **setting).train(), lambda m: m(ids, labels=ids, use_cache=False).loss)
-            sides = {name: run for name, run in sides.items() if only in name}
-            if len(sides) > 2:  # one round to find transformers' fastest, which alone is compared
-                first = {name: run for name, run in turn_about(sides, 1).items() if name != 'nanoR1'}
-                best = min(first, key=first.get)
-                sides = {'nanoR1': sides['nanoR1'], best: sides[best]}
-            seconds = turn_about(sides, rounds)
-            middle = {name: statistics.median(s) for name, s in seconds.items()}
-            for name, s in seconds.items():
-                yield {'train': kind, 'dtype': dtype, 'side': name, **summary(s), 'tokens_per_second': round(rows * tokens / middle[name])}
-            if 'nanoR1' in middle and len(middle) == 2:
-                a, b = (middle[name] for name in sides)
-                yield {'train': kind, 'dtype': dtype, 'ratio': round(b / a, 3)}
+            given = dict(models=kind, dtypes=dtype, rows=rows, tokens=tokens, threads=threads)
+            if only:
+                yield from alone(training_step(kind, dtype, only, rows, tokens), rounds, asked)
+                continue
+            best = fastest('train', [' '.join(s.values()) for s in settings(kind)], **given)
+            said = in_turn('train', ['nanoR1', best], rounds, **given)
+            for name, s in values(said, 'seconds').items():
+                yield {'train': kind, 'dtype': dtype, 'side': name, **summary(s), 'tokens_per_second': round(rows * tokens / statistics.median(s)),
+                       'loss': round(said[name][0]['result'], 4), 'peak_gib': said[name][-1]['peak_gib']}
+            yield {'train': kind, 'dtype': dtype, 'ratio': ratio(values(said, 'seconds'))}
+
+
+def settings(kind):
+    """transformers' ways to attend and to compute experts; batched_mm gathers a copy of the weights for every token: 13 GB here, and never the fastest"""
+    attention = [dict(attn_implementation=a) for a in ('sdpa', 'eager')]
+    return attention if kind == 'dense' else [{**a, 'experts_implementation': e} for a in attention for e in ('grouped_mm', 'eager')]
+
+
+def new_model(kind, side):
+    """-> the same weights for every side; transformers' model if the side is one of its settings"""
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**(DENSE if kind == 'dense' else MOE)))
+    if side == 'nanoR1':
+        cpu.keep_memory()      # as the scripts do
+        return model
+    return hub_copy(model, **next(s for s in settings(kind) if ' '.join(s.values()) == side))
+
+
+def training_step(kind, dtype, side, rows, tokens):
+    model = new_model(kind, side).train()
+    ids = torch.randint(0, 2048, (rows, tokens), generator=torch.Generator().manual_seed(1))
+    labels, optimizer = F.pad(ids[:, 1:], (0, 1), value=-100), torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+
+    def run():
+        with torch.autocast('cpu', getattr(torch, dtype), enabled=dtype != 'float32'):
+            loss = -model.logprobs(ids, labels)[0].mean() if side == 'nanoR1' else model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+    return run
 
 
 # ---- sampling beside transformers' generate
@@ -121,64 +169,55 @@ def machine_bound(model, tokens):
     return 2 * model.num_params(active=True) * tokens / max(rates)
 
 
-def sample(prompts=32, samples=8, prompt=64, new=128, rounds=2, threads=2, models='moe,dense', lengths='uniform,ragged', only=''):
+def sample(prompts=32, samples=8, prompt=64, new=128, rounds=2, threads=2, models='moe,dense', lengths='uniform,ragged', only='', asked=False):
     """Useful tokens a second against transformers' generate, greedy and fp32, at the fastest of its settings for caches, attention and experts.
     ragged: each sample ends after 8 to `new` tokens, 42 on average; transformers goes on until the last has ended."""
-    import transformers
-    from decode import Sampler
     torch.set_num_threads(threads)
     for kind in models.split(','):
-        torch.manual_seed(0)
-        ours = Transformer(ModelConfig(**(DENSE if kind == 'dense' else MOE))).eval()
-        ids = torch.randint(0, 2048, (prompts, prompt))
-        rows = ids.repeat_interleave(samples, 0)
-        settings = [dict(attn_implementation=a) for a in ('sdpa', 'eager')]
-        if kind == 'moe':
-            settings = [{**s, 'experts_implementation': e} for s in settings for e in ('grouped_mm', 'eager')]
-        copies = {} if only == 'nanoR1' else {' '.join([*s.values(), cache]): (hub_copy(ours, **s).eval(), cache) for s in settings for cache in ('dynamic', 'static')}
-
-        def theirs(model, cache, limits):
-            class Ended(transformers.StoppingCriteria):
-                def __call__(self, input_ids, scores, **_):
-                    return input_ids.shape[1] - prompt >= torch.tensor(limits).flatten()
-            config = transformers.GenerationConfig(max_new_tokens=max(map(max, limits)), do_sample=False, use_cache=True, pad_token_id=0, disable_compile=True,
-                                                   cache_implementation='static' if cache == 'static' else None)
-            with torch.no_grad():
-                return model.generate(rows, attention_mask=torch.ones_like(rows), generation_config=config,
-                                      stopping_criteria=transformers.StoppingCriteriaList([Ended()]))
-        clock = time.process_time if threads == 1 else time.perf_counter     # a processor's own time: other programs disturb it less
-        tried = {}
-        for name, (model, cache) in copies.items():
-            theirs(model, cache, [[2] * samples] * prompts)
-            began = clock()
-            theirs(model, cache, [[new // 8] * samples] * prompts)
-            tried[name] = clock() - began
+        best = ''
         for shape in lengths.split(','):
             draw = random.Random(0)
             limits = [[new if shape == 'uniform' else min(new, 8 + int(draw.expovariate(1 / 36))) for _ in range(samples)] for _ in range(prompts)]
-            useful = sum(map(sum, limits))
-            sides = {'nanoR1': lambda: Sampler(ours, slots=prompts * samples).generate(ids.tolist(), samples, limits, 0.0)}
-            if tried:
-                best = min(tried, key=tried.get)
-                sides[best] = lambda: theirs(*copies[best], limits)
-                mine = sides['nanoR1']()   # the same tokens, or the comparison is of nothing
-                same = theirs(copies[best][0], copies[best][1], [[4] * samples] * prompts)[:, prompt:].tolist()
-                agree = [row[:4] == c.tokens[:4] for row, c in zip(same, [c for group in mine for c in group])]
-                yield {'sample': kind, 'lengths': shape, 'first_tokens_agree': sum(agree) / len(agree)}
-            seconds, busy = {name: [] for name in sides}, {name: 0.0 for name in sides}
-            for _ in range(rounds):
-                for name, run in sides.items():
-                    began, cpu = time.perf_counter(), time.process_time()
-                    run()
-                    seconds[name].append(time.perf_counter() - began)
-                    busy[name] += (time.process_time() - cpu) / rounds
-            bound = machine_bound(ours, useful)
-            for name, s in seconds.items():
-                yield {'sample': kind, 'lengths': shape, 'side': name, **summary(s), 'cpu_seconds': round(busy[name], 2), 'useful_tokens_per_second': round(useful / statistics.median(s)),
-                       'share_of_bound': round(bound / statistics.median(s), 3)}
-            if tried:
-                yield {'sample': kind, 'lengths': shape, 'ratio': round(statistics.median(seconds[best]) / statistics.median(seconds['nanoR1']), 2),
-                       'ratio_cpu': round(busy[best] / busy['nanoR1'], 2)}
+            useful, given = sum(map(sum, limits)), dict(models=kind, prompts=prompts, samples=samples, prompt=prompt, threads=threads)
+            if only:
+                yield from alone(generation(kind, only, prompts, prompt, limits), rounds, asked)
+                continue
+            names = [f'{" ".join(s.values())}, {cache} cache' for s in settings(kind) for cache in ('dynamic', 'static')]
+            best = best or fastest('sample', names, lengths='uniform', new=new // 8, **given)
+            said = in_turn('sample', ['nanoR1', best], rounds, lengths=shape, new=new, **given)
+            ours, theirs = (rows[0]['result'] for rows in said.values())      # the same tokens, or the comparison is of nothing
+            yield {'sample': kind, 'lengths': shape, 'first_tokens_agree': sum(a == b for a, b in zip(ours, theirs)) / len(ours)}
+            bound = machine_bound(Transformer(ModelConfig(**(DENSE if kind == 'dense' else MOE))), useful)
+            for name, s in values(said, 'seconds').items():
+                yield {'sample': kind, 'lengths': shape, 'side': name, **summary(s), 'cpu_seconds': round(statistics.median(values(said, 'cpu_seconds')[name]), 2),
+                       'useful_tokens_per_second': round(useful / statistics.median(s)), 'share_of_bound': round(bound / statistics.median(s), 3)}
+            yield {'sample': kind, 'lengths': shape, 'ratio': ratio(values(said, 'seconds')), 'ratio_cpu': ratio(values(said, 'cpu_seconds'))}
+
+
+def generation(kind, side, prompts, prompt, limits):
+    """-> a function that generates limits[p][s] tokens for sample s of prompt p and returns the first four of each"""
+    from decode import Sampler
+    setting, _, cache = side.partition(', ')
+    model, samples = new_model(kind, setting).eval(), len(limits[0])
+    ids = torch.randint(0, 2048, (prompts, prompt), generator=torch.Generator().manual_seed(1))
+    if side == 'nanoR1':
+        def run():
+            done = Sampler(model, slots=prompts * samples).generate(ids.tolist(), samples, limits, 0.0)
+            return [c.tokens[:4] for group in done for c in group]
+        return run
+    import transformers
+    class Ended(transformers.StoppingCriteria):
+        def __call__(self, input_ids, scores, **_):
+            return input_ids.shape[1] - prompt >= torch.tensor(limits).flatten()
+    config = transformers.GenerationConfig(max_new_tokens=max(map(max, limits)), do_sample=False, use_cache=True, pad_token_id=0, disable_compile=True,
+                                           cache_implementation='static' if cache == 'static cache' else None)
+    rows = ids.repeat_interleave(samples, 0)
+
+    @torch.no_grad()
+    def run():
+        done = model.generate(rows, attention_mask=torch.ones_like(rows), generation_config=config, stopping_criteria=transformers.StoppingCriteriaList([Ended()]))
+        return done[:, prompt:prompt + 4].tolist()
+    return run
 
 
 RANDOM = {  # shapes of released models, for speed without their weights
@@ -342,14 +381,6 @@ def dense_checkpoint(folder, size=2048):
     return ours, PreTrainedTokenizerFast(tokenizer_object=theirs, eos_token=f't{ours.eos_id}', pad_token='t0')
 
 
-def peak_of(comparison, side, **given):
-    """Peak resident memory in GiB of one side alone, in a process of its own."""
-    import subprocess
-    flags = [f'--{key}={value}' for key, value in given.items()]
-    said = subprocess.run([sys.executable, __file__, comparison, f'--only={side}', '--rounds=1', *flags], capture_output=True, text=True, check=True).stdout
-    return json.loads(said.splitlines()[-1])['peak_gib']
-
-
 def peak_gib():
     from sft import peak_memory
     return round(peak_memory(torch.device('cpu')), 3)
@@ -381,7 +412,7 @@ def step_seconds():
     return clock
 
 
-def grpo(prompts=8, group=8, prompt=32, new=64, steps=3, rounds=3, threads=2, dtypes='float32,bfloat16', only='', memory=True):
+def grpo(prompts=8, group=8, prompt=32, new=64, steps=3, rounds=3, threads=2, dtypes='float32,bfloat16', only='', asked=False):
     """A GRPO step of 8 prompts x 8 completions, prompt 32, 64 new tokens, against TRL's GRPOTrainer at equal settings: no KL, one update, group
     advantages, token-level loss, a constant rate, AdamW. Both run as they are, `steps` steps a round in turn after one that warms up."""
     import grpo as script
@@ -417,10 +448,10 @@ def grpo(prompts=8, group=8, prompt=32, new=64, steps=3, rounds=3, threads=2, dt
             GRPOTrainer(model, lambda completions, **_: [float(len(c) % 7) for c in completions], args=config, train_dataset=data,
                         processing_class=their_tokenizer, callbacks=[clock]).train()
             return clock.seconds
-        yield from beside('grpo', {'nanoR1': ours, 'TRL': theirs}, dtypes, rounds, only, memory, lambda side, seconds: {})
+        yield from beside('grpo', {'nanoR1': ours, 'TRL': theirs}, dtypes, rounds, threads, only, asked, lambda side, seconds: {})
 
 
-def sft(rows=16, row_len=256, steps=4, rounds=3, threads=2, dtypes='float32,bfloat16', only='', memory=True):
+def sft(rows=16, row_len=256, steps=4, rounds=3, threads=2, dtypes='float32,bfloat16', only='', asked=False):
     """SFT of packed documents of 20 to 140 tokens, 16 x 256 tokens a step, loss on all tokens, against TRL's SFTTrainer with its default packing
     ('bfd', documents isolated) and with the one that cuts the stream of documents into rows ('wrapped', documents see each other). Tokens: real ones."""
     import sft as script
@@ -457,24 +488,22 @@ def sft(rows=16, row_len=256, steps=4, rounds=3, threads=2, dtypes='float32,bflo
                 trainer.train()
                 return [s / (rows * row_len * fill) for s in clock.seconds]
             return run
-        yield from beside('sft', {'nanoR1': ours, 'TRL bfd': theirs('bfd'), 'TRL wrapped': theirs('wrapped')}, dtypes, rounds, only, memory,
+        yield from beside('sft', {'nanoR1': ours, 'TRL bfd': theirs('bfd'), 'TRL wrapped': theirs('wrapped')}, dtypes, rounds, threads, only, asked,
                           lambda side, seconds: {'tokens_per_second': round(1 / seconds)})
 
 
-def beside(name, sides, dtypes, rounds, only, memory, more):
-    """sides: {name: function of the dtype -> seconds of its steps}; each runs `rounds` times in turn. Yields rows, ratios and, of processes that run
-    one side alone, peak memory."""
-    sides = {side: run for side, run in sides.items() if only in ('', side)}
+def beside(name, sides, dtypes, rounds, threads, only, asked, more):
+    """sides: {name: function of the dtype -> seconds of its steps} -> rows of each and the ratios"""
     for dtype in dtypes.split(','):
-        seconds = {side: [] for side in sides}
-        for _ in range(rounds):
-            for side, run in sides.items():
-                seconds[side] += run(dtype)
+        if only:
+            yield from alone(lambda: sides[only](dtype), rounds, asked)
+            continue
+        said = in_turn(name, sides, rounds, dtypes=dtype, threads=threads)
+        seconds = {side: [s for row in rows for s in row['result']] for side, rows in said.items()}
         for side, s in seconds.items():
-            peak = peak_gib() if only else peak_of(name, side, dtypes=dtype) if memory else None
-            yield {name: dtype, 'side': side, **summary(s), **more(side, statistics.median(s)), 'peak_gib': peak}
+            yield {name: dtype, 'side': side, **summary(s), **more(side, statistics.median(s)), 'peak_gib': max(row['peak_gib'] for row in said[side])}
         for side in list(sides)[1:]:
-            yield {name: dtype, 'against': side, 'ratio': round(statistics.median(seconds[side]) / statistics.median(seconds['nanoR1']), 3)}
+            yield {name: dtype, 'against': side, 'ratio': ratio({'nanoR1': seconds['nanoR1'], side: seconds[side]})}
 
 
 def log_prob_memory(N, V, C, chunk):

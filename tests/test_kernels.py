@@ -3,6 +3,7 @@ The kernels against float64 references. Without a GPU they run in Triton's inter
 slow: sizes are small and odd. With one they run there, and the tests marked gpu add real sizes.
 """
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -532,6 +533,20 @@ def test_the_gpu_benchmarks_run_in_small():
                           '--prompt=8', '--new=8', '--dtype=float32'], capture_output=True, text=True, env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
     assert run.returncode == 0 and '"failed"' not in run.stdout, run.stdout + run.stderr
     assert run.stdout.count('"mfu"') == 3 and run.stdout.count('"share_of_bound"') == 1
+
+
+@pytest.mark.parametrize('comparison', ['train', pytest.param('sample', marks=pytest.mark.slow)])
+def test_comparisons_compare_the_same_thing(comparison):
+    pytest.importorskip('transformers')
+    run = subprocess.run([sys.executable, str(ROOT / 'bench.py'), comparison, '--models=dense', '--dtypes=float32', '--rows=1', '--tokens=32', '--rounds=1', '--prompts=2',
+                          '--samples=2', '--prompt=8', '--new=16', '--lengths=ragged'], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert rows[-1]['ratio'] > 0
+    if comparison == 'train':
+        assert [row['side'] for row in rows[1:3]][0] == 'nanoR1' and abs(rows[1]['loss'] - rows[2]['loss']) < 1e-3
+    else:
+        assert rows[1]['first_tokens_agree'] == 1
 
 
 def troubled(cfg, phase, names, known, pipe):
