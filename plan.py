@@ -88,7 +88,7 @@ def plan(cfg, train=True, rows=1, length=1024, dtype='float32', ranks=1, shards=
         again = max(max(bytes_of.values()) * 4 // 3, copies) if checkpointing else 0   # one layer and its gradients, when the logits are gone
         parts['activations'] = boundary * len(layers) + again if checkpointing else sum(bytes_of[kind] for kind in moe)
         chunk = max(1, min(rows * length, (2**29 if gpu else 2**24) // cfg.vocab_size))
-        parts['logits'] = chunk * cfg.vocab_size * 4 * (2 if gpu else 3) + 4 * cfg.vocab_size * cfg.hidden_size
+        parts['logits'] = 2 * 4 * chunk * cfg.vocab_size + 4 * cfg.vocab_size * cfg.hidden_size
     if slots:
         size = seen.itemsize if train else (2 if half else 4)
         token = cfg.cache_width * (cfg.num_hidden_layers + cfg.num_nextn_predict_layers) * size
