@@ -375,7 +375,7 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """All routed experts of a layer: tokens are sorted by expert, then two grouped GEMMs; no loop over experts or tokens."""
+    """All routed experts of a layer: tokens are sorted by expert, then two grouped GEMMs; no loop over tokens, nor over experts but for training on a CPU."""
 
     def __init__(self, cfg):
         super().__init__()
