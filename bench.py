@@ -88,9 +88,9 @@ def summary(seconds):
 
 
 def ratio(seconds):
-    """-> the median of the last side over that of the first"""
-    first, *_, last = map(statistics.median, seconds.values())
-    return round(last / first, 3)
+    """-> the last side's seconds over the first's, the median over the rounds"""
+    first, *_, last = seconds.values()
+    return round(statistics.median(b / a for a, b in zip(first, last)), 3)
 
 
 def hub_copy(model, **settings):
