@@ -19,6 +19,7 @@ import platform
 import random
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,7 +41,6 @@ MOE = dict(model_type='deepseek_v3', vocab_size=2048, hidden_size=256, num_hidde
 def in_turn(comparison, names, rounds, **given):
     """Starts each side as `bench.py comparison --only=side`; after one run of each, to warm up, they run `rounds` times in turn.
     -> {side: what `alone` says of each run}"""
-    import subprocess
     flags, said = [f'--{key}={value}' for key, value in given.items()], {name: [] for name in names}
     sides = {name: subprocess.Popen([sys.executable, __file__, comparison, f'--only={name}', '--asked=True', *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                     text=True) for name in names}
@@ -76,9 +76,8 @@ def values(said, name):
 
 
 def fastest(comparison, names, **given):
-    """-> which of these takes the least time in one run after one that warms up, if there is a choice"""
-    seconds = values({name: in_turn(comparison, [name], 1, **given)[name] for name in names}, 'seconds') if len(names) > 1 else {names[0]: 0}
-    return min(seconds, key=seconds.get)
+    """-> which of these takes the least time in one run after one that warms up"""
+    return min(names, key=lambda name: in_turn(comparison, [name], 1, **given)[name][0]['seconds'])
 
 
 def summary(seconds):
@@ -187,7 +186,7 @@ def sample(prompts=32, samples=8, prompt=64, new=128, rounds=2, threads=2, model
             said = in_turn('sample', ['nanoR1', best], rounds, lengths=shape, new=new, **given)
             ours, theirs = (rows[0]['result'] for rows in said.values())      # the same tokens, or the comparison is of nothing
             yield {'sample': kind, 'lengths': shape, 'first_tokens_agree': sum(a == b for a, b in zip(ours, theirs)) / len(ours)}
-            bound = machine_bound(Transformer(ModelConfig(**(DENSE if kind == 'dense' else MOE))), useful)
+            bound = machine_bound(new_model(kind, 'nanoR1'), useful)
             for name, s in values(said, 'seconds').items():
                 yield {'sample': kind, 'lengths': shape, 'side': name, **summary(s), 'cpu_seconds': round(statistics.median(values(said, 'cpu_seconds')[name]), 2),
                        'useful_tokens_per_second': round(useful / statistics.median(s)), 'share_of_bound': round(bound / statistics.median(s), 3)}
@@ -349,7 +348,6 @@ def decoding_step(model, batch, group, prompt, new, device):
 
 def gpu(seconds=530):
     """Everything that is measured on a GPU, each in a process of its own, so that none takes another's results with it."""
-    import subprocess
     if not torch.cuda.is_available():
         raise SystemExit('bench.py gpu: no GPU is visible')
     ends, folder = time.time() + seconds, os.path.dirname(os.path.abspath(__file__))
@@ -509,7 +507,6 @@ def beside(name, sides, dtypes, rounds, threads, only, asked, more):
 def log_prob_memory(N, V, C, chunk):
     """-> GiB that log-probs, entropy and their gradient take for N tokens, in a process of its own, less what it needs without them; chunk 0: the
     naive form, which holds all logits"""
-    import subprocess
     code = '''
 import os, sys, torch
 from kernels.linear_logprob import linear_logprob

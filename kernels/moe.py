@@ -43,9 +43,7 @@ def experts_reference(x, gate_up, down, weights, chosen):
     gu = F.grouped_mm(x.index_select(0, order // K), gate_up.transpose(1, 2), offs=ends)
     y = F.grouped_mm(swiglu_reference(*gu.chunk(2, dim=-1)), down.transpose(1, 2), offs=ends)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(N * K, device=order.device))
-    if y.device.type == 'cpu' and y.dtype == torch.float32 and not torch.is_grad_enabled():    # sampling: one pass instead of three
-        return F.embedding_bag(back.view(N, K), y, per_sample_weights=weights, mode='sum')
-    return (y.index_select(0, back).view(N, K, -1) * weights.unsqueeze(-1).to(y.dtype)).sum(dim=1)
+    return cpu.Experts.combine(y, back.view(N, K), weights)
 
 
 @jit
