@@ -3,7 +3,9 @@ The kernels against float64 references. Without a GPU they run in Triton's inter
 slow: sizes are small and odd. With one they run there, and the tests marked gpu add real sizes.
 """
 import ast
+import ctypes
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -490,21 +492,36 @@ def test_rows_of_experts_are_filled_up():
 
 @pytest.mark.skipif(sys.platform != 'linux', reason="counts Linux's page faults; glibc only")
 def test_freed_memory_is_kept():
+    """Straight from malloc: whether a tensor's block lies at the end of the heap, where glibc trims, is a matter of luck."""
     code = '''if True:
-        import resource, sys, torch
+        import ctypes, mmap, resource, sys
         from kernels import cpu
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.free.argtypes, libc.memset.argtypes = ctypes.c_void_p, [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+        faults, size, blocks = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt, 2**24 - 2**12, [0] * 8
+        before, fresh = faults(), mmap.mmap(-1, 2**22)      # untouched memory: a fault a page, where faults are counted
+        for page in range(0, 2**22, mmap.PAGESIZE):
+            fresh[page] = 1
+        counted = faults() - before
         if len(sys.argv) > 1:
             cpu.keep_memory()
-        torch.set_num_threads(1)
         for i in range(20):
             if i == 4:
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            several = [torch.ones(2**22 - 2**10) for _ in range(8)]      # just under 16 MiB each
-            del several
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)'''
-    plain, kept = (int(subprocess.run([sys.executable, '-c', code, *more], capture_output=True, text=True, check=True, cwd=ROOT).stdout) for more in ([], ['keep']))
+                before = faults()
+            for n in range(8):
+                blocks[n] = libc.malloc(size)
+                libc.memset(blocks[n], 1, size)
+            for block in blocks:
+                libc.free(block)
+        print(counted, faults() - before)'''
+    if not hasattr(ctypes.CDLL(None), 'mallopt'):
+        pytest.skip('no glibc')
+    (counted, plain), (_, kept) = (map(int, subprocess.run([sys.executable, '-c', code, *more], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split())
+                                   for more in ([], ['keep']))
+    if counted < 2**22 // mmap.PAGESIZE // 2:
+        pytest.skip(f'this system counts {counted} faults for {2**22 // mmap.PAGESIZE} fresh pages: huge pages, or a sandbox that counts none')
     assert kept < 200, kept
-    assert plain > 50_000, 'glibc keeps freed memory by itself: keep_memory() can go'
+    assert plain > 10_000, 'glibc keeps freed memory by itself: keep_memory() can go'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
