@@ -338,6 +338,27 @@ def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
     return groups + flat[:cfg.prompts - len(groups)], every, drafts
 
 
+def mean(values):
+    return sum(values) / max(1, len(values))
+
+
+def of_rollout(cfg, every):
+    """All that a step sampled [P][G] -> its rewards, lengths and shares in numbers. `right` is an accuracy of 1, or where that is no reward a
+    total of 1; the task 'preference' knows no right and wrong, its mean reward is `judged`."""
+    scores = [s.score for group in every for s in group]
+    judged = [s for s in scores if s['task'] == 'preference']
+    checked = [(s, s['rewards'].get('accuracy', s['total']) >= 1) for s in scores if s['task'] != 'preference']
+    varies = advantages(torch.tensor([[s.score['total'] for s in group] for group in every]), 'none')[1]
+    numbers = {'reward': mean([s['total'] for s in scores]), 'length': mean([s['length'] for s in scores]), 'right': mean([r for _, r in checked]),
+               'truncated': mean([not s['finished'] for s in scores]), 'mixing': mean([s['mixed'] for s in scores]),
+               'zero_variance': 1 - varies.double().mean().item(), **{f'reward_{name}': mean([s['rewards'][name] for s in scores]) for name in cfg.rewards},
+               'length_right': mean([s['length'] for s, r in checked if r]), 'length_wrong': mean([s['length'] for s, r in checked if not r]),
+               'sampled_groups': len(every)}
+    if judged:
+        numbers['judged'] = mean([s['rewards'].get('preference', s['rewards'].get('accuracy', 0.0)) for s in judged])
+    return numbers
+
+
 def warnings_of(n, first):
     """numbers of a step, and those of the run's first -> {what is wrong: what usually causes it and which key to turn}"""
     out = {}
@@ -485,12 +506,7 @@ def main(cfg):
             reference.load_state_dict(model.state_dict())
 
         # numbers of the step
-        scores = [s.score for group in every for s in group]
-        count, mean = len(scores), lambda values: sum(values) / max(1, len(values))  # noqa: E731
-        judged = [s['task'] == 'preference' for s in scores]     # has no right and wrong
-        right = [s['rewards'].get('accuracy', s['total']) >= 1 for s in scores]
-        spread = advantages(torch.tensor([[s.score['total'] for s in group] for group in every]), 'none')[1]
-        sampled, prompt_tokens = sum(s['length'] for s in scores), sum(len(group[0].prompt) for group in every)
+        sampled, prompt_tokens = sum(s.score['length'] for group in every for s in group), sum(len(group[0].prompt) for group in every)
         if dist.is_initialized():
             dist.all_reduce(worst, dist.ReduceOp.MAX)
         stats = total(stats, device).tolist()
@@ -499,19 +515,13 @@ def main(cfg):
         flops += 2.0 * active * (sampled + prompt_tokens) + 6.0 * active * trained * forwards   # a prompt counts for each completion
         peak = 1e12 * peak_tflops(cfg, device) * world
         numbers = {
-            'step': step, 'reward': mean([s['total'] for s in scores]), 'length': sampled / count, 'right': mean([r for r, j in zip(right, judged) if not j]),
-            'truncated': mean([not s['finished'] for s in scores]), 'mixing': mean([s['mixed'] for s in scores]),
-            'zero_variance': 1 - spread.double().mean().item(), **{f'reward_{name}': mean([s['rewards'][name] for s in scores]) for name in cfg.rewards},
-            'length_right': mean([s['length'] for s, r in zip(scores, right) if r]),
-            'length_wrong': mean([s['length'] for s, r, j in zip(scores, right, judged) if not r and not j]),
+            'step': step, **of_rollout(cfg, every),
             'advantage_std': A.square().mean().sqrt().item(), 'loss': stats[8], 'entropy': stats[1] / n, 'clipped': (stats[2] + stats[3]) / n,
             'clipped_low': stats[2] / n, 'clipped_high': stats[3] / n, 'ratio': stats[5] / n, 'ratio_max': worst[0].item(), 'kl': stats[4] / n,
             'mismatch': stats[6] / n, 'mismatch_max': worst[1].item(), 'mismatch_kl': stats[7] / n, 'grad_norm': mean(norms), 'skipped': skipped,
-            'sampled_groups': len(every), 'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()),
+            'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()),
             'seconds': seconds + time.time() - began, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg),
             'tokens_per_second': sampled / (sampling + training), 'memory_gib': peak_memory(device), 'memory_plan_gib': planned}
-        if any(judged):
-            numbers['judged'] = mean([s['rewards'].get('preference', s['rewards'].get('accuracy', 0.0)) for s, j in zip(scores, judged) if j])
         if drafts[0]:
             numbers['mtp_acceptance'] = (drafts[1] / drafts[0]).item()
         if peak:

@@ -607,6 +607,18 @@ def test_a_step_without_any_variance_is_counted_told_and_changes_nothing(toy, tm
 # guards
 
 
+def test_numbers_of_a_rollout_counted_by_hand():
+    def sample(task, total, accuracy, length, finished=True, mixed=False):
+        return Sample([1, 2], [3] * length, [], {'task': task, 'total': total, 'rewards': {'accuracy': accuracy, 'format': total - accuracy}, 'length': length,
+                                                 'finished': finished, 'mixed': mixed})
+    every = [[sample('countdown', 1.2, 1.0, 10), sample('countdown', 0.2, 0.0, 30, finished=False)],
+             [sample('countdown', 0.0, 0.0, 50), sample('countdown', 0.0, 0.0, 70, mixed=True)],
+             [sample('preference', 0.5, 0.5, 5), sample('preference', 0.9, 0.9, 7)]]
+    got = grpo.of_rollout(Config(rewards={'accuracy': 1.0, 'format': 1.0}), every)
+    assert got == pytest.approx({'reward': 2.8 / 6, 'length': 172 / 6, 'right': 1 / 4, 'truncated': 1 / 6, 'mixing': 1 / 6, 'zero_variance': 1 / 3,
+                                 'reward_accuracy': 2.4 / 6, 'reward_format': 0.4 / 6, 'length_right': 10, 'length_wrong': 50, 'sampled_groups': 3, 'judged': 0.7})
+
+
 def test_warnings_say_the_cause_and_the_key():
     well = dict(reward=0.5, zero_variance=0.4, truncated=0.1, kl=0.01, entropy=0.3, mismatch_kl=1e-4)
     assert grpo.warnings_of(well, {'entropy': 0.5}) == {}
