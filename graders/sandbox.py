@@ -15,12 +15,14 @@ raises SandboxError, unless `require(unsafe=True)` allowed to go on with resourc
 The address spaces of a program's processes together are looked at 20 times a second and bounded by MEMORY; memory that belongs
 to no process (memfd, System V) cannot be had at all.
 
-Left out: other languages than Python, packages (the interpreter runs with -I -S), a bound of memory that holds at every instant
-(that takes a cgroup; these processes are the first that the kernel kills when memory runs out).
+Left out: other languages than Python, packages (the interpreter runs with -I -S), asserts about what a function did to its
+arguments (it gets copies), a bound of memory that holds at every instant (that takes a cgroup; these processes are the first that
+the kernel kills when memory runs out).
 """
 import ast
 import builtins
 import json
+import math
 import os
 import select
 import shutil
@@ -95,6 +97,7 @@ exec(code)
 CODEC = '''
 import json
 KINDS = {kind.__name__: kind for kind in (int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, bool)}
+NUMBERS = {'Fraction': 'fractions', 'Decimal': 'decimal'}
 
 def encode(x, other):
     """Plain data as JSON; `other` names the rest."""
@@ -116,6 +119,10 @@ def encode(x, other):
             return [tag, *[encode(y, other) for y in kind.__iter__(x)]]
     if isinstance(x, dict):
         return ['d', *[[encode(k, other), encode(v, other)] for k, v in dict.items(x)]]
+    if type(x) is range:
+        return ['r', *[encode(y, other) for y in (x.start, x.stop, x.step)]]
+    if NUMBERS.get(type(x).__name__) == type(x).__module__:
+        return ['n', type(x).__name__, str(x)]
     return ['o', other(x)]
 
 def decode(x, other):
@@ -128,6 +135,10 @@ def decode(x, other):
         return {'l': list, 't': tuple, 's': set, 'z': frozenset}[tag](decode(y, other) for y in rest)
     if tag == 'd':
         return {decode(k, other): decode(v, other) for k, v in rest}
+    if tag == 'r':
+        return range(*[decode(y, other) for y in rest])
+    if tag == 'n':
+        return getattr(__import__(NUMBERS[rest[0]]), rest[0])(rest[1])
     return {'i': lambda v: int(v, 16), 'f': float.fromhex, 'b': bytes.fromhex, 'o': other,
             'c': lambda re, im: complex(float.fromhex(re), float.fromhex(im))}[tag](*rest)
 '''
@@ -209,12 +220,12 @@ class Remote:
 
 def same(a, b):
     """JSON has no tuples, and its numbers were printed once."""
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+    if isinstance(a, (list, tuple, range)) and isinstance(b, (list, tuple, range)):
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
-    if isinstance(a, float) and isinstance(b, (int, float)) or isinstance(b, float) and isinstance(a, (int, float)):
-        return a == b or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-3)
+    if float in (type(a), type(b)) and {type(a), type(b)} <= {int, float}:
+        return a == b or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-3) < float('inf')
     return a == b
 
 space = {'__name__': 'tests', 'same': same}
@@ -274,7 +285,7 @@ def _start(runner, descriptors, seconds, stdin=subprocess.DEVNULL, stdout=subpro
         with open(fill, 'wb') as file:
             file.write(code := _filter())
         command = [*command, '--seccomp', str(rules)] if command and code else command
-        return subprocess.Popen([*command, python, '-I', '-S', '-c', runner, str(seconds), *map(str, descriptors)], stdin=stdin,
+        return subprocess.Popen([*command, python, '-I', '-S', '-c', runner, str(math.ceil(seconds)), *map(str, descriptors)], stdin=stdin,
                                 stdout=stdout, stderr=subprocess.DEVNULL, env={'PATH': '/usr/bin:/bin'}, pass_fds=[*descriptors, rules],
                                 start_new_session=True, **user)
     finally:
@@ -418,7 +429,7 @@ def _free_names(setup, asserts):
 # does it hold?
 
 SELF_TEST = '''
-import os, socket
+import os, signal, socket
 bad = [path for path in ('/root', '/home', '/etc/passwd', '/var', '/sys') if os.path.exists(path)]
 bad += ['environment'] * (set(os.environ) - {'PATH', 'HOME', 'LANG', 'PWD', 'LC_CTYPE'} != set())
 for path in ('/', '/dev', '/usr', '/proc/sys/kernel'):
@@ -438,7 +449,7 @@ try:
     for _ in range(40):
         children.append(os.fork())
         if not children[-1]:
-            os.pause() if hasattr(os, 'pause') else __import__('signal').pause()
+            signal.pause()
     bad.append('forks')
 except OSError:
     pass

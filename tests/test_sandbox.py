@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import rewards
+from data.code.prepare import call_assert
 from graders import sandbox
 from rewards import code_reward, program_of
 
@@ -342,6 +343,12 @@ def f(x): return 0''',
     'a value too deep': 'def f(x):\n    y = []\n    for _ in range(100000): y = [y]\n    return y',
     'a value too long': 'def f(x): return "x" * (1 << 28)',
     'not a number': 'def f(x): return float("nan")',
+    'infinity': 'def f(x): return float("inf")',
+    'minus infinity': 'def f(x): return -float("inf")',
+    'infinity by multiplication': 'def f(x): return 1e308 * 10',
+    'an infinite decimal': 'from decimal import Decimal\ndef f(x): return Decimal("Infinity")',
+    'a decimal that is no number': 'from decimal import Decimal\ndef f(x): return Decimal("sNaN")',
+    'a huge fraction': 'class Fraction:\n    def __str__(self): return "1e99999999"\nFraction.__module__ = "fractions"\ndef f(x): return Fraction()',
     'a class': 'def f(x): return int',
     'a class equal to everything': 'class M(type):\n    def __eq__(self, other): return True\n    __hash__ = type.__hash__\n'
                                    'class C(metaclass=M): pass\ndef f(x): return C',
@@ -356,6 +363,15 @@ def f(x): return 0''',
 def test_cheat(name, watched):
     asserts = ['assert f(1) == 2', 'assert 2 == f(1)', 'expected = 2\nassert f(1) == expected', 'assert f(1) == 2 and f(1) == 3', 'assert not f(1) != 2']
     assert sandbox.run_asserts(CHEATS[name], asserts, seconds=1) == [False] * 5
+
+
+@needs_sandbox
+@pytest.mark.parametrize('value', ['float("inf")', '-float("inf")', '1e308 * 10', 'float("nan")', '[float("inf")] * 2', '(-float("inf"), float("inf"))',
+                                   '{"a": float("inf")}', '1.7e308', '[1e308 * 10, 2.5]', 'True', '10 ** 400'])
+def test_cheats_that_are_compared_by_same(value):
+    wanted = [5, 2.5, -1, 0, False, 1e-300, [1, 2], [1.5, 2.5], {'a': 3}, {'a': 2.5}, -1.7e308, 10 ** 300, '5', None]
+    asserts = [call_assert('f', [1], x) for x in wanted] + [f'assert same({x!r}, f(1))' for x in wanted]
+    assert sandbox.run_asserts(f'def f(x): return {value}', asserts, entry_point='f') == [False] * len(asserts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -418,9 +434,21 @@ def test_share_of_tests():
     (['assert f([1, "a", 2.5], int) == [1]', 'assert f([1, "a"], str) == ["a"]'], 'def f(x, kind): return [y for y in x if type(y) is kind]'),
     (['assert f() == [int, {"a": str}]'], 'def f(): return [int, {"a": str}]'),
     (['assert f([3, 1])(1) == 2'], 'def f(y): return lambda x: x + 1'),
+    (['assert f(2) == 0.5', 'from fractions import Fraction\nassert f(3) == Fraction(1, 3) and f(Fraction(1, 3)) == 3'],
+     'from fractions import Fraction\ndef f(x): return 1 / Fraction(x)'),
+    (['from decimal import Decimal\nassert f("0.1") == Decimal("0.3")', 'assert f("1.5") == 4.5'], 'from decimal import Decimal\ndef f(x): return Decimal(x) * 3'),
+    (['assert f(3) == range(3)', 'assert list(f(3)) == [0, 1, 2] and same(f(3), [0, 1, 2])', 'assert f(10 ** 30)[-1] == 10 ** 30 - 1'], 'def f(x): return range(x)'),
+    (['assert same(f(), 1e308 * 10)', 'assert same(f(10 ** 20), 10 ** 20 + 1)', 'assert same(f(True), 1)'], 'def f(x=1e309): return float(x) if x != 1 else x'),
 ])
 def test_functions(asserts, program, watched):
     assert sandbox.run_asserts(program, asserts) == [True] * len(asserts)
+
+
+@needs_sandbox
+def test_seconds_need_not_be_whole():
+    assert sandbox.run('print(1)', seconds=1.5).stdout == '1\n'
+    assert graded('def f(x): return x', asserts=['assert f(1) == 1'], seconds=0.5) == 1
+    assert graded('def f(x):\n    while True: pass', asserts=['assert f(1) == 1'], seconds=0.5) == 0
 
 
 @needs_sandbox
