@@ -54,7 +54,7 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r'^([-+]?) ?£ ?([\d.,]+)$', r'\1\2 pound'), (r'([€¢£]) *$', lambda m: {'€': ' euro', '¢': ' cent', '£': ' pound'}[m[1]]),
     (r'\{([^{}]*)\\choose([^{}]*)\}', r'\\binom{\1}{\2}'), (r'\\(?:bar|dot) ?(?=\{ ?\d)', r'\\overline'),
     (r'\\overline ?\{ ?([A-Z]{2}) ?\}', r'\1'), (r'\\pmod ?\{? ?(\w+) ?\}?', r' (mod \1)'),  # a segment; 3 (mod 7)
-    (r'(\d+\.\d*?)(\d)\2{2,} ?(?:\\[lc]?dots|\.\.\.)', r'\1\\overline{\2}'), (r'^\*\*(.+)\*\*$', r'\1'),  # 0.333..., bold type
+    (r'(?<!\d)(\d+\.\d*?)(\d)\2{2,} ?(?:\\[lc]?dots|\.\.\.)', r'\1\\overline{\2}'), (r'^\*\*(.+)\*\*$', r'\1'),  # 0.333..., bold type
     (r'^([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])$', lambda m: '[('[m[1] == ']'] + m[2] + '])'[m[3] == '[']),  # ]0, 1[ is (0, 1)
     (r'\*\*', '^'), (r'<=', '≤'), (r'>=', '≥'), (r'!=', '≠'), (r'\+/?-', '±'),
     (r'\b(sin|cos|tan) ?\^ ?(?:-1|\{ ?-1 ?\})', r'arc\1'), (r'(?<![A-Za-z])sqrt(?![A-Za-z])', '√'),
@@ -63,22 +63,27 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r'(?i)^ *(?:(?:the )?(?:final )?answer(?: is)?|so|thus|therefore|hence)\b[:, ]*', ''),
     (r'^ ?≈', ''),
     (r'(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)', lambda m: m[0].replace(' ', '')),  # 1 000
-    (r'(\d+)\.(\d*) ?\\overline ?\{ ?(\d+) ?\}',
+    (r'(?<!\d)(\d+)\.(\d*) ?\\overline ?\{ ?(\d+) ?\}',
      lambda m: f"(({m[1]}{m[2]}{m[3]}-{m[1]}{m[2]})/{'9' * len(m[3])}{'0' * len(m[2])})"),
     (r'(?<![\w.})^])(\d+) (\d+) ?/ ?(\d+)(?![\w.])', _mixed),
     (r'(?<![\w.})^])(\d+) ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))', _mixed),
 )]
 
 
-def _plain(text):
-    """text with one spelling for what LaTeX, Unicode and ASCII write differently: operators as single characters."""
+def _bounded(text):
     if len(text) > LONGEST:
         raise ValueError(f'an answer of more than {LONGEST} characters')
+    return text
+
+
+def _plain(text):
+    """text with one spelling for what LaTeX, Unicode and ASCII write differently: operators as single characters."""
+    _bounded(text)
     text = ''.join(c for c in text if unicodedata.category(c) != 'Cf').split('####')[-1].strip()
     money = '\\$' in text or text.count('$') == 1 and text.lstrip('-')[:1] == '$'
     for i, (pattern, new) in enumerate(SPELLINGS):
         if i == 2:
-            text = unicodedata.normalize('NFKC', text).translate(SIGNS)
+            text = _bounded(unicodedata.normalize('NFKC', text).translate(SIGNS))  # one character may have become 18
         text = pattern.sub(new, text)
     return text.strip(' ').rstrip(' .,;') + ' dollar' * (money and text[-1:].isdigit())
 
