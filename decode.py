@@ -162,6 +162,12 @@ class Cache:
         o = o.view(self.m, T, self.G, self.R, self.G, -1)
         return o.squeeze(4).flatten(2, 3) if self.G == 1 else o.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).flatten(2, 3)
 
+    def scores(self, a, b, scale):
+        """scale * a b; of bf16 in float32 on a GPU, as the trainer's kernels have them"""
+        if a.is_cuda and a.dtype == torch.bfloat16:
+            return torch.bmm(a, b, out_dtype=torch.float32).mul_(scale)
+        return torch.baddbmm(self.zero, a, b, beta=0, alpha=scale)
+
     def attend(self, layer, q, entry, scale):
         """q [m, T, H, D], entry of the m T new tokens, parts [m, T, ·] -> o [m, T, H, Dv]. One softmax over prompt and own tokens."""
         (m, T, H, _), own = q.shape, self.own.layers[layer]
@@ -177,10 +183,10 @@ class Cache:
                            g.prompt, g.most, g.order)
             return o.index_select(0, g.inverse)
         q, g, (k, v) = self.widen(q), self.groups, self.own.read(layer, m, self.length)
-        scores = torch.baddbmm(self.zero, k, q.mT, beta=0, alpha=scale).mT      # with few queries a key faster this way round
+        scores = self.scores(k, q.mT, scale).mT      # with few queries a key faster this way round
         if self.prefix is not None:
             pk, pv = self.prefix.read(layer, g.P, g.Lp)
-            before = torch.baddbmm(self.zero, g.gather(q), pk.mT, beta=0, alpha=scale)
+            before = self.scores(g.gather(q), pk.mT, scale)
             scores = torch.cat([g.scatter(before), scores], -1)
         p = scores.unflatten(1, (T, H)).add_(self.bias).softmax(-1, dtype=torch.float32).to(q.dtype).flatten(1, 2)
         if self.prefix is None:
@@ -334,7 +340,7 @@ class Sampler:
 
     def plan(self, prompts, n, limit):
         """ValueError if caches and logits of all slots do not fit into the memory that is free, naming the slots that would."""
-        cfg, size, free = self.model.cfg, self.model.head_weight.element_size(), free_memory(self.device)
+        cfg, size, free = self.model.cfg, working_dtype(self.model.head_weight).itemsize, free_memory(self.device)
         longest, token = max(map(len, prompts)), cfg.cache_width * cfg.num_hidden_layers * size
         prefix = min(len(prompts), self.slots + 1) * longest * token
         slot = limit * (token + 12) + 16 * cfg.vocab_size

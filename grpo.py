@@ -34,6 +34,7 @@ import zlib
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -45,11 +46,8 @@ from configurator import run
 from data.loader import read_rows
 from model import update_router_bias
 from sample import Sampler, encode_prompts, evaluate, score
-from sft import (Log, Stop, Unsharded, expert_counts, finish, load_model, make_optimizers, not_finite, optimizer_step, peak_memory,
-                 peak_tflops, router_bias, schedule, shard, start_processes, total)
-
-CHOICES = {'objective': ('clip', 'cispo', 'reinforce'), 'ratio': ('token', 'sequence'), 'advantage_norm': ('none', 'group', 'batch'),
-           'loss_norm': ('sequence', 'token', 'constant'), 'kl': ('k1', 'k2', 'k3')}
+from sft import (Log, Stop, Unsharded, expert_counts, finish, let_go, load_model, make_optimizers, not_finite, optimizer_step, peak_memory,
+                 peak_tflops, resume, router_bias, schedule, shard, start_processes, total)
 
 
 @dataclass
@@ -74,21 +72,21 @@ class Config:
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
     dynamic_sampling: int = 0              # so many times other prompts take the place of groups without variance (DAPO)
     updates: int = 1                       # optimizer steps a rollout, each on its share of the groups
-    objective: str = 'clip'                # 'clip' min(rho A, clip(rho) A), 'cispo' sg(clip(rho)) A log pi, 'reinforce' A log pi
-    ratio: str = 'token'                   # rho of each 'token', or of the 'sequence': their geometric mean (GSPO)
+    objective: Literal['clip', 'cispo', 'reinforce'] = 'clip'  # 'clip' min(rho A, clip(rho) A), 'cispo' sg(clip(rho)) A log pi, 'reinforce' A log pi
+    ratio: Literal['token', 'sequence'] = 'token'  # rho of each 'token', or of the 'sequence': their geometric mean (GSPO)
     clip_low: float = 0.2                  # rho is clipped below at 1 - this
     clip_high: float = 0.2                 # and above at 1 + this
-    advantage_norm: str = 'group'          # r - mean r over the standard deviation of the 'group', that of the 'batch', or 'none'
-    loss_norm: str = 'token'               # w_t: 'sequence' 1/(N |o|), 'token' 1/all tokens, 'constant' 1/(N max_new_tokens)
+    advantage_norm: Literal['none', 'group', 'batch'] = 'group'  # r - mean r over the standard deviation of the 'group', that of the 'batch', or 'none'
+    loss_norm: Literal['sequence', 'token', 'constant'] = 'token'  # w_t: 'sequence' 1/(N |o|), 'token' 1/all tokens, 'constant' 1/(N max_new_tokens)
     mask_truncated: bool = False           # completions cut at max_new_tokens count in their group's mean, not in the loss
     tis: float = 0.0                       # bound of the weight pi_old / pi_sampler; 0: none
     replay_routes: bool = False            # MoE: the trainer takes the experts that the sampler chose
-    kl: str = 'k3'                         # estimate of the KL to the reference: 'k1' (in the reward), 'k2' or 'k3' (in the loss)
+    kl: Literal['k1', 'k2', 'k3'] = 'k3'   # estimate of the KL to the reference: 'k1' (in the reward), 'k2' or 'k3' (in the loss)
     kl_coef: float = 0.0                   # its weight; 0: no reference is kept
     reference_every: int = 0               # steps after which the reference becomes the policy; 0: never
     learning_rate: float = 3e-4            # peak, AdamW
     muon_learning_rate: float = 0.0        # peak, Muon for the hidden matrices; 0: AdamW for everything
-    schedule: str = 'constant'             # 'cosine', 'constant' or 'linear' after the warm-up
+    schedule: Literal['cosine', 'constant', 'linear'] = 'constant'  # of the learning rate after the warm-up
     warmup_steps: int = 2                  # linear warm-up, in rollouts
     min_lr: float = 0.1                    # share of the peak at the end of the schedule
     beta1: float = 0.9                     # AdamW
@@ -101,10 +99,10 @@ class Config:
     slots: int = 256                       # completions decoded at once on a rank
     max_flops: float = 0.0                 # stop when this much compute is spent (sampling included); 0: no limit
     seed: int = 1                          # of the prompts' order and the sampling noise
-    device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
-    dtype: str = 'float32'                 # arithmetic: 'float32', or 'bfloat16' (autocast)
+    device: Literal['auto', 'cpu', 'cuda'] = 'auto'  # auto: a GPU if there is one
+    dtype: Literal['float32', 'bfloat16'] = 'float32'  # arithmetic; bfloat16 by autocast
     threads: int = 2                       # CPU threads a rank
-    kernels: str = 'auto'                  # 'triton', 'torch', or 'auto': Triton on a GPU where it is installed
+    kernels: Literal['auto', 'triton', 'torch'] = 'auto'  # auto: Triton on a GPU where it is installed
     fp8: bool = False                      # linear layers multiply in FP8 (DeepSeek-V3's blocks); simulated on a CPU
     shard_ranks: int = 0                   # ranks that share one copy of the weights (HSDP: those of a node); 0: all
     activation_checkpointing: bool = False # recompute activations in the backward pass
@@ -119,9 +117,6 @@ class Config:
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
 
     def __post_init__(self):
-        for key, choices in CHOICES.items():
-            if getattr(self, key) not in choices:
-                raise ValueError(f'{key} must be one of {", ".join(choices)}, not {getattr(self, key)!r}')
         if not self.allow_biased and (self.top_p < 1 or self.top_k or self.min_p):
             raise ValueError(f'top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p} sample another distribution than the one whose '
                              'log-probs are trained, which biases the gradient; leave them at 1.0, 0 and 0.0, or set allow_biased=True')
@@ -404,13 +399,15 @@ def main(cfg):
     data = zlib.crc32(json.dumps(files, sort_keys=True).encode())
     found = checkpoint.latest(cfg.out_dir) if cfg.resume else None
     if found:
-        state = checkpoint.load(found, model, optimizers)
+        state = resume(found, model, optimizers)
         if (state['data'], state['seed']) != (data, cfg.seed):
             raise ValueError(f'{found} was saved with other problems or another seed; set another out_dir to start anew')
         step, drawn, bad, seconds, flops, first = (state[key] for key in ('step', 'drawn', 'bad', 'seconds', 'flops', 'first'))
         if reference is not None:
+            if 'reference' not in state:
+                raise ValueError(f'{found} was saved without a reference; kl_coef cannot be set in the middle of a run: start anew from {found} in another out_dir')
             for name, tensor in checkpoint.named_tensors(reference).items():
-                tensor.data.copy_(checkpoint.placed(state['reference'][name], tensor))
+                tensor.data.copy_(checkpoint.placed(state['reference'].pop(name), tensor))
     order = islice(problem_order([len(rows) for rows in files], cfg.seed), drawn, None)
     log, stop, warned = Log(cfg, rank, step, cfg.steps), Stop(), set()
 
@@ -421,7 +418,7 @@ def main(cfg):
         checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
 
     def look():
-        with Unsharded(model):
+        with Unsharded(model), torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
             numbers, scored = evaluate(model, tokenizer, eval_rows, n=1, greedy=False, temperature=cfg.temperature, prefill=cfg.prefill,
                                        max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, slots=cfg.slots)
         log.write({'step': step, **{f'eval_{k}': v for k, v in numbers.items()}})
@@ -451,9 +448,9 @@ def main(cfg):
         w_N = torch.cat([w_N, torch.zeros(1)]).to(device)       # the last is that of a row without a sample
 
         # micro-batches of each update, and their frozen log-probs: the policy's as it sampled, the reference's
-        updates, trained = [], 0
+        updates, trained, in_reward = [], 0, cfg.kl == 'k1' and reference is not None      # then of masked completions too
         for some in torch.arange(N).chunk(cfg.updates):
-            used = [samples[i] for i in some.tolist() if lengths[i] and (varies[i] or reference is not None)]
+            used = [samples[i] for i in some.tolist() if in_reward or lengths[i] and (varies[i] or reference is not None)]
             trained += sum(len(s) + 1 for s in used)
             parts = micro_batches(used, cfg.micro_tokens, world)
             mine = parts[rank::world]
@@ -464,10 +461,12 @@ def main(cfg):
                 for part in parts:
                     part['old'] = forward(model, part, cfg, device)[0] if u else None   # the first update's own are exactly those
                     part['ref'] = forward(reference, part, cfg, device)[0] if reference is not None else None
-                    if cfg.kl == 'k1' and reference is not None:
+                    if in_reward:
                         rows = (part['labels'] != -100).nonzero()[:, 0]
                         k1_N.index_add_(0, part['number'][rows], kl_terms(part['sampled'], part['ref'], 'k1'))
-        if cfg.kl == 'k1' and cfg.kl_coef:
+        if reference is not None:
+            let_go(reference)
+        if in_reward:
             R = R - cfg.kl_coef * total(k1_N, device)[:-1].cpu().view_as(R)
         A, _ = advantages(R, cfg.advantage_norm)
         A_N = torch.cat([A.flatten(), torch.zeros(1)]).to(device)

@@ -526,6 +526,8 @@ class Transformer(nn.Module):
     def logits(self, h):
         """h [..., C] -> float32 logits [..., V]; the product is float32 too: bf16 heads make sampler and trainer disagree."""
         with torch.autocast(h.device.type, enabled=False):
+            if h.is_cuda and h.dtype == self.head_weight.dtype == torch.bfloat16:    # the same sums without a float32 copy of the head
+                return torch.mm(h.flatten(0, -2), self.head_weight.t(), out_dtype=torch.float32).unflatten(0, h.shape[:-1])
             return F.linear(h.float(), self.head_weight.float())
 
     def forward(self, input_ids, positions=None, doc_ids=None):
@@ -573,7 +575,7 @@ class Transformer(nn.Module):
         """The next tokens [B, T] at positions [B, T] -> final-normed hidden states [B, T, C]. cache: a decode.Cache, told where."""
         rope, x = self.rope(positions), self.model.embed_tokens(input_ids)
         for i, layer in enumerate(self.model.layers[:self.cfg.num_hidden_layers]):
-            x, route = layer(x, lambda attn, h: attn.decode(h, rope, cache, i))
+            x, route = layer.forward(x, lambda attn, h: attn.decode(h, rope, cache, i))     # not its FSDP hooks: all is gathered
             if routes is not None and route is not None:
                 routes.append(route)
         return self.model.norm(x)
@@ -581,7 +583,7 @@ class Transformer(nn.Module):
     def mtp_decode(self, h_BTC, next_ids_BT, positions, cache):
         """`mtp_hidden` of the newest tokens, on a cache of the MTP layer alone."""
         rope, layer = self.rope(positions), self.model.layers[self.cfg.num_hidden_layers]
-        return layer(h_BTC, self.model.embed_tokens(next_ids_BT), lambda attn, h: attn.decode(h, rope, cache, 0))[0]
+        return layer.forward(h_BTC, self.model.embed_tokens(next_ids_BT), lambda attn, h: attn.decode(h, rope, cache, 0))[0]
 
     # ---- size
 
@@ -657,9 +659,10 @@ def update_router_bias(model, counts, rate):
             gate.e_score_correction_bias += rate * torch.sign(count.float().mean() - count.float())
 
 
-def sequence_balance_loss(scores_NE, chosen_NK, B):
-    """sum_i f_i P_i of each sequence, averaged over the B sequences: f_i = E / (K T) * #{t: i chosen}, P_i = mean_t s_it / sum_j s_jt."""
-    E, K = scores_NE.shape[1], chosen_NK.shape[1]
-    share = (scores_NE / scores_NE.sum(-1, keepdim=True)).view(B, -1, E)
-    chosen = torch.zeros_like(scores_NE).scatter_(1, chosen_NK, 1.0).view(B, -1, E)
-    return (chosen.mean(1) * (E / K) * share.mean(1)).sum(-1).mean()
+def sequence_balance_loss(scores_NE, chosen_NK, real_BT):
+    """sum_i f_i P_i of each sequence, averaged over the B sequences: f_i = E / (K T) * #{t: i chosen}, P_i = mean_t s_it / sum_j s_jt,
+    over the T tokens that are real [B, T] (1, or 0 for padding)."""
+    (B, _), E, K = real_BT.shape, scores_NE.shape[1], chosen_NK.shape[1]
+    mean = lambda t: (t.view(B, -1, E) * real_BT.unsqueeze(2)).sum(1) / real_BT.sum(1, keepdim=True).clamp(min=1)  # noqa: E731
+    share, chosen = scores_NE / scores_NE.sum(-1, keepdim=True), torch.zeros_like(scores_NE).scatter_(1, chosen_NK, 1.0)
+    return (mean(chosen) * (E / K) * mean(share)).sum(-1).mean()

@@ -16,6 +16,7 @@ Left out: the evaluation data, reward models, and host memory.
 import dataclasses
 import os
 import sys
+from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -29,11 +30,15 @@ GIB = 2**30
 PROMPT = 512  # tokens of the longest prompt that is planned for; the data is not read
 
 
-def saved_bytes(cfg, index, rows, length, autocast=False, dtype=torch.float32, masked=True):
+def saved_bytes(cfg, index, rows, length, autocast=False, dtype=torch.float32, masked=True, gpu=False):
     """What autograd keeps for the backward pass of layer `index` on [rows, length] tokens, bytes. dtype: of the weights as the layer
-    sees them; autocast: to bf16, whose copies of the weights are kept too; masked: documents by a mask, not inside Triton's kernel."""
-    kept, layout, onednn, piece = {}, cpu.Experts.layout, cpu.ONEDNN, cpu.SwiGLU.PIECE
-    with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+    sees them; autocast: to bf16, whose copies of the weights are kept too; masked: documents by a mask, not inside Triton's kernel;
+    gpu: attention never keeps its probabilities."""
+    kept, patch = {}, mock.patch.object
+    with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16, enabled=autocast), \
+            patch(cpu.Experts, 'layout', lambda chosen, E: (chosen.flatten(), chosen, [(0, chosen.numel())])), \
+            patch(cpu, 'ONEDNN', False), patch(cpu.SwiGLU, 'PIECE', 2**62), patch(cpu.Attention, 'LONGEST', 0 if gpu else cpu.Attention.LONGEST):
+        # without numbers there is no sorting: one expert for all keeps as much. oneDNN's operators have no fake version: they would compute
         torch.set_default_dtype(dtype)   # a fake module does not take .to(dtype)
         try:
             layer = Layer(cfg, index)
@@ -50,14 +55,8 @@ def saved_bytes(cfg, index, rows, length, autocast=False, dtype=torch.float32, m
             if storage._cdata not in outside:
                 kept[storage._cdata] = storage   # holding it keeps its address from being used again
             return t
-        try:
-            # without numbers there is no sorting: one expert for all keeps as much
-            cpu.Experts.layout = lambda chosen, E: (chosen.flatten(), chosen, [(0, chosen.numel())])
-            cpu.ONEDNN, cpu.SwiGLU.PIECE = False, 2**62  # its operators have no fake version: they would compute
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-                layer(x, lambda attn, h: attn(h, rope, mask))
-        finally:
-            cpu.Experts.layout, cpu.ONEDNN, cpu.SwiGLU.PIECE = layout, onednn, piece
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            layer(x, lambda attn, h: attn(h, rope, mask))
         return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -82,7 +81,7 @@ def plan(cfg, train=True, rows=1, length=1024, dtype='float32', ranks=1, shards=
         if shards > 1:                                      # this layer, the next one, and the gradient of this one
             parts['gathered'] = (seen.itemsize + 4) * root + (2 * seen.itemsize + 4) * max(map(count, layers))
         moe = [cfg.is_moe(i) for i in range(len(layers))]
-        bytes_of = {kind: saved_bytes(cfg, moe.index(kind), rows, length, half and not fsdp, seen, not (gpu and triton)) for kind in set(moe)}
+        bytes_of = {kind: saved_bytes(cfg, moe.index(kind), rows, length, half and not fsdp, seen, not (gpu and triton), gpu) for kind in set(moe)}
         boundary = rows * length * cfg.hidden_size * seen.itemsize
         copies = 2 * P if half and not fsdp else 0          # autocast keeps them while the forward pass runs
         again = max(max(bytes_of.values()) * 4 // 3, copies) if checkpointing else 0   # one layer and its gradients, when the logits are gone

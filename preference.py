@@ -20,6 +20,7 @@ import json
 import random
 import sys
 import time
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -124,12 +125,12 @@ def pair_order(n, batch, seed):
 
 def train(cfg):
     """sft.py's settings; a row of a batch is a pair. The finished model says in preference.json what it judges."""
-    from sft import Log, Stop, finish, load_model, make_optimizers, optimizer_step, schedule, shard, start_processes, total
+    from sft import Log, Stop, finish, let_go, load_model, make_optimizers, optimizer_step, resume, schedule, shard, start_processes, total
     device, rank, world = start_processes(cfg)
     if (Path(cfg.out_dir) / 'config.json').exists():
         return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
-    if cfg.judged not in JUDGED or cfg.batch_rows % world:
-        raise ValueError(f'judged={cfg.judged!r} must be one of {JUDGED}, and batch_rows={cfg.batch_rows} divide into {world} ranks')
+    if cfg.batch_rows % world:
+        raise ValueError(f'batch_rows={cfg.batch_rows} does not divide into {world} ranks')
     language_model, tokenizer = load_model(cfg, device, whole=True)
     model = RewardModel.from_language_model(language_model)
     del language_model
@@ -140,8 +141,11 @@ def train(cfg):
         torch.distributed.fsdp.register_fsdp_forward_method(model, 'scores')
     optimizers, order, step, seconds = make_optimizers(model, cfg, device), pair_order(len(pairs), cfg.batch_rows, cfg.seed), 0, 0.0
     found = checkpoint.latest(cfg.out_dir) if cfg.resume else None
+    data = zlib.crc32(json.dumps(pairs).encode())
     if found:
-        state = checkpoint.load(found, model, optimizers)
+        state = resume(found, model, optimizers)
+        if (state['data'], state['seed']) != (data, cfg.seed):
+            raise ValueError(f'{found} was saved with other pairs or another seed; set another out_dir to start anew')
         step, seconds = state['step'], state['seconds']
         for _ in range(step):
             next(order)
@@ -172,11 +176,12 @@ def train(cfg):
                 print(f'{len(held_out)} held-out pairs: {right:.3f} right, 95% interval {low:.3f} to {high:.3f}', file=sys.stderr)
         if (cfg.save_every and step % cfg.save_every == 0) or stop.wanted(device):
             seconds, began = seconds + time.time() - began, time.time()
-            checkpoint.save(cfg.out_dir, step, model, optimizers, {'seconds': seconds}, cfg.keep)
+            checkpoint.save(cfg.out_dir, step, model, optimizers, {'data': data, 'seed': cfg.seed, 'seconds': seconds}, cfg.keep)
             if stop.wanted(device):
                 stop.leave(log, step, cfg.out_dir)
     with torch.no_grad():  # the loss does not know where zero is: let a typical answer score 0
-        model.score.bias -= judge_pairs(model, pairs[:256], device, cfg.micro_rows).mean().item()
+        typical = judge_pairs(model, pairs[:256], device, cfg.micro_rows).mean().item()
+        let_go(model).score.bias -= typical
     if rank == 0:
         (Path(cfg.out_dir) / 'preference.json').write_text(json.dumps({'judged': cfg.judged}))
     finish(cfg, model, tokenizer, rank)

@@ -19,7 +19,9 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -62,9 +64,9 @@ class Config:
     slots: int = 256                       # rows decoded at once
     speculate: int | None = None           # most rows for which an MTP layer drafts; None: where it pays; 0: never
     threads: int = 2                       # CPU threads
-    device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
-    dtype: str = 'float32'                 # of the weights: 'float32' or 'bfloat16'
-    kernels: str = 'auto'                  # 'triton', 'torch', or 'auto': Triton on a GPU where it is installed
+    device: Literal['auto', 'cpu', 'cuda'] = 'auto'  # auto: a GPU if there is one
+    dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the weights
+    kernels: Literal['auto', 'triton', 'torch'] = 'auto'  # auto: Triton on a GPU where it is installed
     rewards: dict = field(default_factory=lambda: {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})  # what to score samples by
     preference: dict = field(default_factory=dict)  # reward models of the reward 'preference', {name: folder}
     unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
@@ -188,14 +190,15 @@ def best_of(scored, weights):
 
 
 def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_tokens=192, seed=1, greedy=True, prefill='', slots=256,
-             weights=None, progress=False, top_k=0, min_p=0.0, stop=(), speculate=None, best=None, think=None, partial=None, numbers=None):
-    """-> (numbers, scored samples). Greedy accuracy is under "greedy" with its interval. best: weights of rewards to choose the best of n
-    by. think: keywords of `forced`, for budget forcing. partial: a Partial that knows samples of an earlier run and takes new ones.
-    numbers: which problems of the seed's noise the rows are (default: their places)."""
-    weights = {**dict.fromkeys(best or (), 0.0), **(weights or {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})}
+             weights=None, progress=False, top_k=0, min_p=0.0, stop=(), speculate=None, best=None, think=None, partial=None):
+    """-> (numbers, scored samples), the same on every rank of a process group, each of which samples every world-th row. Greedy accuracy is
+    under "greedy" with its interval. best: weights of rewards to choose the best of n by. think: keywords of `forced`, for budget
+    forcing. partial: a Partial that knows this rank's samples of an earlier run and takes new ones."""
+    weights = {**dict.fromkeys(('accuracy', *(best or ())), 0.0), **(weights or {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})}
     sampler = Sampler(model, tokenizer.stop_ids, slots, stop_strings=stop, tokenizer=tokenizer, speculate=speculate)
-    ids, rows = encode_prompts(tokenizer, rows, prefill)
-    numbers = list(range(len(rows))) if numbers is None else numbers
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    numbers = list(range(len(rows)))[rank::world]
+    ids, mine = encode_prompts(tokenizer, rows[rank::world], prefill)
     bar = tqdm(total=len(ids) * (n + greedy), desc='sampling', disable=not progress, leave=False)
 
     def draw(kind, n, temperature, **how):
@@ -209,7 +212,14 @@ def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_to
                          on_done=note, **how)
             for i, c in zip(left, new):
                 completions[i] = c
-        return score(tokenizer, rows, completions, weights)
+        scored = score(tokenizer, mine, completions, weights)
+        if world == 1:
+            return scored
+        shares, every = [None] * world, [None] * len(rows)
+        dist.all_gather_object(shares, scored)
+        for i, share in enumerate(shares):
+            every[i::world] = share
+        return every
 
     scored = draw('samples', n, temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     out = statistics(scored)
@@ -411,8 +421,9 @@ def main(cfg):
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     device = device_of(cfg)
     if world > 1:
-        dist.init_process_group('gloo')
-        device = f'cuda:{os.environ["LOCAL_RANK"]}' if device == 'cuda' else device
+        dist.init_process_group('gloo', timeout=timedelta(days=1))      # the ranks meet when the slowest has sampled all of its problems
+    if device == 'cuda':
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))     # which 'cuda' then means; Triton and graphs take the current one
     model = Transformer.from_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device).eval()
     tokenizer = Tokenizer.from_pretrained(cfg.checkpoint)
     tokenizer.check_model(model.cfg.vocab_size, f'tokenizer and model in {cfg.checkpoint}')
@@ -430,7 +441,6 @@ def main(cfg):
     rewards.prepare(weights, {row['task'] for rows in files.values() for row in rows}, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
     numbers, written, partials = {}, [], []
     for i, (path, rows) in enumerate(files.items()):
-        mine = list(range(len(rows)))[rank::world]
         partial = None
         if out:
             matters = ('limit', 'n', 'temperature', 'top_p', 'top_k', 'min_p', 'max_new_tokens', 'stop', 'think_budget', 'think_at_least', 'think_end',
@@ -440,18 +450,14 @@ def main(cfg):
             partial = Partial(f'{out}.partial{i or ""}', {**settings, 'stamp': stamp, 'data': path, 'problems': len(rows), 'ranks': world})
             partials.append(partial)
         numbers[path], scored = evaluate(
-            model, tokenizer, [rows[j] for j in mine], cfg.n, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed, cfg.greedy, cfg.prefill,
+            model, tokenizer, rows, cfg.n, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed, cfg.greedy, cfg.prefill,
             cfg.slots, weights, progress=rank == 0, top_k=cfg.top_k, min_p=cfg.min_p, stop=cfg.stop, speculate=cfg.speculate, best=cfg.best_of,
-            think=think, partial=partial, numbers=mine)
-        shares = [(numbers[path], mine, scored)]
-        if world > 1:
-            shares = [None] * world
-            dist.all_gather_object(shares, (numbers[path], mine, scored))
-            numbers[path] = merged(shares, cfg)
+            think=think, partial=partial)
+        mine = rows[rank::world], scored[rank::world]
         if cfg.keep or cfg.keep_length or cfg.keep_pass_rate:
-            written += kept(cfg, [{**rows[j], 'prefill': tokenizer.generation_prefill() + cfg.prefill} for j in mine], scored)
+            written += kept(cfg, [{**row, 'prefill': tokenizer.generation_prefill() + cfg.prefill} for row in mine[0]], mine[1])
         else:
-            written += [{**rows[j], 'samples': samples} for j, samples in zip(mine, scored)]
+            written += [{**row, 'samples': samples} for row, samples in zip(*mine)]
         if rank == 0:
             print(path)
             for name, value in numbers[path].items():
@@ -465,18 +471,6 @@ def main(cfg):
     if cfg.summary and rank == 0:
         write_jsonl(cfg.summary, [numbers])
     return numbers
-
-
-def merged(shares, cfg):
-    """Numbers over all ranks' (numbers, problems, scored samples)."""
-    scored = [samples for _, samples in sorted((p, s) for _, mine, scored in shares for p, s in zip(mine, scored))]
-    out = statistics(scored)
-    if cfg.best_of:
-        values = best_of(scored, cfg.best_of)
-        out[f'best_of{cfg.n}'], out[f'best_of{cfg.n}_ci'] = sum(values) / len(values), bootstrap(values)
-    if cfg.greedy:
-        out['greedy'] = sum(n['greedy'] * len(mine) for n, mine, _ in shares) / len(scored)
-    return out
 
 
 if __name__ == '__main__':

@@ -27,7 +27,9 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -55,16 +57,16 @@ class Config:
                                            # change, as {'max_position_embeddings': 131072, 'rope_scaling': {...}} for longer context
     tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
     data: list = field(default_factory=lambda: ['data/countdown/corpus.jsonl'])  # JSONL files of rows with "messages"
-    objective: str = 'tokens'              # 'tokens', or 'preference': a reward model from pairs of answers, see preference.py
-    judged: str = 'summary'                # by a reward model: 'summary' (what follows the reasoning) or the whole 'response'
-    loss_on: str = 'assistant'             # 'assistant': its turns only, 'all': every token (a base model)
+    objective: Literal['tokens', 'preference'] = 'tokens'  # preference: a reward model from pairs of answers, see preference.py
+    judged: Literal['summary', 'response'] = 'summary'  # by a reward model: what follows the reasoning, or all
+    loss_on: Literal['assistant', 'all'] = 'assistant'  # its turns only, or every token (a base model)
     row_len: int = 128                     # tokens a packed row
     batch_rows: int = 32                   # rows of an optimizer step over all ranks
     micro_rows: int = 32                   # rows of one forward on one rank; the rest is gradient accumulation
     steps: int = 1000                      # optimizer steps
     learning_rate: float = 2e-3            # peak, AdamW
     muon_learning_rate: float = 0.0        # peak, Muon for the hidden matrices; 0: AdamW for everything
-    schedule: str = 'cosine'               # 'cosine', 'constant' or 'linear' after the warm-up
+    schedule: Literal['cosine', 'constant', 'linear'] = 'cosine'  # of the learning rate after the warm-up
     warmup_steps: int = 20                 # linear warm-up
     min_lr: float = 0.1                    # share of the peak at the end of the schedule
     beta1: float = 0.9                     # AdamW
@@ -76,10 +78,10 @@ class Config:
     balance_alpha: float = 1e-4            # weight of the sequence-wise balance loss
     bias_rate: float = 1e-3                # step of the router bias
     seed: int = 1                          # of the weights and the order of the data
-    device: str = 'auto'                   # 'cpu', 'cuda' or 'auto'
-    dtype: str = 'float32'                 # arithmetic: 'float32', or 'bfloat16' (autocast)
+    device: Literal['auto', 'cpu', 'cuda'] = 'auto'  # auto: a GPU if there is one
+    dtype: Literal['float32', 'bfloat16'] = 'float32'  # arithmetic; bfloat16 by autocast
     threads: int = 2                       # CPU threads a rank
-    kernels: str = 'auto'                  # 'triton', 'torch', or 'auto': Triton on a GPU where it is installed
+    kernels: Literal['auto', 'triton', 'torch'] = 'auto'  # auto: Triton on a GPU where it is installed
     fp8: bool = False                      # linear layers multiply in FP8 (DeepSeek-V3's blocks); simulated on a CPU
     shard_ranks: int = 0                   # ranks that share one copy of the weights (HSDP: those of a node); 0: all
     activation_checkpointing: bool = False # recompute activations in the backward pass
@@ -99,6 +101,8 @@ class Config:
 # ---------------------------------------------------------------------------------------------------------------------
 # processes and devices
 
+PATIENCE = timedelta(hours=2)  # of ranks that wait for one that saves or samples; NCCL's own ten minutes are fewer than a large checkpoint takes
+
 
 def start_processes(cfg):
     """-> device, rank, world. Under torchrun joins the process group: nccl on GPUs, gloo on CPUs."""
@@ -106,11 +110,10 @@ def start_processes(cfg):
     cpu.keep_memory()
     kernels.use(cfg.kernels)
     device = device_of(cfg)
-    if 'RANK' in os.environ and not dist.is_initialized():
-        dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
     if device == 'cuda':
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-        torch.backends.cuda.matmul.allow_tf32 = True
+    if 'RANK' in os.environ and not dist.is_initialized():
+        dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=PATIENCE)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return torch.device(device), rank, world
 
@@ -123,11 +126,17 @@ def into_units(model, cfg, device):
         raise ValueError(f'shard_ranks={cfg.shard_ranks} does not divide {world} ranks')
     shape = (world // cfg.shard_ranks, cfg.shard_ranks) if cfg.shard_ranks else (world,)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=('copies', 'ranks')[-len(shape):])
-    bf16 = cfg.dtype == 'bfloat16' and device.type == 'cuda'
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
+    policy = precision(cfg, device)
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def precision(cfg, device):
+    """On GPUs bf16 weights are gathered and float32 gradients reduced. Inputs stay as they are: FSDP would copy every list among them, and
+    routes be collected in the copy."""
+    bf16 = cfg.dtype == 'bfloat16' and device.type == 'cuda'
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
 
 
 def shard(model, cfg, device):
@@ -140,7 +149,13 @@ def shard(model, cfg, device):
         with torch.no_grad():  # the first unit to run becomes the root: it must be the whole model, not a layer that the sampler calls
             blank = torch.zeros(1, 2, dtype=torch.int64, device=device)
             model.logprobs(blank, blank)
-        model.reshard()  # the root stays gathered after a forward, and its optimizer would hold tensors that are soon freed
+    return let_go(model)
+
+
+def let_go(model):
+    """After a forward without a backward pass: FSDP's root stays gathered, and what is then changed, or held by an optimizer, is soon freed."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
     return model
 
 
@@ -252,6 +267,16 @@ def make_optimizers(model, cfg, device):
     return optimizers
 
 
+def resume(found, model, optimizers):
+    """-> what checkpoint.load returns; but learning rates and the like are those of this command, not the checkpoint's"""
+    ours = [[{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups] for optimizer in optimizers]
+    state = checkpoint.load(found, model, optimizers)
+    for optimizer, groups in zip(optimizers, ours):
+        for group, values in zip(optimizer.param_groups, groups):
+            group.update(values)
+    return state
+
+
 def schedule(step, cfg):
     """Share of the peak learning rate at a step (0-based)."""
     warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
@@ -299,7 +324,12 @@ class Log:
         if self.quiet:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / 'config.run.json').write_text(json.dumps(asdict(cfg), indent=1))
+        settings, now = self.folder / 'config.run.json', json.loads(json.dumps(asdict(cfg)))
+        before = json.loads(settings.read_text()) if step and settings.exists() else now
+        for key in now:
+            if before.get(key) != now[key]:
+                self.warn(f'{key} was {before.get(key)!r}; from step {step} on it is {now[key]!r}')
+        settings.write_text(json.dumps(now, indent=1))
         path = self.folder / 'metrics.jsonl'
         old = [line for line in path.read_text().splitlines() if line.strip()] if path.exists() and step else []
         old = [line for line in old if line.endswith('}') and json.loads(line)['step'] <= step]
@@ -346,10 +376,8 @@ class Log:
                 self.wandb.finish()
 
 
-def expert_counts(routes, E, times=None):
+def expert_counts(routes, E, times):
     """-> tokens that each expert got, [MoE layers, E]; times [tokens]: for how many each counts, 0 for padding"""
-    if times is None:
-        return torch.stack([torch.bincount(chosen.flatten(), minlength=E) for _, chosen in routes])
     return torch.stack([torch.bincount(chosen.flatten(), times.repeat_interleave(chosen.shape[1]).double(), E).long() for _, chosen in routes])
 
 
@@ -426,8 +454,6 @@ def main(cfg):
     if cfg.objective == 'preference':
         import preference  # which is built from the pieces above
         return preference.train(cfg)
-    if cfg.objective != 'tokens':
-        raise ValueError(f"objective must be 'tokens' or 'preference', not {cfg.objective!r}")
     device, rank, world = start_processes(cfg)
     if (Path(cfg.out_dir) / 'config.json').exists():
         return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
@@ -445,7 +471,7 @@ def main(cfg):
     step, seconds, flops, tokens, bad = 0, 0.0, 0.0, 0, 0
     found = checkpoint.latest(cfg.out_dir) if cfg.resume else None
     if found:
-        state = checkpoint.load(found, model, optimizers)
+        state = resume(found, model, optimizers)
         step, seconds, flops, tokens, bad = (state[key] for key in ('step', 'seconds', 'flops', 'tokens', 'bad'))
         batches.load_state(state['batches'])
     log, stop = Log(cfg, rank, step, cfg.steps), Stop()
@@ -466,6 +492,7 @@ def main(cfg):
         n_rows, sums, counts = len(batch['labels']), torch.zeros(3, device=device), 0
         for i in range(0, n_rows, cfg.micro_rows):
             part, routes = {name: t[i:i + cfg.micro_rows] for name, t in batch.items()}, []
+            times = (part['doc_ids'] >= 0).flatten().long()      # 0: padding
             with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
                 logp, _, mtp_logp = model.logprobs(**part, mtp=mtp, routes=routes if moe else None)
             # FSDP averages over ranks: `world` undoes it, so that the loss is the mean over the global batch
@@ -475,13 +502,13 @@ def main(cfg):
                 loss = loss + cfg.mtp_weight * -mtp_logp.sum() / labelled * world
                 sums[1] -= mtp_logp.detach().sum() / labelled
             if moe and cfg.balance_alpha:
-                balance = sum(sequence_balance_loss(s, c, len(part['labels'])) for s, c in routes) / len(routes)
+                balance = sum(sequence_balance_loss(s, c, times.view_as(part['labels'])) for s, c in routes)
                 share = len(part['labels']) / n_rows
                 loss = loss + cfg.balance_alpha * share * balance
-                sums[2] += balance.detach() * share / world
+                sums[2] += balance.detach() * share / world / len(routes)
             loss.backward()
             if moe:
-                counts = counts + expert_counts(routes, model.cfg.n_routed_experts)
+                counts = counts + expert_counts(routes, model.cfg.n_routed_experts, times)
         sums = total(sums, device)
         norm = optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip, sums.sum().item())
         bad = bad + 1 if norm is None else 0
@@ -501,11 +528,11 @@ def main(cfg):
                        'tokens': tokens, 'flops': flops, 'seconds': now, 'tokens_per_second': tokens / now, 'memory_gib': peak_memory(device), 'memory_plan_gib': planned}
             numbers.update({'mfu': flops / now / peak} if peak else {})
             numbers.update({'mtp_loss': sums[1]} if mtp else {})
-            if moe:  # 1: every expert gets the same
+            if moe:  # 1: every expert gets the same; balance_loss is the mean over layers
                 numbers.update(balance_loss=sums[2], expert_max_load=(counts.amax(1) / counts.float().mean(1)).mean().item(), **router_bias(model))
             log.write(numbers, ('loss', 'mtp_loss', 'grad_norm', 'expert_max_load', 'tokens_per_second'))
         if problems and cfg.eval_every and step % cfg.eval_every == 0:
-            with Unsharded(model):
+            with Unsharded(model), torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
                 numbers, scored = evaluate(model, tokenizer, problems, n=1, greedy=False, max_new_tokens=cfg.eval_max_new_tokens, seed=cfg.seed)
             log.write({'step': step, **{f'eval_{k}': v for k, v in numbers.items()}}, ('eval_pass1', 'eval_length'))
             log.samples(step, scored)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
-from kernels import cpu, working_dtype
+from kernels import cpu, fp8, working_dtype
 
 FEWEST = 800_000    # multiplications: with fewer oneDNN's preparation of a call costs more than the packing gains
 
@@ -23,7 +23,7 @@ FEWEST = 800_000    # multiplications: with fewer oneDNN's preparation of a call
 def worth_it(model, rows, free):
     """free: bytes of memory, of which the copies may take a quarter"""
     weight = model.head_weight
-    return (weight.device.type == 'cpu' and working_dtype(weight) in (torch.float32, torch.bfloat16) and rows >= 16
+    return (not any(isinstance(module, fp8.Linear) for module in model.modules()) and weight.device.type == 'cpu' and working_dtype(weight) in (torch.float32, torch.bfloat16) and rows >= 16
             and cpu.HAS_ONEDNN and type(weight.data) is torch.Tensor and 16 * model.num_params() < (free or 0))
 
 

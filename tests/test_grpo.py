@@ -515,6 +515,8 @@ def test_a_resumed_run_refuses_other_problems(toy, tmp_path, monkeypatch):
     (tmp_path / 'a' / 'config.json').unlink()
     with pytest.raises(ValueError, match='other problems or another seed'):
         grpo.main(config(toy, tmp_path / 'a', steps=2, data=[str(toy / 'rl.jsonl')] * 2))
+    with pytest.raises(ValueError, match='saved without a reference'):
+        grpo.main(config(toy, tmp_path / 'a', steps=2, kl_coef=0.1))
 
 
 def test_dynamic_sampling_trains_on_groups_that_vary(toy, tmp_path):
@@ -550,6 +552,16 @@ def test_k1_acts_through_the_reward(toy, tmp_path):
     assert k1[0]['loss'] == pytest.approx(k3[0]['loss'], abs=1e-3) and k1[2]['kl'] != k3[2]['kl'] and weights(tmp_path / 'k1') != weights(tmp_path / 'k3')
 
 
+def test_k1_is_in_the_reward_of_completions_out_of_the_loss_too(toy, tmp_path, monkeypatch):
+    seen, plain = [], grpo.advantages
+    monkeypatch.setattr(grpo, 'advantages', lambda R, norm: (seen.append((norm, R)), plain(R, norm))[1])
+    grpo.main(config(toy, tmp_path / 'a', kl='k1', kl_coef=0.5, mask_truncated=True, max_new_tokens=30, steps=2, warmup_steps=0, learning_rate=1e-2))
+    assert metrics(tmp_path / 'a')[1]['truncated'] > 0.2
+    at = [i for i, (norm, _) in enumerate(seen) if norm == 'group'][1]
+    penalty = next(R for norm, R in reversed(seen[:at]) if norm == 'none') - seen[at][1]
+    assert (penalty != 0).all() and penalty.abs().max() > 1e-3
+
+
 def test_two_processes_equal_one(toy, tmp_path):
     flags = [f'--init_from={toy / "m"}', f"--data=['{toy / 'rl.jsonl'}']", "--rewards={'repetition': 1.0, 'random': 1.0}", '--advantage_norm=batch',
              '--steps=3', '--prompts=4', '--group=4', '--max_new_tokens=10', '--micro_tokens=96', '--eval_every=0', '--dynamic_sampling=1',
@@ -571,8 +583,10 @@ def test_a_finished_run_is_not_repeated_and_wrong_settings_are_refused(toy, tmp_
     assert 'holds a finished model' in capsys.readouterr().out
     with pytest.raises(ConfigError, match='prompts=4 does not divide'):
         parse(Config, ['--prompts=4', '--updates=3'])
-    with pytest.raises(ConfigError, match="loss_norm must be one of sequence, token, constant, not 'mean'"):
-        parse(Config, ['--loss_norm=mean'])
+    for wrong, said in (('loss_norm=mean', "loss_norm must be 'sequence' or 'token' or 'constant', not 'mean'"),
+                        ('dtype=bf16', "dtype must be 'float32' or 'bfloat16', not 'bf16'"), ('schedule=cosin', "not 'cosin'")):
+        with pytest.raises(ConfigError, match=said):
+            parse(Config, [f'--{wrong}'])
 
 
 @pytest.mark.parametrize('name', ['grpo', 'deepseek', 'dr_grpo', 'dapo', 'gspo', 'cispo', 'reinforce'])

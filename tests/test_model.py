@@ -218,14 +218,15 @@ def test_router_bias_moves_towards_balance_and_does_not_enter_the_weights():
 
 def test_sequence_balance_loss_is_one_when_uniform_and_the_formula_otherwise():
     uniform = torch.full((8, 4), 0.25), torch.arange(16).view(8, 2) % 4
-    assert sequence_balance_loss(*uniform, 2).item() == pytest.approx(1.0)
-    scores, chosen = torch.rand(6, 4), torch.randint(0, 2, (6, 1))
+    assert sequence_balance_loss(*uniform, torch.ones(2, 4)).item() == pytest.approx(1.0)
+    scores, chosen = torch.rand(8, 4), torch.randint(0, 2, (8, 1))
+    real = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])       # the rest is padding
     expected = 0.0
-    for b in range(2):
+    for b, T in ((0, 3), (1, 2)):
         for i in range(4):
-            f = 4 / 3 * sum(int(chosen[t, 0] == i) for t in range(3 * b, 3 * b + 3))
-            expected += f * sum((scores[t, i] / scores[t].sum()).item() for t in range(3 * b, 3 * b + 3)) / 3 / 2
-    assert sequence_balance_loss(scores, chosen, 2).item() == pytest.approx(expected, rel=1e-5)
+            f = 4 / T * sum(int(chosen[t, 0] == i) for t in range(4 * b, 4 * b + T))
+            expected += f * sum((scores[t, i] / scores[t].sum()).item() for t in range(4 * b, 4 * b + T)) / T / 2
+    assert sequence_balance_loss(scores, chosen, real).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_activation_checkpointing_changes_no_gradient():

@@ -13,8 +13,9 @@ import torch
 import rewards
 import sft
 from data.countdown import prepare
+from data.tokenizer import Tokenizer
 from model import Transformer
-from preference import Judge, PairsConfig, RewardModel, accuracy, conversation, padded, read_pairs
+from preference import Judge, PairsConfig, RewardModel, accuracy, conversation, judge_pairs, padded, read_pairs
 from preference import main as write_pairs
 
 TINY = dict(model_type='qwen2', num_hidden_layers=2, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64,
@@ -184,7 +185,6 @@ def test_pairs_from_scored_samples(toy, tmp_path):
         write_pairs(PairsConfig(samples=[str(tmp_path / 'samples.jsonl')], tokenizer=str(toy / 'tokenizer'), held_out=6))
 
 
-@pytest.mark.slow
 def test_two_ranks_train_what_one_does(toy, tmp_path):
     given = config(toy, tmp_path, steps=6, log_every=1, schedule='constant')
     flags = [f'--{name}={value}' for name, value in vars(given).items() if name != 'out_dir']
@@ -194,3 +194,8 @@ def test_two_ranks_train_what_one_does(toy, tmp_path):
     for one, two in zip(metrics(tmp_path / 'one'), metrics(tmp_path / 'two'), strict=True):
         for name in one.keys() & {'loss', 'accuracy', 'grad_norm', 'eval_accuracy', 'eval_loss'}:
             assert one[name] == pytest.approx(two[name], rel=2e-3), name
+    pairs = read_pairs(str(toy / 'pairs.jsonl'), Tokenizer.from_pretrained(toy / 'tokenizer'), 'summary', 96)[:256]
+    for out in ('one', 'two'):                                          # a typical answer scores 0
+        model = RewardModel.from_pretrained(tmp_path / out)
+        with torch.no_grad():
+            assert abs(judge_pairs(model, pairs, torch.device('cpu'), 32).mean().item()) < 1e-4, out

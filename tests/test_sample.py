@@ -14,7 +14,7 @@ import decode
 import sample
 from data.countdown.prepare import toy_tokenizer
 from decode import Completion, Sampler, pick, uniform
-from kernels import packed
+from kernels import fp8, packed
 from model import ModelConfig, Transformer
 from plots import budget
 from sample import pass_at_k
@@ -439,7 +439,7 @@ def test_ranks_share_the_problems_and_write_one_file_each(tmp_path):
     *_, settings = tiny_checkpoint(tmp_path, rows=5)
     one = sample.main(sample.Config(**settings, out=str(tmp_path / 'one.jsonl')))
     (tmp_path / 'settings.py').write_text(''.join(f'{key} = {value!r}\n' for key, value in settings.items()))
-    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29631', 'sample.py', str(tmp_path / 'settings.py'),
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'sample.py', str(tmp_path / 'settings.py'),
                     f'--out={tmp_path}/two.jsonl', f'--summary={tmp_path}/s.json'], check=True, cwd=Path(__file__).parents[1], timeout=240)
     lines = lambda name: (tmp_path / name).read_text().splitlines()  # noqa: E731
     both = [lines('two-00000-of-00002.jsonl'), lines('two-00001-of-00002.jsonl')]
@@ -447,7 +447,7 @@ def test_ranks_share_the_problems_and_write_one_file_each(tmp_path):
     samples = [json.loads(both[i % 2][i // 2])['samples'] for i in range(5)]
     assert samples == [json.loads(line)['samples'] for line in lines('one.jsonl')]
     (path,), two = settings['data'], json.loads((tmp_path / 's.json').read_text())
-    assert two[path]['pass1'] == one[path]['pass1'] and two[path]['greedy'] == pytest.approx(one[path]['greedy'])
+    assert two[path].items() >= {key: value for key, value in one[path].items() if key != 'drafts_accepted'}.items()
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
@@ -501,6 +501,17 @@ def test_packed_weights_in_bfloat16_round_as_autocast_does(kind, monkeypatch):
         for few in (0, 2**40):
             monkeypatch.setattr(packed, 'FEWEST', few)
             assert (model.logits(h).double() - h.double() @ model.head_weight.double().T).abs().max() < 1e-5
+
+
+def test_fp8_models_are_not_packed():
+    """The sampler multiplies as the trainer does, at any number of rows."""
+    model = fp8.convert(make('gqa'))
+    prompts = [[3, 4, 5]] * 20
+    for p, (c,) in zip(prompts, Sampler(model, {1}, slots=20).generate(prompts, 1, 6, 1.0, seed=1)):
+        ids = torch.tensor([p + c.tokens])
+        labels = torch.full_like(ids[:, :-1], -100)
+        labels[:, len(p) - 1:] = ids[:, len(p):]
+        assert torch.allclose(model.logprobs(ids[:, :-1], labels)[0], torch.tensor(c.logprobs), atol=1e-4)
 
 
 def test_the_cache_holds_c_plus_r_numbers_a_token_and_layer():

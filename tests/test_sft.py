@@ -113,6 +113,28 @@ def test_a_stopped_run_goes_on_to_the_same_bits(toy, tmp_path, monkeypatch):
     assert (tmp_path / 'cut' / 'model.safetensors').read_bytes() == (tmp_path / 'whole' / 'model.safetensors').read_bytes()
 
 
+def test_a_resumed_run_takes_the_settings_of_its_command(toy, tmp_path, capsys):
+    sft.main(config(toy, tmp_path / 'a', steps=2))
+    before = Transformer.from_pretrained(tmp_path / 'a')
+    (tmp_path / 'a' / 'config.json').unlink()
+    capsys.readouterr()
+    sft.main(config(toy, tmp_path / 'a', steps=4, learning_rate=1e-12, muon_learning_rate=1e-12, bias_rate=0.0))
+    said = capsys.readouterr().err
+    assert 'learning_rate was 0.003; from step 2 on it is 1e-12' in said and 'steps was 2' in said and said.count(' was ') == 4
+    for (name, a), b in zip(before.state_dict().items(), Transformer.from_pretrained(tmp_path / 'a').state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-8), name
+
+
+def test_padding_counts_in_no_experts_load(toy, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sft, 'update_router_bias', lambda model, counts, rate: seen.append(counts))
+    sft.main(config(toy, tmp_path / 'a', steps=3, micro_rows=2))
+    tokens = [line['tokens'] for line in metrics(tmp_path / 'a')]
+    assert 0 < tokens[-1] < 3 * 4 * 160                                # some is padding
+    for counts, n in zip(seen, (tokens[0], tokens[1] - tokens[0], tokens[2] - tokens[1]), strict=True):
+        assert (counts.sum(1) == n * Transformer.from_pretrained(tmp_path / 'a').cfg.num_experts_per_tok).all()
+
+
 def flags(cfg):
     return [f'--{name}={value}' for name, value in vars(cfg).items()]
 
@@ -132,7 +154,8 @@ def test_signals_and_kills_lose_at_most_a_save_interval(toy, tmp_path, how, code
     process.send_signal(how)
     said = process.communicate()[1].decode()
     reached = len(metrics(tmp_path / 'cut'))
-    if process.returncode == code and reached < 12:      # else it finished first
+    if reached < 12:      # else it finished first
+        assert process.returncode == code, said
         assert how == signal.SIGKILL or 'goes on from there' in said
         saved = max(int(p.name[5:]) for p in (tmp_path / 'cut').glob('step_????????'))
         assert reached - saved <= (2 if how == signal.SIGKILL else 0)
@@ -142,9 +165,31 @@ def test_signals_and_kills_lose_at_most_a_save_interval(toy, tmp_path, how, code
 
 
 def test_two_processes_equal_one(toy, tmp_path):
-    assert run(config(toy, tmp_path / 'two', device='cpu'), 2).wait() == 0
-    sft.main(config(toy, tmp_path / 'one', device='cpu'))
-    same(metrics(tmp_path / 'two'), metrics(tmp_path / 'one'), 2e-3)
+    more = dict(device='cpu', eval_data=[str(toy / 'test.jsonl')], eval_every=6, eval_rows=1, eval_max_new_tokens=8)      # one rank has no problem
+    assert run(config(toy, tmp_path / 'two', **more), 2).wait() == 0
+    sft.main(config(toy, tmp_path / 'one', **more))
+    (*two, evaluated), (*one, alone) = metrics(tmp_path / 'two'), metrics(tmp_path / 'one')
+    same(two, one, 2e-3)
+    assert evaluated['eval_problems'] == alone['eval_problems'] == 1
+
+
+def test_fsdp_as_on_gpus_collects_routes(toy, tmp_path):
+    """Its policy for bf16, on CPUs."""
+    (tmp_path / 'on_gpus.py').write_text(f'''import sys
+sys.path.insert(0, {str(ROOT)!r})
+import sft, torch
+policy = sft.precision
+sft.precision = lambda cfg, device: policy(cfg, torch.device('cuda'))
+sft.run(sft.main, sft.Config)
+sft.dist.destroy_process_group()
+''')
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(tmp_path / 'on_gpus.py'),
+                    *flags(config(toy, tmp_path / 'a', device='cpu', dtype='bfloat16', balance_alpha=0.01, steps=3))],
+                   cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, check=True, timeout=240)
+    sft.main(config(toy, tmp_path / 'b', device='cpu', balance_alpha=0.01, steps=3))
+    for a, b in zip(metrics(tmp_path / 'a'), metrics(tmp_path / 'b'), strict=True):
+        assert a['loss'] == pytest.approx(b['loss'], rel=0.01) and a['balance_loss'] == pytest.approx(b['balance_loss'], rel=0.02)
+        assert a['tokens'] == b['tokens'] and a['expert_max_load'] == pytest.approx(b['expert_max_load'], rel=0.1)
 
 
 @pytest.mark.slow
