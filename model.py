@@ -211,6 +211,8 @@ def attention(q, k, v, mask, scale=None):
         dtype = working_dtype(q)
         with torch.autocast('cpu', enabled=False):
             return cpu.Attention.apply(q.to(dtype), k.to(dtype), v.to(dtype), blocks, scale or q.shape[-1] ** -0.5)
+    if q.is_cuda and mask is not None:     # the kernel that takes a mask has no groups; without it all scores are kept
+        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
