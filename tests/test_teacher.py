@@ -45,6 +45,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), Handler)
         self.url = f'http://127.0.0.1:{self.server_port}/v1'
         self.lock, self.seen, self.times, self.bodies, self.headers, self.running, self.most = threading.Lock(), Counter(), {}, [], [], 0, 0
+        self.gate = threading.Semaphore(10)   # so many prompts of the style 'gated' are answered
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def handle_error(self, *_):
@@ -89,20 +90,20 @@ class Handler(BaseHTTPRequestHandler):
             attempt = server.seen[name, body['seed']] - 1
             server.times.setdefault(name, []).append(time.monotonic())
         faults = [f for f in faults.split(',') if f]
-        fault = faults[attempt] if attempt < len(faults) else 'slow' if style == 'slow' else ''
+        fault = faults[attempt] if attempt < len(faults) else ''
         if fault.isdigit():
             return self.reply(int(fault), {'error': {'message': f'no: {fault}'}}, **({'Retry-After': '1'} if fault == '429' and style == 'wait' else {}))
         if fault == 'timeout':
-            return time.sleep(2)
-        if fault == 'slow':
-            time.sleep(0.05)
+            return time.sleep(5)
+        if style == 'gated':
+            server.gate.acquire()
         if fault == 'reset':
             return self.hang_up()
         if fault == 'drip':   # never silent for long, never done
             self.send_response(200)
             self.send_header('Content-Type', 'text/event-stream')
             self.end_headers()
-            for _ in range(40):
+            for _ in range(200):
                 self.wfile.write(b'data: {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}]}\n\n')
                 self.wfile.flush()
                 time.sleep(0.1)
@@ -152,7 +153,7 @@ def server(monkeypatch):
     server.server_close()
 
 
-QUICK = dict(timeout=0.8, backoff=0.01, concurrency=12, progress=False)
+QUICK = dict(timeout=60, backoff=0.01, concurrency=12, progress=False)
 
 
 def ask(server, rows, out, **settings):
@@ -193,7 +194,7 @@ def test_reasoning_and_answer_apart_whatever_the_field(server, tmp_path, stream)
 def test_no_row_lost_or_doubled_under_faults(server, tmp_path, stream):
     texts = [f'{fault}-{style}|{style}|{fault}' for fault in FAULTS for style in ('reasoning', 'inline')]
     texts += [f'{a}-{b}|reasoning|{a},{b}' for a in FAULTS[:7] for b in FAULTS[4:8]] + [f'fine{i}|reasoning|' for i in range(20)]
-    numbers = ask(server, prompts(*texts), tmp_path / 'o.jsonl', n=2, stream=stream)
+    numbers = ask(server, prompts(*texts), tmp_path / 'o.jsonl', n=2, stream=stream, timeout=1.5, retries=20)
     rows = lines(tmp_path / 'o.jsonl')
     assert Counter(r['key'] for r in rows) == Counter(f'{t.split("|")[0]}#{k}' for t in texts for k in range(2))
     assert all(r['reasoning'] == f'thinking of {r["id"]}' and r['content'] == f'the answer to {r["id"]}' for r in rows)
@@ -201,8 +202,9 @@ def test_no_row_lost_or_doubled_under_faults(server, tmp_path, stream):
     wanted = 2 * sum(len([f for f in t.split('|')[2].split(',') if f]) for t in texts)
     injected, late = Counter(f for t in texts for f in t.split('|')[2].split(',') if f), numbers['faults']['InferenceTimeoutError']
     others = sum(numbers['faults'].values()) - late
-    assert others == wanted - 2 * injected['timeout'] and late >= 2 * injected['timeout']   # each met once; a busy machine is late by itself
-    assert all(numbers['faults'][status] == 2 * injected[status] for status in ('429', '500', '503')) and server.most > 4
+    unmet = late - 2 * injected['timeout']   # each is met once, but a busy machine is late by itself, and then a fault may go unseen
+    assert 0 <= wanted - 2 * injected['timeout'] - others <= unmet
+    assert all(0 <= 2 * injected[status] - numbers['faults'].get(status, 0) <= unmet for status in ('429', '500', '503')) and server.most > 4
     assert len(server.bodies) <= len(rows) + others + late                                  # nothing asked twice
     assert len({(b['messages'][-1]['content'], b['seed']) for b in server.bodies}) == len(rows)   # samples differ by their seed
 
@@ -232,7 +234,7 @@ def test_resumes_to_the_row(server, tmp_path):
 def test_killed_in_the_middle(server, tmp_path):
     """kill -9 of the script at some point, then the same command again."""
     data, out = tmp_path / 'in.jsonl', tmp_path / 'o.jsonl'
-    data.write_text(''.join(json.dumps(row) + '\n' for row in prompts(*(f'r{i}|slow|' for i in range(40)))))
+    data.write_text(''.join(json.dumps(row) + '\n' for row in prompts(*(f'r{i}|gated|' for i in range(40)))))
     command = [sys.executable, str(ROOT / 'data' / 'teacher.py'), f'--endpoint={server.url}', '--model=teacher', f"--data=['{data}']",
                f'--out={out}', '--concurrency=4', '--backoff=0.01']
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
@@ -241,8 +243,9 @@ def test_killed_in_the_middle(server, tmp_path):
         time.sleep(0.02)
     process.kill()
     process.wait()
+    server.gate.release(100)
     before = out.read_bytes().count(b'\n')
-    assert 5 <= before < 40
+    assert 5 <= before <= 10
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(r['key'] for r in lines(out)) == sorted(f'r{i}#0' for i in range(40))
@@ -274,8 +277,11 @@ def test_refused_rows_are_named_and_asked_again(server, tmp_path):
 def test_a_wrong_key_stops_the_run_and_keeps_what_came(server, tmp_path):
     rows = prompts('good|reasoning|', *(f'x{i}|reasoning|' + '401,' * 9 for i in range(50)))
     with pytest.raises(teacher.Stopped, match='answers 401'):
-        ask(server, rows, tmp_path / 'o.jsonl', concurrency=2)
-    assert [r['id'] for r in lines(tmp_path / 'o.jsonl')] == ['good'] and len(server.bodies) < 10
+        ask(server, rows, tmp_path / 'o.jsonl', concurrency=1)
+    assert [r['id'] for r in lines(tmp_path / 'o.jsonl')] == ['good'] and len(server.bodies) == 2
+    with pytest.raises(teacher.Stopped, match='answers 401'):
+        ask(server, rows, tmp_path / 'o.jsonl', concurrency=8)
+    assert [r['id'] for r in lines(tmp_path / 'o.jsonl')] == ['good'] and len(server.bodies) <= 10
 
 
 def test_the_hub_token_goes_nowhere_and_the_key_does(server, tmp_path, monkeypatch):
@@ -288,9 +294,9 @@ def test_the_hub_token_goes_nowhere_and_the_key_does(server, tmp_path, monkeypat
 
 
 def test_a_whole_answer_has_a_deadline(server, tmp_path):
-    numbers = ask(server, prompts('a|reasoning|drip'), tmp_path / 'o.jsonl', deadline=0.7)
-    first, second = server.times['a']
-    assert numbers['faults'] == {'ConnectionError': 1} and 0.6 < second - first < 3
+    numbers = ask(server, prompts('a|reasoning|drip'), tmp_path / 'o.jsonl', deadline=2.0)
+    first, second, *_ = server.times['a']
+    assert numbers['faults']['ConnectionError'] >= 1 and 1.9 < second - first < 15   # it would drip for 20 s
     assert [r['content'] for r in lines(tmp_path / 'o.jsonl')] == ['the answer to a']
 
 
