@@ -732,9 +732,9 @@ def test_gsm8k_paraphrases_and_neighbours():
 def test_hostile_input_is_bounded(text):
     math_equal("1/3", "\\sqrt{2}")  # the import of sympy is not what is timed
     for gold, answer in (("5", text), (text, text + "*1"), ("x^2+1", text), ("\\sqrt{2}", text), ("1,2", text)):
-        start = time.perf_counter()
+        start = time.process_time()
         math_equal(gold, answer)
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
 
 
 def test_the_usual_answer_takes_less_than_2_ms():

@@ -187,9 +187,9 @@ def test_countdown_against_enumeration():
 @pytest.mark.parametrize("answer", ["(" * 10 ** 6, "(" * 400 + "3" + ")" * 400, "9" * 10 ** 6, "3+" * 10 ** 6 + "3",
                                     "<answer>" * 10 ** 5, "\\boxed{" * 10 ** 5, "\\boxed" * 10 ** 5])
 def test_huge_inputs_are_wrong_and_fast(answer):
-    start = time.perf_counter()
+    start = time.process_time()
     assert countdown(answer, [3, 7, 8], 80) == 0
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_countdown_needs_its_row():
@@ -248,9 +248,9 @@ def test_language_mixed(reasoning, mixed):
 @pytest.mark.parametrize("text", ["$" * 10 ** 5, "\\(" * 10 ** 5, "`" * 10 ** 5 + "a", "a`$\\[" * 10 ** 5,
                                   "a-" * 10 ** 5, "'" * 10 ** 5, "\u0301" * 10 ** 5, "得a" * 10 ** 5])
 def test_language_is_linear(text):
-    start = time.perf_counter()
+    start = time.process_time()
     language(text, "en")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 # ---------------------------------------------------------------- multiple choice

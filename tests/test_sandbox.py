@@ -478,9 +478,9 @@ def test_program_of(answer, program):
 
 @pytest.mark.parametrize('text', ['```\n' * 10 ** 5, '```python\n' * 10 ** 5, '<answer>' * 10 ** 5, '`' * 10 ** 6])
 def test_program_of_is_linear(text):
-    start = time.perf_counter()
+    start = time.process_time()
     program_of(text, {})
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -573,21 +573,22 @@ def test_the_unsafe_way_warns_and_still_limits(monkeypatch):
 @needs_sandbox
 @pytest.mark.parametrize('at_once', [True, False])
 def test_a_killed_parent_takes_its_programs_along(at_once):
-    """A grader that is killed leaves nothing behind: not while a program runs, nor (after a while) while a sandbox starts."""
-    code = 'import sys\nfrom graders import sandbox\nsandbox.require()\nprint("on", flush=True)\nsandbox.run("import time; time.sleep(1000)", seconds=1)'
+    """A grader that is killed leaves nothing behind: not while a program runs, nor (after the seconds of the timer within) while a sandbox starts."""
+    code = ('import sys\nfrom graders import sandbox\nsandbox.require()\nprint("on", flush=True)\n'
+            f'sandbox.run("import time; time.sleep(1000)", seconds={1 if at_once else 100})')
     process = subprocess.Popen([sys.executable, '-c', code], cwd=Path(sandbox.__file__).parents[1], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == 'on\n'
-    end, found = time.monotonic() + 5, None
+    end, found = time.monotonic() + 30, None
     while found is None and time.monotonic() < end:
         for child in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split():
             inner = Path(f'/proc/{child}/task/{child}/children').read_text().split()
             found = os.stat(f'/proc/{inner[0]}/ns/pid').st_ino if inner else None
-    if not at_once:
-        time.sleep(0.3)
+    while not at_once and len(inhabitants({found})) < 2 and time.monotonic() < end:   # the timer and the program
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    end = time.monotonic() + (8 if at_once else 0.5)
+    end = time.monotonic() + 30
     while inhabitants({found}) and time.monotonic() < end:
         time.sleep(0.01)
     assert found and inhabitants({found}) == []
