@@ -43,7 +43,7 @@ def split_response(response, row):
     return reasoning.replace('<think>', ''), answer
 
 
-def _close_brace(text, start):
+def close_brace(text, start):
     """Index of the brace that closes the one at `start`, or -1. `\\{` and `\\}` do not count."""
     depth, skip = 0, False
     for i in range(start, len(text)):
@@ -70,7 +70,7 @@ def _boxes(text):
             found.append(text[m.end():m.end() + 1])  # TeX's \boxed 5
             pos = m.end()
             continue
-        end = _close_brace(text, m.end())
+        end = close_brace(text, m.end())
         if end < 0:
             return None
         found.append(text[m.end() + 1:end])

@@ -81,18 +81,14 @@ SPLIT_EACH = re.compile(r'([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])')
 def texts_of(row: dict) -> tuple[str, str]:
     """-> (question, response). The question is row["question"], or else the last user message; the response may be ''."""
     key = 'messages' if row.get('messages') is not None else 'prompt'
-    chat = row.get(key)
-    if key == 'prompt' and isinstance(chat, str):
-        chat = [{'role': 'user', 'content': chat}]
-    if not isinstance(chat, list) or not all(isinstance(m, dict) and isinstance(m.get('content'), str) for m in chat):
-        raise ValueError('"messages" or "prompt" must be a list of {"role": ..., "content": text}')
-    user = [m['content'] for m in chat if m.get('role') == 'user']
+    chat = source.chat_of(row, key)
+    user = [m['content'] for m in chat if m['role'] == 'user']
     if not user:
         raise ValueError(f'no user message in {key!r}')
     question = row.get('question', user[-1])
     if not isinstance(question, str):
         raise ValueError('"question" must be a string')
-    return question, chat[-1]['content'] if chat[-1].get('role') == 'assistant' else ''
+    return question, chat[-1]['content'] if chat[-1]['role'] == 'assistant' else ''
 
 
 def normalised(text: str) -> str:

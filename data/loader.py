@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROLES = ('system', 'user', 'assistant', 'tool')
+from data.source import chat_of
 
 
 def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
@@ -55,47 +55,13 @@ def parse_row(line: bytes, require: tuple) -> dict:
         if row.get(key) is None:
             raise ValueError(f'{key!r} is missing; the row has {", ".join(map(repr, row)) or "no keys"}')
     for key in {'messages', 'prompt'}.intersection(require):
-        if not (key == 'prompt' and isinstance(row[key], str)):
-            check_chat(key, row[key])
+        chat_of(row, key)
     return row
 
 
-def check_chat(key: str, chat):
-    if not isinstance(chat, list) or not chat:
-        raise ValueError(f'{key!r} must be a list of messages')
-    for i, message in enumerate(chat):
-        if not isinstance(message, dict) or message.get('role') not in ROLES:
-            raise ValueError(f'{key}[{i}] must be {{"role": ..., "content": ...}} with a role of {", ".join(ROLES)}')
-        if not isinstance(message.get('content'), str):
-            raise ValueError(f'{key}[{i}] must have a string as content')
-
-
-def pack(docs: list, row_len: int, truncate: bool = False) -> list[list[int]]:
-    """
-    Best-fit decreasing: the documents from the longest (of equals the first) each go into the fullest row with room
-    left, whole. Returns the document indices of each row. Raises ValueError for an empty document and, unless truncate
-    (it then counts as row_len tokens), for one longer than row_len.
-    """
-    lengths = lengths_of(docs, row_len, truncate)
-    ranking = np.argsort(-lengths, kind='stable')
-    return [ranking[row].tolist() for row in best_fit(lengths[ranking].tolist(), row_len)]
-
-
-def lengths_of(docs: list, row_len: int, truncate: bool) -> np.ndarray:
-    """Tokens of each document, [N] int64, cut to row_len. ValueError names the first that does not fit."""
-    lengths = np.array([len(doc) for doc in docs], dtype=np.int64)
-    if not len(docs):
-        raise ValueError('no documents to pack')
-    if lengths.min() == 0:
-        raise ValueError(f'document {lengths.argmin()} (from 0) is empty')
-    if lengths.max() > row_len and not truncate:
-        i = int((lengths > row_len).argmax())
-        raise ValueError(f'document {i} (from 0) has {lengths[i]} tokens, a row {row_len}: raise row_len or truncate')
-    return np.minimum(lengths, row_len)
-
-
 def best_fit(lengths: list[int], row_len: int) -> list[list[int]]:
-    """Rows of positions in lengths, which descend. Of equally full rows the one opened last is taken."""
+    """Best-fit decreasing: rows of positions in lengths, which descend; each goes into the fullest row with room left, of equally
+    full ones into that opened last."""
     rows, room = [], []   # room: sorted distinct amounts left over; open_rows: amount -> rows with it
     open_rows = {}
     for i, length in enumerate(lengths):
@@ -132,22 +98,25 @@ class PackedBatches:
         positions    from 0 in each document; 0 in the padding
         doc_ids      0, 1, ... along the row, -1 in the padding (whose tokens so see each other: no empty softmax)
     Attributes: rows, the rows of an epoch; fill, the share of their tokens that is no padding; epoch, of the next row.
-    Raises ValueError as pack does, for a mask that is not as long as its ids or asks for no loss, and for a batch_size
-    that world does not divide.
+    Raises ValueError for a document that is empty or longer than row_len, a mask that is not as long as its ids or asks
+    for no loss, and a batch_size that world does not divide.
     """
 
     def __init__(self, docs: list, batch_size: int, row_len: int, seed: int = 0, rank: int = 0, world: int = 1,
-                 truncate: bool = False, pad_id: int = 0):
+                 pad_id: int = 0):
         if batch_size <= 0 or batch_size % world or not 0 <= rank < world:
             raise ValueError(f'batch_size={batch_size} must be a multiple of world={world}, and rank={rank} below it')
+        if not docs:
+            raise ValueError('no documents to pack')
         for i, (ids, mask) in enumerate(docs):
+            if not 0 < len(ids) <= row_len:
+                raise ValueError(f'document {i} (from 0) has {len(ids)} tokens, a row {row_len}')
             if len(ids) != len(mask):
                 raise ValueError(f'document {i} (from 0) has {len(ids)} tokens and a mask of {len(mask)}')
-        self.lengths = lengths_of([ids for ids, _ in docs], row_len, truncate)
+        self.lengths = np.array([len(ids) for ids, _ in docs], dtype=np.int64)
         self.starts = np.cumsum(self.lengths) - self.lengths
-        cut = list(zip(docs, self.lengths))
-        self.ids = np.concatenate([np.asarray(ids[:n], dtype=np.int64) for (ids, _), n in cut])
-        self.mask = np.concatenate([np.asarray(mask[:n], dtype=bool) for (_, mask), n in cut])
+        self.ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids, _ in docs])
+        self.mask = np.concatenate([np.asarray(mask, dtype=bool) for _, mask in docs])
         self.mask[self.starts] = False
         learnt = np.add.reduceat(self.mask, self.starts, dtype=np.int64)
         if learnt.min() == 0:

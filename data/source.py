@@ -19,6 +19,7 @@ from pathlib import Path
 
 NO_PYARROW = "parquet needs pyarrow: pip install -e '.[data]', or give --source= a .jsonl, .json or .csv file"
 KINDS = ('.jsonl', '.json', '.csv', '.parquet')
+ROLES = ('system', 'user', 'assistant', 'tool')
 
 
 class Skip(Exception):
@@ -173,6 +174,21 @@ def text_of(row: dict, *keys: str) -> str:
                 raise ValueError(f'{key!r} must be a string with text in it, not {str(row[key])[:40]!r}')
             return row[key].strip()
     raise ValueError(f'{" or ".join(map(repr, keys))} is missing; the row has {", ".join(map(repr, row)) or "no keys"}')
+
+
+def chat_of(row: dict, key: str) -> list[dict]:
+    """row[key], a non-empty list of {"role": one of ROLES, "content": text}; a "prompt" may be the user's text. ValueError otherwise."""
+    chat = row.get(key)
+    if key == 'prompt' and isinstance(chat, str):
+        return [{'role': 'user', 'content': chat}]
+    if not isinstance(chat, list) or not chat:
+        raise ValueError(f'{key!r} must be a list of messages')
+    for i, message in enumerate(chat):
+        if not isinstance(message, dict) or message.get('role') not in ROLES:
+            raise ValueError(f'{key}[{i}] must be {{"role": ..., "content": ...}} with a role of {", ".join(ROLES)}')
+        if not isinstance(message.get('content'), str):
+            raise ValueError(f'{key}[{i}] must have a string as content')
+    return chat
 
 
 def sha256(path) -> str:

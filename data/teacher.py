@@ -177,10 +177,10 @@ def requests_of(rows, cfg: Config):
     """Yields (key, sample, row, chat, seed) of every answer that is wanted; the same for the same rows."""
     seen = Counter()
     for number, row in enumerate(itertools.islice(rows, cfg.limit or None), 1):
-        prompt = row.get('prompt')
-        chat = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
-        if not isinstance(chat, list) or not chat or not all(isinstance(m, dict) and isinstance(m.get('content'), str) for m in chat):
-            raise ValueError(f'row {number}: "prompt" must be text or a list of {{"role": ..., "content": text}}')
+        try:
+            chat = source.chat_of(row, 'prompt')
+        except ValueError as error:
+            raise ValueError(f'row {number}: {error}') from error
         name = str(row['id']) if row.get('id') is not None else hashlib.sha256(json.dumps(chat).encode()).hexdigest()[:16]
         seen[name] += 1
         if seen[name] > 1:

@@ -154,17 +154,20 @@ def test_never_over_its_source_and_never_half(tmp_path):
 def test_math_by_hand(tmp_path, capsys):
     rows = [{'problem': ' What? ', 'solution': r'First \boxed{1}, so \boxed{\frac{1}{\{2\}}}.', 'type': 'Algebra', 'level': 'Level 5'},
             {'problem': 'Q', 'answer': '', 'difficulty': 2.0}, {'problem': 'Prove it', 'answer': 'proof'},
-            {'problem': 'Q2', 'answer': '7', 'problem_is_valid': 'No'}, {'question': 'Q3', 'answer': 12}, {'problem': 'Q4', 'answer': 'x}'}]
+            {'problem': 'Q2', 'answer': '7', 'problem_is_valid': 'No'}, {'question': 'Q3', 'answer': 12}, {'problem': 'Q4', 'answer': 'x}'},
+            {'problem': 'Q5', 'answer': r'$18\$$'}, {'problem': 'Q6', 'answer': r' $\$18$ '}, {'problem': 'Q7', 'answer': r'18\$'}]
     maths.main(maths.Config(dataset='numina', source=write(tmp_path / 'r.jsonl', rows), out_dir=str(tmp_path / 'o')))
     found = lines(tmp_path / 'o' / 'numina.jsonl')
     assert found == [{'prompt': [{'role': 'user', 'content': 'What?'}], 'answer': r'\frac{1}{\{2\}}', 'task': 'math', 'id': 'numina/0', 'level': 5,
-                      'subject': 'Algebra'}, {'prompt': [{'role': 'user', 'content': 'Q3'}], 'answer': '12', 'task': 'math', 'id': 'numina/4'}]
+                      'subject': 'Algebra'}, {'prompt': [{'role': 'user', 'content': 'Q3'}], 'answer': '12', 'task': 'math', 'id': 'numina/4'},
+                     *({'prompt': [{'role': 'user', 'content': f'Q{n}'}], 'answer': a, 'task': 'math', 'id': f'numina/{n + 1}'}
+                       for n, a in ((5, r'18\$'), (6, r'\$18'), (7, r'18\$')))]
     about = manifest(tmp_path / 'o' / 'numina.jsonl')
-    assert about['rows_in'] == 6 and about['rows_out'] == 2 and about['licence'] == 'Apache-2.0'
+    assert about['rows_in'] == 9 and about['rows_out'] == 5 and about['licence'] == 'Apache-2.0'
     assert about['dropped'] == {'no answer': 1, 'a proof': 1, 'marked as invalid': 1, 'an answer that does not fit in a box': 1}
     assert about['read'][str(tmp_path / 'r.jsonl')] == source.sha256(tmp_path / 'r.jsonl')
     out = capsys.readouterr().out
-    assert '2 rows' in out and '1 dropped: a proof' in out and 'What?' in out
+    assert '5 rows' in out and '1 dropped: a proof' in out and 'What?' in out
 
 
 @pytest.mark.parametrize('row, message', [({'answer': '1'}, 'is missing'), ({'problem': 'p', 'answer': ['1']}, 'must be a string'),
@@ -427,7 +430,7 @@ def test_traces_in_every_form(tmp_path):
     assert all(accuracy_reward(r['messages'][-1]['content'], r) == 1.0 for r in found[1:])
     assert manifest(tmp_path / 'o' / 't.jsonl')['dropped'] == {'cut short in the reasoning': 1, 'no reasoning': 1, 'no answer after the reasoning': 1,
                                                              'cut short': 1, 'tags of the reasoning inside it or after it': 1}
-    for row, message in [({'messages': user}, 'the last message'), ({'messages': [{'role': 'x', 'content': ''}]}, 'a chat must be'),
+    for row, message in [({'messages': user}, 'the last message'), ({'messages': [{'role': 'x', 'content': ''}]}, 'with a role of system'),
                          ({'prompt': 'Q', 'reasoning': 3, 'content': 'x'}, 'must be strings'), ({'x': 1}, 'is missing')]:
         with pytest.raises(ValueError, match='r.jsonl:1: .*' + message):
             distill.main(distill.Config(source=write(tmp_path / 'r.jsonl', [row]), out_dir=str(tmp_path / 'o')))

@@ -226,7 +226,7 @@ def test_each_row_counts_once_at_the_first_check(tmp_path):
 
 
 def test_bad_input_is_named_and_leaves_nothing(tmp_path):
-    for rows, message in [(['a', {'messages': [{'role': 'user', 'content': 3}]}], 'in.jsonl:2: "messages" or "prompt" must be'),
+    for rows, message in [(['a', {'messages': [{'role': 'user', 'content': 3}]}], 'in.jsonl:2: messages[0] must have a string'),
                           (['a', {'prompt': [{'role': 'system', 'content': 'x'}]}], 'in.jsonl:2: no user message'),
                           (['a', {'prompt': 'x', 'question': 5}], 'in.jsonl:2: "question" must be')]:
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -27,7 +27,6 @@ from configurator import run  # noqa: E402
 from data import source  # noqa: E402
 
 REPO = 'open-r1/Mixture-of-Thoughts'
-ROLES = ('system', 'user', 'assistant', 'tool')
 KEPT = ('task', 'answer', 'choices', 'numbers', 'target', 'language', 'tests', 'entry_point', 'setup', 'asserts', 'question', 'source',
         'rewards', 'pass_rate')
 
@@ -53,19 +52,15 @@ def split_trace(text: str) -> tuple[str, str]:
 
 def traces_of(row: dict):
     """Yields (messages before the trace, reasoning, answer) of each trace in the row; reasoning None: still within the answer."""
-    prompt = row.get('prompt')
-    chat = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
     if row.get('messages') is not None:
-        chat = row['messages']
-        check_chat(chat)
+        chat = source.chat_of(row, 'messages')
         if chat[-1]['role'] != 'assistant' or len(chat) < 2:
             raise ValueError('the last message must be an assistant\'s, after at least one other')
         yield chat[:-1], None, chat[-1]['content']
     elif 'reasoning' in row or 'content' in row:
-        check_chat(chat)
-        yield chat, row.get('reasoning') or '', row.get('content') or ''
+        yield source.chat_of(row, 'prompt'), row.get('reasoning') or '', row.get('content') or ''
     elif 'samples' in row:
-        check_chat(chat)
+        chat = source.chat_of(row, 'prompt')
         if not isinstance(row['samples'], list):
             raise ValueError("'samples' must be a list")
         for sample in row['samples']:
@@ -73,12 +68,6 @@ def traces_of(row: dict):
     else:
         problem = source.text_of(row, 'problem', 'question')
         yield [{'role': 'user', 'content': problem}], row.get('message_thinking') or '', row.get('message_content') or ''
-
-
-def check_chat(chat):
-    if not isinstance(chat, list) or not chat or not all(
-            isinstance(m, dict) and m.get('role') in ROLES and isinstance(m.get('content'), str) for m in chat):
-        raise ValueError('a chat must be a list of {"role": system, user, assistant or tool, "content": text}')
 
 
 def trace_row(row: dict, chat: list, reasoning: str | None, answer: str) -> dict:

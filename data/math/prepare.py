@@ -30,7 +30,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
 from configurator import run  # noqa: E402
 from data import source  # noqa: E402
-from rewards import math_reward  # noqa: E402
+from rewards import BOX, close_brace, math_reward  # noqa: E402
 
 HUB = {'math': ('EleutherAI/hendrycks_math', '*/train-*.parquet', 'MIT'),
        'math500': ('HuggingFaceH4/MATH-500', 'test.jsonl', 'MIT'),
@@ -51,17 +51,9 @@ class Config:
 
 def last_box(solution: str) -> str | None:
     """The content of the last \\boxed{...} or \\fbox{...} whose braces balance."""
-    starts = [m.end() for m in re.finditer(r'\\(?:boxed|fbox)\s*\{', solution)]
-    for start in reversed(starts):
-        depth, escaped = 1, False
-        for i in range(start, len(solution)):
-            c = solution[i]
-            if escaped or c == '\\':
-                escaped = not escaped
-                continue
-            depth += (c == '{') - (c == '}')
-            if not depth:
-                return solution[start:i]
+    for m in reversed(list(BOX.finditer(solution))):
+        if solution[m.end():m.end() + 1] == '{' and (end := close_brace(solution, m.end())) > 0:
+            return solution[m.end() + 1:end]
     return None
 
 
@@ -73,7 +65,8 @@ def answer_of(row: dict, dataset: str) -> str:
         answer = last_box(row['solution'])
     if answer is not None and not isinstance(answer, str):
         raise ValueError(f'the answer must be a string, not {answer!r}')
-    answer = (answer or '').strip().strip('$').strip()
+    answer = (answer or '').strip().lstrip('$')
+    answer = re.sub(r'(?<!\\)\$+$', '', answer).strip()
     if dataset.startswith('aime'):
         number = answer.replace('^\\circ', '')
         if not re.fullmatch(r'\d{1,3}', number):
