@@ -43,8 +43,8 @@ plot-budget: setup   ## accuracy against tokens spent, before and after RL: make
 	$(PY) plots/budget.py --run=$(RUN)
 
 # ---- the recipe: each target is a file that its command writes last
-# $(call timed,command): run it, and note target, start and end in seconds.txt for the report
-timed = @mkdir -p $(RUN); echo '$(1)'; start=$$(date +%s.%N); $(1); code=$$?; \
+# $(call timed,command): run it, and note target, start and end in seconds.txt for the report, after Ctrl-C too
+timed = @mkdir -p $(RUN); echo '$(1)'; trap : INT; start=$$(date +%s.%N); $(1); code=$$?; \
 	echo "$@ $$start $$(date +%s.%N)" >> $(RUN)/seconds.txt; exit $$code
 
 # The base fills all cores. After it two things run at a time, on half of them each, since sampling rows this small cannot use more: the

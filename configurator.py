@@ -23,6 +23,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import math
 import sys
 import textwrap
 import tokenize
@@ -51,12 +52,23 @@ def configure(cls, argv: list[str]):
         raise SystemExit(2) from error
 
 
-def run(main, cls, errors=(ValueError, OSError)):
-    """A script's last line: `main` with the settings of the command line; one of `errors` ends it with a line that names the script."""
+def run(main, cls, errors=(ValueError, OSError, FloatingPointError)):
+    """A script's last line: `main` with the settings of the command line; one of `errors`, or Ctrl-C, ends it with a line that names the script."""
+    script = Path(sys.argv[0]).name
     try:
         main(configure(cls, sys.argv[1:]))
     except errors as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: ' + ' '.join(str(error).split()))
+        sys.exit(f'{script}: ' + ' '.join(str(error).split()))
+    except KeyboardInterrupt:
+        print(f'{script}: interrupted', file=sys.stderr)
+        sys.exit(130)
+
+
+def at_least(cfg, low, *keys):
+    """For a __post_init__: ValueError names the first of the keys whose number is below `low` or not finite."""
+    for key in keys:
+        if not low <= getattr(cfg, key) < math.inf:
+            raise ValueError(f'{key} must be {low} or more, not {getattr(cfg, key)!r}')
 
 
 def parse(cls, argv: list[str]):

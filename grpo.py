@@ -42,7 +42,7 @@ import torch.distributed as dist
 import checkpoint
 import plan
 import rewards
-from configurator import run
+from configurator import at_least, run
 from data.loader import read_rows
 from model import update_router_bias
 from sample import Sampler, encode_prompts, evaluate, score
@@ -55,9 +55,9 @@ class Config:
     out_dir: str = 'out/grpo'              # checkpoints, metrics.jsonl, samples.txt and the finished model
     init_from: str = 'out/r1/base'         # folder or hub id of the checkpoint to start from
     tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
-    data: list = field(default_factory=lambda: ['data/countdown/rl.jsonl'])  # JSONL problem files, taken in turn
-    rewards: dict = field(default_factory=lambda: {'accuracy': 1.0, 'format': 0.2})  # weights of the reward functions
-    preference: dict = field(default_factory=dict)  # reward models of the task or reward 'preference', {name: folder}
+    data: list[str] = field(default_factory=lambda: ['data/countdown/rl.jsonl'])  # JSONL problem files, taken in turn
+    rewards: dict[str, float] = field(default_factory=lambda: {'accuracy': 1.0, 'format': 0.2})  # weights of the reward functions
+    preference: dict[str, str] = field(default_factory=dict)  # reward models of the task or reward 'preference', {name: folder}
     unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
     reward_workers: int = -1               # processes that grade; -1: one a core where programs are run, else none
     steps: int = 30                        # rollouts
@@ -107,7 +107,7 @@ class Config:
     shard_ranks: int = 0                   # ranks that share one copy of the weights (HSDP: those of a node); 0: all
     activation_checkpointing: bool = False # recompute activations in the backward pass
     peak_tflops: float = 0.0               # of a device, for the model FLOPs utilisation; 0: looked up by the GPU's name
-    eval_data: list = field(default_factory=list)  # problem files to sample and grade while training
+    eval_data: list[str] = field(default_factory=list)  # problem files to sample and grade while training
     eval_every: int = 5                    # steps between evaluations, the start included; 0: none
     eval_rows: int = 128                   # problems of an evaluation
     save_every: int = 10                   # steps between checkpoints; 0: only when stopped
@@ -117,6 +117,14 @@ class Config:
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
 
     def __post_init__(self):
+        at_least(self, 1, 'steps', 'prompts', 'max_new_tokens', 'updates', 'max_bad_updates', 'micro_tokens', 'slots', 'threads', 'eval_rows', 'keep')
+        at_least(self, 0, 'top_k', 'min_p', 'dynamic_sampling', 'clip_low', 'clip_high', 'tis', 'kl_coef', 'reference_every', 'learning_rate',
+                 'muon_learning_rate', 'warmup_steps', 'min_lr', 'weight_decay', 'grad_clip', 'bias_rate', 'max_flops', 'shard_ranks', 'eval_every', 'save_every')
+        if self.group < 2 or self.temperature <= 0:
+            raise ValueError(f'group={self.group}, temperature={self.temperature}: advantages need 2 or more completions of a prompt that differ')
+        for key in ('data', 'rewards'):
+            if not getattr(self, key):
+                raise ValueError(f'{key} is empty: there is nothing to train on')
         if not self.allow_biased and (self.top_p < 1 or self.top_k or self.min_p):
             raise ValueError(f'top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p} sample another distribution than the one whose '
                              'log-probs are trained, which biases the gradient; leave them at 1.0, 0 and 0.0, or set allow_biased=True')
@@ -361,6 +369,9 @@ def warnings_of(n, first):
         out['zero variance'] = (f'every group scored alike (mean reward {n["reward"]:.3g}), so nothing is learnt: a reward that is always 0 usually '
                                 'means that answers are not found (see samples.txt; try prefill or format), one that is always the same that the '
                                 'problems are too hard or too easy (data), or group or temperature too small')
+    if n['reward_failures']:
+        out['rewards'] = (f'{n["reward_failures"]} rewards failed and count 0.0; so far ' + ', '.join(
+            f'{name}: {error} {count} times' for (name, error), count in rewards.FAILURES.most_common(3)) + '; usually a key that the rows of data lack')
     if n['truncated'] == 1:
         out['truncated'] = ('every completion was cut: max_new_tokens is too small, or the model never says its stop token '
                             '(the chat template, or a base model without a cold start)')
@@ -384,7 +395,7 @@ def main(cfg):
         return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
     model, tokenizer = load_model(cfg, device)
     files = [read_rows(path, require=('prompt', 'task')) for path in cfg.data]
-    eval_rows = [row for path in cfg.eval_data for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
+    eval_rows = [row for path in cfg.eval_data if cfg.eval_every for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
     tasks = {row['task'] for rows in (*files, eval_rows) for row in rows}
     rewards.prepare(cfg.rewards, tasks, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
     active, E = model.num_params(active=True), model.cfg.n_routed_experts
@@ -397,15 +408,13 @@ def main(cfg):
     # go on from the newest checkpoint
     step, drawn, bad, seconds, flops, first = 0, 0, 0, 0.0, 0.0, None
     data = zlib.crc32(json.dumps(files, sort_keys=True).encode())
-    found = checkpoint.latest(cfg.out_dir) if cfg.resume else None
-    if found:
-        state = resume(found, model, optimizers)
+    if state := resume(cfg, model, optimizers):
         if (state['data'], state['seed']) != (data, cfg.seed):
-            raise ValueError(f'{found} was saved with other problems or another seed; set another out_dir to start anew')
+            raise ValueError(f'the checkpoint in {cfg.out_dir} was saved with other problems or another seed; set another out_dir to start anew')
         step, drawn, bad, seconds, flops, first = (state[key] for key in ('step', 'drawn', 'bad', 'seconds', 'flops', 'first'))
         if reference is not None:
             if 'reference' not in state:
-                raise ValueError(f'{found} was saved without a reference; kl_coef cannot be set in the middle of a run: start anew from {found} in another out_dir')
+                raise ValueError(f'the checkpoint in {cfg.out_dir} was saved without a reference: kl_coef cannot be set in the middle of a run')
             for name, tensor in checkpoint.named_tensors(reference).items():
                 tensor.data.copy_(checkpoint.placed(state['reference'].pop(name), tensor))
     order = islice(problem_order([len(rows) for rows in files], cfg.seed), drawn, None)
@@ -429,12 +438,13 @@ def main(cfg):
             torch.cuda.synchronize()
         return time.time() - start
 
-    if eval_rows and cfg.eval_every and step == 0:
+    if eval_rows and step == 0:
         look()
     began = time.time()
-    while step < cfg.steps and not (cfg.max_flops and flops >= cfg.max_flops):
+    ended = lambda: step == cfg.steps or bool(cfg.max_flops) and flops >= cfg.max_flops  # noqa: E731
+    while not ended():
         # rollout
-        start = time.time()
+        start, failed = time.time(), sum(rewards.FAILURES.values())
         groups, every, drafts = collect(cfg, model, tokenizer, files, order, step, device, rank, world)
         drawn += len(every)
         sampling, start = timed(start), time.time()
@@ -518,8 +528,8 @@ def main(cfg):
             'advantage_std': A.square().mean().sqrt().item(), 'loss': stats[8], 'entropy': stats[1] / n, 'clipped': (stats[2] + stats[3]) / n,
             'clipped_low': stats[2] / n, 'clipped_high': stats[3] / n, 'ratio': stats[5] / n, 'ratio_max': worst[0].item(), 'kl': stats[4] / n,
             'mismatch': stats[6] / n, 'mismatch_max': worst[1].item(), 'mismatch_kl': stats[7] / n, 'grad_norm': mean(norms), 'skipped': skipped,
-            'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()),
-            'seconds': seconds + time.time() - began, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg),
+            'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()) - failed,
+            'seconds': seconds + time.time() - began, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg) * cfg.learning_rate,
             'tokens_per_second': sampled / (sampling + training), 'memory_gib': peak_memory(device), 'memory_plan_gib': planned}
         if drafts[0]:
             numbers['mtp_acceptance'] = (drafts[1] / drafts[0]).item()
@@ -536,7 +546,7 @@ def main(cfg):
         for what in sorted(wrong.keys() - warned):               # once, until it has been well again
             log.warn(f'step {step}: {wrong[what]}')
         warned = set(wrong)
-        if eval_rows and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
+        if eval_rows and (step % cfg.eval_every == 0 or ended()):
             pause = time.time()
             look()
             began += time.time() - pause  # evaluation is not training time

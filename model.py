@@ -17,6 +17,7 @@ Papers: DeepSeek-V2 arXiv:2405.04434 (MLA, DeepSeekMoE), DeepSeek-V3 arXiv:2412.
 YaRN arXiv:2309.00071.
 """
 
+import difflib
 import math
 import warnings
 from dataclasses import asdict, dataclass, fields
@@ -107,10 +108,18 @@ class ModelConfig:
         return cfg
 
     @classmethod
+    def new(cls, values, where='model'):
+        """From values that a user wrote: ValueError names one that there is not, which a file of the hub may hold."""
+        for key in values.keys() - {f.name for f in fields(cls)}:
+            near = difflib.get_close_matches(key, [f.name for f in fields(cls)], n=1, cutoff=0)[0]
+            raise ValueError(f'{where}: unknown key {key!r}; the nearest known one is {near!r}')
+        return cls.from_hub(values, where)
+
+    @classmethod
     def read(cls, path, **changes):
         """path of a config.json; changes: values of ModelConfig other than the file's"""
         cfg = cls.from_hub(hub.read_json(path), str(path))
-        return cls.from_hub({**asdict(cfg), **changes}, f'{path} with {changes}') if changes else cfg
+        return cls.new({**asdict(cfg), **changes}, f'{path} with {changes}') if changes else cfg
 
     def check(self, where='config'):
         """ValueError naming the first value that cannot be right."""

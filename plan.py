@@ -159,7 +159,7 @@ def show(run, source, where):
     """Prints the plan of a script's settings. source: checkpoint to start from, or a dict of ModelConfig; where: True for this machine
     (the ranks of torchrun), or ranks x GB. Exits with status 1 and what would fit, if it does not."""
     if isinstance(source, dict):
-        model = ModelConfig.from_hub(source, 'model')
+        model = ModelConfig.new(source)
     else:
         path = hub.local_folder(source, ('config.json',)) / 'config.json'
         model = ModelConfig.read(path, **getattr(run, 'model', {}))
@@ -169,15 +169,19 @@ def show(run, source, where):
     else:
         try:
             ranks, gigabytes = (int(n) for n in str(where).lower().split('x'))
+            if min(ranks, gigabytes) < 1:
+                raise ValueError
         except ValueError:
             raise ValueError(f'plan={where!r}: write ranks x GB of each, such as 8x80, or nothing for this machine') from None
         gpu, limit = run.device != 'cpu', gigabytes * 10**9
     if int(os.environ.get('RANK', 0)):
         return
+    if ranks % (getattr(run, 'shard_ranks', 0) or ranks):
+        raise ValueError(f'shard_ranks={run.shard_ranks} does not divide {ranks} ranks')
     parts = needs(run, model, ranks, gpu)
     with torch.device('meta'):
         count = Transformer(model).num_params()
-    print(f'{count / 1e9:.3f}B parameters, {ranks} rank{"s" * (ranks > 1)} of {limit / GIB:.1f} GiB; GiB on each:')
+    print(f'{count / 1e6:.1f}M parameters, {ranks} rank{"s" * (ranks > 1)} of {limit / GIB:.1f} GiB; GiB on each:')
     for name, size in parts.items():
         print(f'  {name:12s} {size / GIB:9.3f}')
     sys.stdout.flush()

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import checkpoint
-from configurator import configure
+from configurator import run
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
 from model import Transformer
@@ -140,12 +140,10 @@ def train(cfg):
     if dist.is_initialized():
         torch.distributed.fsdp.register_fsdp_forward_method(model, 'scores')
     optimizers, order, step, seconds = make_optimizers(model, cfg, device), pair_order(len(pairs), cfg.batch_rows, cfg.seed), 0, 0.0
-    found = checkpoint.latest(cfg.out_dir) if cfg.resume else None
     data = zlib.crc32(json.dumps(pairs).encode())
-    if found:
-        state = resume(found, model, optimizers)
+    if state := resume(cfg, model, optimizers):
         if (state['data'], state['seed']) != (data, cfg.seed):
-            raise ValueError(f'{found} was saved with other pairs or another seed; set another out_dir to start anew')
+            raise ValueError(f'the checkpoint in {cfg.out_dir} was saved with other pairs or another seed; set another out_dir to start anew')
         step, seconds = state['step'], state['seconds']
         for _ in range(step):
             next(order)
@@ -166,7 +164,7 @@ def train(cfg):
         step += 1
         log.tick()
         if step % cfg.log_every == 0 or step == cfg.steps:
-            log.write({'step': step, 'loss': sums[0], 'accuracy': sums[1], 'grad_norm': norm, 'lr': schedule(step - 1, cfg),
+            log.write({'step': step, 'loss': sums[0], 'accuracy': sums[1], 'grad_norm': norm, 'lr': schedule(step - 1, cfg) * cfg.learning_rate,
                        'seconds': seconds + time.time() - began}, ('loss', 'accuracy'))
         if held_out and (step == cfg.steps or cfg.eval_every and step % cfg.eval_every == 0):
             right, interval, loss = accuracy(*judge_pairs(model, held_out, device, cfg.micro_rows))
@@ -261,4 +259,4 @@ class Judge:
 
 
 if __name__ == '__main__':
-    main(configure(PairsConfig, sys.argv[1:]))
+    run(main, PairsConfig)

@@ -31,7 +31,7 @@ import hub
 import kernels
 import plan
 import rewards
-from configurator import run
+from configurator import at_least, run
 from data import teacher
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ from model import Transformer
 @dataclass
 class Config:
     checkpoint: str = 'out/r1/final'       # folder with config.json, *.safetensors and the tokenizer, or a hub id
-    data: list = field(default_factory=lambda: ['data/countdown/test.jsonl'])  # problem files: rows with "prompt", "task", ...
+    data: list[str] = field(default_factory=lambda: ['data/countdown/test.jsonl'])  # problem files: rows with "prompt", "task", ...
     limit: int = 0                         # use the first so many problems; 0: all
     n: int = 8                             # samples a problem
     greedy: bool = True                    # evaluate the greedy answer too
@@ -52,12 +52,12 @@ class Config:
     top_k: int = 0                         # only the so many most probable tokens; 0: all
     min_p: float = 0.0                     # only tokens of at least this share of the most probable one's probability
     max_new_tokens: int = 192              # longest completion, the stop token included
-    stop: list = field(default_factory=list)  # texts that end a completion, besides the stop tokens
+    stop: list[str] = field(default_factory=list)  # texts that end a completion, besides the stop tokens
     think_budget: int = 0                  # cut the thinking after so many tokens and have it answer; 0: no limit
     think_at_least: int = 0                # keep it thinking up to so many tokens: an earlier end is replaced by `wait`
     think_end: str = '</think>'            # the text that ends the thinking
     wait: str = 'Wait'                     # the text that keeps it going
-    best_of: dict = field(default_factory=dict)  # report the best of n by these rewards and weights, e.g. {'preference': 1.0}
+    best_of: dict[str, float] = field(default_factory=dict)  # report the best of n by these rewards and weights, e.g. {'preference': 1.0}
     instruction: str = ''                  # text added to the end of each problem, for example how to mark the answer
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
     seed: int = 1                          # of the sampling noise
@@ -67,21 +67,32 @@ class Config:
     device: Literal['auto', 'cpu', 'cuda'] = 'auto'  # auto: a GPU if there is one
     dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the weights
     kernels: Literal['auto', 'triton', 'torch'] = 'auto'  # auto: Triton on a GPU where it is installed
-    rewards: dict = field(default_factory=lambda: {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})  # what to score samples by
-    preference: dict = field(default_factory=dict)  # reward models of the reward 'preference', {name: folder}
+    rewards: dict[str, float] = field(default_factory=lambda: {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})  # what to score samples by
+    preference: dict[str, str] = field(default_factory=dict)  # reward models of the reward 'preference', {name: folder}
     unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
     reward_workers: int = -1               # processes that grade; -1: one a core where programs are run, else none
     out: str | None = None                 # write every sample with its rewards to this JSONL file (several ranks: one each)
     summary: str | None = None             # write the numbers to this JSON file
-    keep: dict = field(default_factory=dict)  # write only samples with rewards at least these, e.g. {'accuracy': 1, 'format': 1}
-    keep_length: list = field(default_factory=list)     # of [shortest, longest] tokens
-    keep_pass_rate: list = field(default_factory=list)  # of problems of which [least, most] of the samples are right, e.g. [0.1, 0.9]
+    keep: dict[str, float] = field(default_factory=dict)  # write only samples with rewards at least these, e.g. {'accuracy': 1, 'format': 1}
+    keep_length: list[int] = field(default_factory=list)  # of [shortest, longest] tokens
+    keep_pass_rate: list[float] = field(default_factory=list)  # of problems of which [least, most] of the samples are right, e.g. [0.1, 0.9]
     keep_per_prompt: int = 0               # of those, at most so many different ones a problem; 0: all
     keep_rows: int = 0                     # and at most so many in all; 0: all
     chat: bool = False                     # talk to the checkpoint instead, sampling as its generation_config.json says
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
     endpoint: str | None = None            # ask an OpenAI-compatible server instead; `checkpoint` is then the model's name there
     remote: dict = field(default_factory=dict)  # more settings for that, see data/teacher.py
+
+    def __post_init__(self):
+        at_least(self, 1, 'n', 'max_new_tokens', 'slots', 'threads')
+        at_least(self, 0, 'limit', 'temperature', 'top_k', 'min_p', 'think_budget', 'think_at_least', 'keep_per_prompt', 'keep_rows')
+        if not self.data:
+            raise ValueError('data is empty: give it files of problems')
+        if unknown := self.keep.keys() - self.rewards.keys():
+            raise ValueError(f'keep asks for {min(unknown)!r}, which is none of the rewards: {", ".join(self.rewards)}')
+        for key in ('keep_length', 'keep_pass_rate'):
+            if (band := getattr(self, key)) and (len(band) != 2 or band[0] > band[1]):
+                raise ValueError(f'{key} must be [least, most], not {band}')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,10 +139,14 @@ def score(tokenizer, rows, completions, weights):
 
 
 def mean_ci(values):
-    """-> mean, [low, high]: the 95% normal interval over problems"""
-    x = torch.tensor(values, dtype=torch.float64)
-    half = 1.96 * x.std().item() / len(x) ** 0.5 if len(x) > 1 else float('nan')
-    return x.mean().item(), [max(0.0, x.mean().item() - half), min(1.0, x.mean().item() + half)]
+    """-> mean, [low, high]: the 95% interval over problems, whose values lie in [0, 1]. Wilson's score interval, with the n that yes and no
+    would need for the spread of these values, so that it does not collapse where all are alike."""
+    x, z = torch.tensor(values, dtype=torch.float64), 1.96
+    n, p = len(x), x.mean().item()
+    variance = x.var().item() if n > 1 else 0.0
+    n = n * p * (1 - p) / variance if variance > 1e-12 else n
+    centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
+    return p, [max(0.0, centre - half), min(1.0, centre + half)]
 
 
 def bootstrap(values, draws=2000):
@@ -303,7 +318,10 @@ class Partial:
         self.path, self.known, self.waiting, settings = Path(path), {}, {}, json.dumps(settings, sort_keys=True)
         lines = self.path.read_text(encoding='utf-8').split('\n')[:-1] if self.path.exists() else []   # the last is cut short or empty
         if lines and lines[0] != settings:
-            print(f'{path} was begun with other settings and is begun anew', file=sys.stderr)
+            old, new = json.loads(lines[0]), json.loads(settings)
+            changed = ', '.join(key for key in new if old.get(key) != new[key])
+            print(f'{path} was begun with other settings ({changed}) and is begun anew; the old one is {self.path.name}.old', file=sys.stderr)
+            os.replace(self.path, f'{path}.old')
             lines = []
         for line in lines[1:]:
             kind, number, samples = json.loads(line)
@@ -376,7 +394,12 @@ def chat(cfg, model, tokenizer):
         if not text.strip():
             return
         messages.append({'role': 'user', 'content': text})
-        prompt, _ = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        context = model.cfg.max_position_embeddings
+        encoded = lambda: tokenizer.apply_chat_template(messages, add_generation_prompt=True)[0] + tokenizer.encode_assistant(cfg.prefill)  # noqa: E731
+        if len(messages) > 1 and len(encoded()) > 0.75 * context:
+            print(f'{dim}[the conversation fills the context of {context} tokens; starting afresh]{plain}')
+            messages = messages[-1:]
+        prompt = encoded()
         stream, said = tokenizer.stream(), []
         if '<think>' in tokenizer.generation_prefill(messages) + cfg.prefill:
             print(dim, end='')
@@ -386,12 +409,15 @@ def chat(cfg, model, tokenizer):
                 print(piece.replace('<think>', dim + '<think>').replace('</think>', '</think>' + plain), end='', flush=True)
         try:
             sampler = Sampler(model, tokenizer.stop_ids, slots=1, check_every=1, stop_strings=cfg.stop, tokenizer=tokenizer, speculate=cfg.speculate)
-            sampler.generate([prompt + tokenizer.encode_assistant(cfg.prefill)], 1, seed=cfg.seed + len(messages), on_token=show, **how)
-        except ValueError as error:  # the conversation no longer fits
-            messages.clear()
-            print(f'[{error}; starting afresh]', end='')
+            sampler.generate([prompt], 1, seed=cfg.seed + len(messages), on_token=show,
+                             **{**how, 'max_new_tokens': max(1, min(context - len(prompt), how['max_new_tokens']))})
+        except ValueError as error:  # does not fit
+            messages.pop()
+            print(f'[{error}]', end='')
+        except KeyboardInterrupt:    # ends the answer, not the chat
+            pass
         print(plain)
-        if messages:
+        if messages and messages[-1]['role'] == 'user':
             messages.append({'role': 'assistant', 'content': ''.join(said)})
 
 
@@ -407,6 +433,8 @@ def write_jsonl(path, rows):
 
 def device_of(cfg):
     """-> cfg.device, or what 'auto' stands for here"""
+    if cfg.device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('device=cuda, but PyTorch sees no GPU')
     return ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
 
 
@@ -465,9 +493,12 @@ def main(cfg):
                 print(f'  {name:14s}', ' to '.join(map(show, value)) if isinstance(value, list) else show(value))
     if out:
         write_jsonl(out, written)
-        print(f'{len(written)} rows -> {out}')
+        print(f'{len(written)} rows -> {out}' + ('' if written else ': nothing was good enough for the keep settings'))
         for partial in partials:
             partial.remove()
+    if rewards.FAILURES:
+        print('rewards failed and counted 0.0: ' + ', '.join(f'{name}: {error} {count} times' for (name, error), count in rewards.FAILURES.most_common(3))
+              + '; usually a key that the rows of data lack', file=sys.stderr)
     if cfg.summary and rank == 0:
         write_jsonl(cfg.summary, [numbers])
     return numbers

@@ -41,7 +41,7 @@ from tqdm import tqdm
 import checkpoint
 import kernels
 import plan
-from configurator import run
+from configurator import at_least, run
 from data.loader import PackedBatches, read_rows
 from data.tokenizer import Tokenizer
 from kernels import cpu, fp8
@@ -56,7 +56,7 @@ class Config:
     model: dict = field(default_factory=dict)  # ModelConfig of a new model (vocab_size follows from the tokenizer); with init_from the keys to
                                            # change, as {'max_position_embeddings': 131072, 'rope_scaling': {...}} for longer context
     tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
-    data: list = field(default_factory=lambda: ['data/countdown/corpus.jsonl'])  # JSONL files of rows with "messages"
+    data: list[str] = field(default_factory=lambda: ['data/countdown/corpus.jsonl'])  # JSONL files of rows with "messages"
     objective: Literal['tokens', 'preference'] = 'tokens'  # preference: a reward model from pairs of answers, see preference.py
     judged: Literal['summary', 'response'] = 'summary'  # by a reward model: what follows the reasoning, or all
     loss_on: Literal['assistant', 'all'] = 'assistant'  # its turns only, or every token (a base model)
@@ -86,7 +86,7 @@ class Config:
     shard_ranks: int = 0                   # ranks that share one copy of the weights (HSDP: those of a node); 0: all
     activation_checkpointing: bool = False # recompute activations in the backward pass
     peak_tflops: float = 0.0               # of a device, for the model FLOPs utilisation; 0: looked up by the GPU's name
-    eval_data: list = field(default_factory=list)  # problem files to sample and grade while training
+    eval_data: list[str] = field(default_factory=list)  # problem files to sample and grade while training
     eval_every: int = 0                    # steps between evaluations; 0: only the data of the last step
     eval_rows: int = 64                    # problems of an evaluation
     eval_max_new_tokens: int = 192         # longest completion of an evaluation
@@ -96,6 +96,13 @@ class Config:
     resume: bool = True                    # go on from the newest checkpoint in out_dir
     wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
+
+    def __post_init__(self):
+        at_least(self, 1, 'row_len', 'batch_rows', 'micro_rows', 'steps', 'threads', 'eval_rows', 'eval_max_new_tokens', 'log_every', 'keep', 'max_bad_updates')
+        at_least(self, 0, 'learning_rate', 'muon_learning_rate', 'warmup_steps', 'min_lr', 'weight_decay', 'grad_clip', 'mtp_weight', 'balance_alpha',
+                 'bias_rate', 'shard_ranks', 'eval_every', 'save_every')
+        if not self.data:
+            raise ValueError('data is empty: give it files of rows')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,7 +193,7 @@ def total(value, device):
 
 
 class Stop:
-    """Turns the first SIGINT or SIGTERM into a wish that the loop honours between steps; a second SIGINT interrupts at once."""
+    """Turns the first SIGINT or SIGTERM into a wish that the loop honours between steps; a second one interrupts at once."""
 
     def __init__(self):
         self.signal = None
@@ -194,7 +201,7 @@ class Stop:
             signal.signal(number, self.note)
 
     def note(self, number, _):
-        if self.signal == signal.SIGINT == number:
+        if self.signal == number:
             raise KeyboardInterrupt
         self.signal = number
 
@@ -267,8 +274,14 @@ def make_optimizers(model, cfg, device):
     return optimizers
 
 
-def resume(found, model, optimizers):
-    """-> what checkpoint.load returns; but learning rates and the like are those of this command, not the checkpoint's"""
+def resume(cfg, model, optimizers):
+    """-> the state of the newest checkpoint in out_dir, which is loaded, or None. Learning rates and the like are those of this command, not the
+    checkpoint's."""
+    found = checkpoint.latest(cfg.out_dir)
+    if found and not cfg.resume:
+        raise ValueError(f'{found} is in the way: with resume=False a run starts anew, in another out_dir or when you have removed it')
+    if not found:
+        return None
     ours = [[{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups] for optimizer in optimizers]
     state = checkpoint.load(found, model, optimizers)
     for optimizer, groups in zip(optimizers, ours):
@@ -307,8 +320,8 @@ def not_finite(cfg, log, step, bad, batch, rank):
         path = Path(cfg.out_dir) / f'bad_batch_rank{rank}.pt'
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({'step': step, **batch}, path)
-        raise FloatingPointError(f'{bad} updates in a row had a loss or gradient that is not finite; the batch is in {path}, the last checkpoint '
-                                 f'in {cfg.out_dir} is from before. Usual causes: learning_rate too high, rows of data that are broken; '
+        raise FloatingPointError(f'{bad} updates in a row had a loss or gradient that is not finite; the batch is in {path}, checkpoints '
+                                 f'in {cfg.out_dir} are from before. Usual causes: learning_rate too high, rows of data that are broken; '
                                  'the same command replays the steps since the checkpoint to the same bits')
 
 
@@ -418,8 +431,6 @@ def finish(cfg, model, tokenizer, rank):
 def load_model(cfg, device, whole=False):
     """-> model, tokenizer, from init_from or new. Under torchrun each rank reads only its shards of a checkpoint, unless `whole`."""
     source = cfg.tokenizer or cfg.init_from
-    if source is None:
-        raise ValueError('set init_from (a checkpoint) or tokenizer (and model) to start from')
     tokenizer = Tokenizer.from_pretrained(source)
     torch.manual_seed(cfg.seed)
     if cfg.init_from:
@@ -428,7 +439,7 @@ def load_model(cfg, device, whole=False):
         tokenizer.check_model(model.cfg.vocab_size, f'{source} and {cfg.init_from}')
     else:
         ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
-        model = Transformer(ModelConfig.from_hub({'vocab_size': tokenizer.vocab_size, **ids, **cfg.model}, 'model')).to(device)
+        model = Transformer(ModelConfig.new({'vocab_size': tokenizer.vocab_size, **ids, **cfg.model})).to(device)
     return fp8.convert(model) if cfg.fp8 else model, tokenizer
 
 
@@ -449,6 +460,8 @@ def tokenise(cfg, tokenizer):
 
 
 def main(cfg):
+    if not (cfg.tokenizer or cfg.init_from):
+        raise ValueError('set init_from (a checkpoint) or tokenizer (and model) to start from')
     if cfg.plan:
         return plan.show(cfg, cfg.init_from or {'vocab_size': Tokenizer.from_pretrained(cfg.tokenizer).vocab_size, **cfg.model}, cfg.plan)
     if cfg.objective == 'preference':
@@ -460,7 +473,7 @@ def main(cfg):
     model, tokenizer = load_model(cfg, device)
     docs = tokenise(cfg, tokenizer)
     batches = PackedBatches(docs, cfg.batch_rows, cfg.row_len, cfg.seed, rank, world)
-    problems = [row for path in cfg.eval_data for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
+    problems = [row for path in cfg.eval_data if cfg.eval_every for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
     active, params = model.num_params(active=True), model.num_params()
     moe = any(hasattr(layer.mlp, 'gate') for layer in model.model.layers)
     model = shard(model, cfg, device)
@@ -469,9 +482,7 @@ def main(cfg):
 
     # go on from the newest checkpoint
     step, seconds, flops, tokens, bad = 0, 0.0, 0.0, 0, 0
-    found = checkpoint.latest(cfg.out_dir) if cfg.resume else None
-    if found:
-        state = resume(found, model, optimizers)
+    if state := resume(cfg, model, optimizers):
         step, seconds, flops, tokens, bad = (state[key] for key in ('step', 'seconds', 'flops', 'tokens', 'bad'))
         batches.load_state(state['batches'])
     log, stop = Log(cfg, rank, step, cfg.steps), Stop()
@@ -524,7 +535,7 @@ def main(cfg):
         # look
         if step % cfg.log_every == 0 or step == cfg.steps:
             sums, now, peak = sums.tolist(), seconds + time.time() - began, 1e12 * peak_tflops(cfg, device) * world
-            numbers = {'step': step, 'loss': sums[0], 'lr': schedule(step - 1, cfg), 'grad_norm': norm or 0.0, 'skipped': int(bad > 0),
+            numbers = {'step': step, 'loss': sums[0], 'lr': schedule(step - 1, cfg) * cfg.learning_rate, 'grad_norm': norm or 0.0, 'skipped': int(bad > 0),
                        'tokens': tokens, 'flops': flops, 'seconds': now, 'tokens_per_second': tokens / now, 'memory_gib': peak_memory(device), 'memory_plan_gib': planned}
             numbers.update({'mfu': flops / now / peak} if peak else {})
             numbers.update({'mtp_loss': sums[1]} if mtp else {})

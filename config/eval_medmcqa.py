@@ -1,5 +1,5 @@
 # MedMCQA's validation questions: python data/medical/prepare.py --dataset=medmcqa --split=validation; then give --checkpoint.
-data = ['data/medical/medmcqa.jsonl']
+data = ['data/medical/medmcqa_validation.jsonl']
 instruction = 'Please reason step by step, and put the letter of your final answer within \\boxed{}.'
 n = 1
 temperature = 0.6

@@ -1,5 +1,5 @@
 # PubMedQA's 500 test questions: python data/medical/prepare.py --dataset=pubmedqa --split=test; then give --checkpoint.
-data = ['data/medical/pubmedqa.jsonl']
+data = ['data/medical/pubmedqa_test.jsonl']
 instruction = 'Please reason step by step, and put the letter of your final answer within \\boxed{}.'
 n = 4
 temperature = 0.6

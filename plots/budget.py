@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 import rewards  # noqa: E402
-from configurator import configure  # noqa: E402
+from configurator import run as start  # noqa: E402
 from data.loader import read_rows  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from model import Transformer  # noqa: E402
@@ -122,4 +122,4 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    main(configure(Config, sys.argv[1:]))
+    start(main, Config)

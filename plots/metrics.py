@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
-from configurator import configure  # noqa: E402
+from configurator import run  # noqa: E402
 
 FIRST = ('loss', 'reward', 'right', 'length', 'length_right', 'length_wrong', 'entropy', 'kl', 'grad_norm')   # panels that come first
 
@@ -28,7 +28,7 @@ class Config:
 def read_metrics(folder):
     path = Path(folder) / 'metrics.jsonl'
     if not path.exists():
-        sys.exit(f'metrics.py: {path} does not exist; run= is the out_dir of sft.py or grpo.py')
+        raise ValueError(f'{path} does not exist; run= is the out_dir of sft.py or grpo.py')
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')]
 
 
@@ -75,4 +75,4 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    main(configure(Config, sys.argv[1:]))
+    run(main, Config)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
-from configurator import configure  # noqa: E402
+from configurator import run as start  # noqa: E402
 from sample import write_jsonl  # noqa: E402
 
 STAGES = {
@@ -84,10 +84,12 @@ def plot(run, path):
         for axis, key in zip(axes, ('right', 'length')):
             axis.plot([m['step'] for m in train], [m[key] for m in train], color=f'C{color}', alpha=0.35, linewidth=1)
         for axis, key in zip(axes, ('eval_pass1', 'eval_length')):
-            axis.plot([m['step'] for m in evals], [m[key] for m in evals], 'o-', color=f'C{color}', markersize=3, label=STAGES[stage])
-    axes[0].set(ylabel='right at T = 1', ylim=(0, 1.02), title='RL on Countdown: held-out problems (dots), rollouts (thin)')
+            axis.plot([m['step'] for m in evals], [m[key] for m in evals], 'os^D'[color] + '-', color=f'C{color}', markersize=4, label=STAGES[stage],
+                      markerfacecolor='none', alpha=0.8)
+    axes[0].set(ylabel='right at T = 1', ylim=(0, 1.02), title='RL on Countdown: held-out problems (marks; 128 of them), rollouts (thin)')
     axes[1].set(ylabel='tokens a completion', xlabel='RL step')
-    axes[0].legend(fontsize=8, loc='center right', bbox_to_anchor=(1.0, 0.62))
+    axes[1].set_title('the last RL samples sorting too, whose completions are short: marks are Countdown alone', fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc='outside lower center', ncols=2)
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
@@ -145,7 +147,7 @@ def main(cfg):
         before = sum(seconds.get(s, 0.0) for s in BEFORE.get(stage, ()))     # evaluations and sampling of those stages included
         extra[f'{stage}_to_goal'] = {'start': start, 'before': before, **dict(zip(('step', 'seconds', 'flops'), cost or ()))}
         md.append(f'{STAGES[stage]}: starts at {show(start)}, ' + (
-            f'{cfg.goal:.2f} on its rollouts after {cost[0]} steps, {cost[1]:.0f} s, {cost[2]:.2e} FLOPs' if cost else f'{cfg.goal:.2f} not reached')
+            f'{cfg.goal:.2f} on its rollouts after {cost[0]} step{"s" * (cost[0] > 1)}, {cost[1]:.0f} s, {cost[2]:.2e} FLOPs' if cost else f'{cfg.goal:.2f} not reached')
             + (f'; the stages that made its start took {before:.0f} s more.' if before else '.'))
     flops = {stage: m[-1]['flops'] for stage in ('cold', 'distill', 'student_rl') if (m := [m for m in read_jsonl(run / stage / 'metrics.jsonl') if 'flops' in m])}
     if {'distill', 'student_rl'} <= set(flops):
@@ -162,4 +164,4 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    main(configure(Config, sys.argv[1:]))
+    start(main, Config)

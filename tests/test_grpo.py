@@ -583,7 +583,8 @@ def test_a_finished_run_is_not_repeated_and_wrong_settings_are_refused(toy, tmp_
     assert 'holds a finished model' in capsys.readouterr().out
     with pytest.raises(ConfigError, match='prompts=4 does not divide'):
         parse(Config, ['--prompts=4', '--updates=3'])
-    for wrong, said in (('loss_norm=mean', "loss_norm must be 'sequence' or 'token' or 'constant', not 'mean'"),
+    for wrong, said in (('data=[]', 'data is empty'), ('group=1', '2 or more completions'), ('prompts=0', 'prompts must be 1 or more'),
+                        ('learning_rate=1e400', 'learning_rate must be 0 or more'), ("rewards={'accuracy': 'x'}", "rewards must be"), ('loss_norm=mean', "loss_norm must be 'sequence' or 'token' or 'constant', not 'mean'"),
                         ('dtype=bf16', "dtype must be 'float32' or 'bfloat16', not 'bf16'"), ('schedule=cosin', "not 'cosin'")):
         with pytest.raises(ConfigError, match=said):
             parse(Config, [f'--{wrong}'])
@@ -634,7 +635,7 @@ def test_numbers_of_a_rollout_counted_by_hand():
 
 
 def test_warnings_say_the_cause_and_the_key():
-    well = dict(reward=0.5, zero_variance=0.4, truncated=0.1, kl=0.01, entropy=0.3, mismatch_kl=1e-4)
+    well = dict(reward=0.5, zero_variance=0.4, truncated=0.1, kl=0.01, entropy=0.3, mismatch_kl=1e-4, reward_failures=0)
     assert grpo.warnings_of(well, {'entropy': 0.5}) == {}
     cases = {'zero variance': ({'zero_variance': 1}, 'prefill'), 'truncated': ({'truncated': 1}, 'max_new_tokens'), 'kl': ({'kl': 3.0}, 'learning_rate'),
              'entropy': ({'entropy': 0.001}, 'clip_high'), 'mismatch': ({'mismatch_kl': 0.5}, 'tis=2')}
@@ -642,6 +643,14 @@ def test_warnings_say_the_cause_and_the_key():
     for name, (changes, key) in cases.items():
         wrong = grpo.warnings_of({**well, **changes}, {'entropy': 0.5})
         assert list(wrong) == [name] and key in wrong[name] and key.split('=')[0] in keys
+
+
+def test_rewards_that_fail_are_told_by_name(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rewards, 'FAILURES', type(rewards.FAILURES)())
+    monkeypatch.setitem(rewards.REWARDS, 'length_coin', lambda response, row: row['tagret'])
+    grpo.main(config(toy, tmp_path / 'a', steps=2))
+    assert 'length_coin: KeyError 16 times' in capsys.readouterr().err
+    assert [line['reward_failures'] for line in metrics(tmp_path / 'a')] == [16, 16]
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_too_many_stop_the_run(toy, tmp_path, monkeypatch, capsys):

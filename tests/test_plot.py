@@ -27,7 +27,7 @@ def test_curves_are_averaged_over_the_last_steps(run):
 
 def test_mistakes_are_told(run, tmp_path):
     pytest.importorskip('matplotlib')
-    with pytest.raises(SystemExit, match='does not exist'):
+    with pytest.raises(ValueError, match='does not exist'):
         plot.main(plot.Config(run=str(tmp_path / 'nowhere')))
     with pytest.raises(SystemExit, match="no 'lozz'"):
         plot.main(plot.Config(run=str(run), keys=['lozz']))

@@ -2,6 +2,7 @@
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,9 +155,19 @@ def test_statistics_by_hand():
     got = sample.statistics(scored)
     assert got['pass1'] == pytest.approx(3 / 8) and got['length'] == 12.5 and got['truncated'] == 1 / 8 and got['mixing'] == 1 / 8
     assert got['maj4'] == 0.5 and got['pass2'] == pytest.approx((5 / 6 + 3 / 6) / 2) and got['pass4'] == 1.0
-    half = 1.96 * math.sqrt(((0.5 - 0.375) ** 2 + (0.25 - 0.375) ** 2) / 1) / math.sqrt(2)
-    assert got['pass1_ci'] == pytest.approx([0.375 - half, 0.375 + half])
+    low, high = got['pass1_ci']
+    assert 0 < low < 0.375 < high < 1
     assert got['length_wrong'] == pytest.approx(70 / 5) and got['length_right'] == 10
+
+
+def test_intervals_are_wilsons_and_for_many_problems_the_normal_ones():
+    assert sample.mean_ci([0.0] * 10)[1] == pytest.approx([0, 0.2775], abs=1e-4)                # of the tables
+    assert sample.mean_ci([1.0] * 30)[1] == pytest.approx([0.8865, 1], abs=1e-4)
+    assert sample.mean_ci([1.0] * 50 + [0.0] * 50)[1] == pytest.approx([0.4038, 0.5962], abs=1e-3)
+    x = torch.rand(4000, generator=torch.Generator().manual_seed(0)).square()
+    mean, (low, high) = sample.mean_ci(x.tolist())
+    half = 1.96 * x.std().item() / math.sqrt(4000)
+    assert mean == pytest.approx(x.mean().item()) and [low, high] == pytest.approx([mean - half, mean + half], abs=0.02 * half)
 
 
 def test_kept_samples_are_good_different_and_limited():
@@ -534,7 +545,10 @@ def test_the_evaluation_configs_name_keys_and_fit(monkeypatch):
     protocol = configurator.parse(sample.Config, [str(folder / 'eval_aime24.py'), str(folder / 'eval_deepseek.py')])
     assert (protocol.temperature, protocol.top_p, protocol.n, protocol.greedy) == (0.6, 0.95, 64, False) and 'aime24' in protocol.data[0]
     for path in folder.glob('eval_*.py'):
-        configurator.parse(sample.Config, [str(path)])
+        cfg = configurator.parse(sample.Config, [str(path)])
+        made = re.search(r'--dataset=(\w+)(?: --split=(\w+))?', path.read_text())
+        if made:                                                            # the file that the command in its comment writes
+            assert Path(cfg.data[0]).stem == '_'.join(filter(None, made.groups())), path
     assert len(list(folder.glob('eval_*.py'))) >= 10
 
 
