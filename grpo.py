@@ -341,6 +341,28 @@ def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
     return groups + flat[:cfg.prompts - len(groups)], every, drafts
 
 
+def frozen(cfg, model, reference, used, N, device, rank, world):
+    """used: the samples of each update that are computed, of N -> this rank's micro-batches of each update, as many on every rank, with the
+    log-probs before the first update, `old` by the policy and `ref` by the reference (None where not needed); the sums of the k1 terms of
+    its samples [N + 1]."""
+    updates, k1_N = [], torch.zeros(N + 1, device=device)
+    for some in used:
+        parts = micro_batches(some, cfg.micro_tokens, world)
+        mine = parts[rank::world]
+        updates.append([tensors(part, device) for part in mine + [[]] * (-(-len(parts) // world) - len(mine))])
+    with torch.no_grad():
+        for u, parts in enumerate(updates):
+            for part in parts:
+                part['old'] = forward(model, part, cfg, device)[0] if u else None   # the first update's own are exactly those
+                part['ref'] = forward(reference, part, cfg, device)[0] if reference is not None else None
+                if cfg.kl == 'k1' and reference is not None:
+                    rows = (part['labels'] != -100).nonzero()[:, 0]
+                    k1_N.index_add_(0, part['number'][rows], kl_terms(part['sampled'], part['ref'], 'k1'))
+    if reference is not None:
+        let_go(reference)
+    return updates, k1_N
+
+
 def mean(values):
     return sum(values) / max(1, len(values))
 
@@ -458,24 +480,11 @@ def main(cfg):
         w_N = torch.cat([w_N, torch.zeros(1)]).to(device)       # the last is that of a row without a sample
 
         # micro-batches of each update, and their frozen log-probs: the policy's as it sampled, the reference's
-        updates, trained, in_reward = [], 0, cfg.kl == 'k1' and reference is not None      # then of masked completions too
-        for some in torch.arange(N).chunk(cfg.updates):
-            used = [samples[i] for i in some.tolist() if in_reward or lengths[i] and (varies[i] or reference is not None)]
-            trained += sum(len(s) + 1 for s in used)
-            parts = micro_batches(used, cfg.micro_tokens, world)
-            mine = parts[rank::world]
-            updates.append([tensors(part, device) for part in mine + [[]] * (-(-len(parts) // world) - len(mine))])
-        k1_N = torch.zeros(N + 1, device=device)
-        with torch.no_grad():
-            for u, parts in enumerate(updates):
-                for part in parts:
-                    part['old'] = forward(model, part, cfg, device)[0] if u else None   # the first update's own are exactly those
-                    part['ref'] = forward(reference, part, cfg, device)[0] if reference is not None else None
-                    if in_reward:
-                        rows = (part['labels'] != -100).nonzero()[:, 0]
-                        k1_N.index_add_(0, part['number'][rows], kl_terms(part['sampled'], part['ref'], 'k1'))
-        if reference is not None:
-            let_go(reference)
+        in_reward = cfg.kl == 'k1' and reference is not None      # then of completions out of the loss too
+        used = [[samples[i] for i in some.tolist() if in_reward or lengths[i] and (varies[i] or reference is not None)]
+                for some in torch.arange(N).chunk(cfg.updates)]
+        trained = sum(len(s) + 1 for some in used for s in some)
+        updates, k1_N = frozen(cfg, model, reference, used, N, device, rank, world)
         if in_reward:
             R = R - cfg.kl_coef * total(k1_N, device)[:-1].cpu().view_as(R)
         A, _ = advantages(R, cfg.advantage_norm)
