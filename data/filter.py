@@ -12,18 +12,19 @@ Checks in this order; a row is dropped, and counted, at the first that fails:
                  are lower-cased and split at white space (each Han, kana or hangul character is one); both counts are reported,
                  each by itself, and so are the questions too short to hold an 8-gram, which only the second can find
     wrong        the response earns less than `verify` from rewards.accuracy_reward
-    duplicates   exact: normalised text (Unicode form, case, white space, $, quotes and final punctuation aside) equal to an
+    duplicates   exact: normalised text (Unicode form, case, most white space, $, quotes and final punctuation aside) equal to an
                  earlier row's; near: Jaccard similarity of word 3-grams with an earlier row at least `near`. No two kept rows are
                  alike, and every dropped one is like an earlier one, so the first of a family always stays
 The text that duplicates are looked for in is prompt and response, or only the prompt with by='prompt'. Near duplicates are proposed
 by MinHash (64 hashes, 16 bands of 4: a pair of similarity 0.8 is missed once in 5,000) and then compared exactly.
 
 It reads once, row by row, and keeps what it must remember on disk beside `out` (the surviving rows, 17 keys of 12 bytes each,
-removed at the end). Memory: the evaluation sets, a 64th of the keys, and one byte a row. The kept rows stay in their order and are
+removed at the end). Memory: the evaluation sets, a 64th of the keys, one byte a row, the 3-grams of the largest family. The kept rows stay in their order and are
 written with a manifest: sources and hashes, rows in and out, dropped by reason, contamination by evaluation set.
 """
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -31,7 +32,7 @@ import tempfile
 import time
 import unicodedata
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -91,9 +92,14 @@ def texts_of(row: dict) -> tuple[str, str]:
     return question, chat[-1]['content'] if chat[-1]['role'] == 'assistant' else ''
 
 
+RAISED, MARKS = re.compile('[⁰¹²³⁴-⁹]+|[₀-₉]+|[¼-¾⅐-⅞]'), {'<super>': '↑', '<sub>': '↓', '<fraction>': ' '}
+
+
 def normalised(text: str) -> str:
-    text = unicodedata.normalize('NFKC', text).casefold()
-    return re.sub(r'[\s$"\'`“”‘’]+', '', text).rstrip('.?!:;,')
+    """One spelling of what is one text; white space stays between two letters or digits, but for LaTeX's x_1 2: 1 1/2 is not 11/2."""
+    text = RAISED.sub(lambda m: MARKS[unicodedata.decomposition(m[0][0]).split()[0]] + m[0], text)
+    text = re.sub(r'["$\'`“”‘’]+', '', unicodedata.normalize('NFKC', text).casefold())
+    return re.sub(r' (?!(?<=\d )(?<![_^]\d )\d|(?<=[^\W\d_] )[^\W\d_])', '', re.sub(r'\s+', ' ', text)).rstrip('.?:;,')
 
 
 def word_hashes(text: str) -> np.ndarray:
@@ -208,6 +214,22 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
     return both / max(1, len(a) + len(b) - both)
 
 
+def alike(sets: list[np.ndarray], near: float) -> list[bool]:
+    """For each sorted set whether its similarity with an earlier one, which is like none before it, is at least `near`.
+
+    Two such sets share one of the rarest in each, all but near of them and one more; so those of a template need not all be compared.
+    """
+    every, counts = np.unique(np.concatenate([*sets, np.zeros(0, np.uint64)]), return_counts=True)
+    kept, found = defaultdict(list), []
+    for i, mine in enumerate(sets):
+        rarest = mine[np.argsort(counts[np.searchsorted(every, mine)], kind='stable')]
+        rarest = rarest[:len(mine) - math.ceil(near * len(mine) - 1e-9) + 1].tolist()
+        found.append(any(similarity(mine, sets[j]) >= near for j in {j for x in rarest for j in kept[x]}))
+        for x in rarest if not found[-1] else ():
+            kept[x].append(i)
+    return found
+
+
 class Survivors:
     """Rows kept so far, on disk: their lines, where each begins, and the keys that duplicates share, in PARTS files by hash."""
 
@@ -269,15 +291,8 @@ class Survivors:
                 gone[rows[1:]] = 1
         for part in range(PARTS if near and self.count else 0):
             for rows in self.groups('near', part, gone):
-                kept = []   # in a large group, a row is compared with the first 8 that differ
-                for number in rows.tolist():
-                    if gone[number]:
-                        continue
-                    mine = shingles(' '.join(pick(self.row(number))))
-                    if any(similarity(mine, other) >= near for other in kept):
-                        gone[number] = 2
-                    elif len(kept) < 8:
-                        kept.append(mine)
+                rows = rows[gone[rows] == 0]
+                gone[rows[alike([shingles(' '.join(pick(self.row(number)))) for number in rows.tolist()], near)]] = 2
         return gone
 
     def write(self, path: Path, gone: np.ndarray):
