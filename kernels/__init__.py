@@ -9,13 +9,13 @@ Every kernel's public function asks `fused(x)` and takes one of the two paths. T
 kernel, never for CPU tensors or under 'torch': the project runs where Triton does not exist (macOS). The one exception is
 Triton's interpreter, which runs kernels on CPU tensors, slowly: TRITON_INTERPRET=1 in the environment and kernels.use('triton').
 
-    python kernels/aot.py      compiles every kernel for sm_80, sm_90 and sm_100 without a GPU: make kernels
+    python kernels/aot.py      compiles every kernel for six chips, sm_80 to sm_120, without a GPU: make kernels
     python kernels/bench.py    checks and times every kernel on a GPU
 
-For the first, each file's compile_cases() yields what it launches at the shapes of DeepSeek-V3 and a 1.5B dense model:
+For the first, each file's compile_cases(sm, x) yields what it launches on chip sm (80, 90, ...) for numbers of type x ('*bf16' or
+'*fp32') at the shapes of DeepSeek-V3 and a 1.5B dense model, in the same order on every chip:
 (name, kernel, {argument: type}, {constexpr: value}, num_warps, num_stages, spills), types as Triton spells them ('*bf16', 'i32'; a
-pointer is taken as aligned, 'i32:16' is a multiple of 16), spills the number of spill instructions tolerated. Constexprs,
-warps, stages and spills may be dicts {80: ..., 90: ..., 100: ...} where chips differ.
+pointer is taken as aligned, 'i32:16' is a multiple of 16), spills the number of spill instructions tolerated.
 """
 import importlib.util
 import os
@@ -106,7 +106,7 @@ def working_dtype(x):
 
 
 def precision():
-    """How Triton multiplies float32 operands, as torch.backends.cuda.matmul says"""
+    """How Triton multiplies float32 operands, as torch.backends.cuda.matmul says: 'ieee' is exact and without tensor cores"""
     return 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'ieee'
 
 
@@ -114,6 +114,11 @@ def chip(device):
     """-> the GPU's architecture, 80 or 90 or 100 and so on; 90 for Triton's interpreter"""
     major, minor = torch.cuda.get_device_capability(device) if device.type == 'cuda' else (9, 0)
     return 10 * major + minor
+
+
+def room(sm):
+    """-> KiB of shared memory that a block may have. 99, as on 3090, A10 (86), L4, 4090 (89) and 5090 (120), is the least since sm_80."""
+    return {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, 110: 227}.get(sm, 99)
 
 
 def next_power_of_2(n):

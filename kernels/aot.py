@@ -1,18 +1,20 @@
 """
-Compiles every kernel for sm_80 (A100), sm_90 (H100, H200) and sm_100 (B200) at the shapes of DeepSeek-V3 and of a 1.5B dense model,
-on a machine without a GPU, and prints what the compiler made of it. Exit status 1 if a kernel does not compile, needs more shared
-memory than a block may have, spills more registers than its file allows, or, a matrix kernel on sm_90, has no HGMMA instruction.
+Compiles every kernel in bfloat16 and in float32 for sm_80 (A100), 86 (3090, A10), 89 (4090, L4), 90 (H100, H200), 100 (B200) and 120
+(5090) at the shapes of DeepSeek-V3 and of a 1.5B dense model, on a machine without a GPU, and prints what the compiler made of it.
+Exit status 1 if a kernel does not compile, needs more shared memory than a block may have, spills more registers than its file
+allows, or, a matrix kernel on sm_90, has no HGMMA instruction (float32 without tf32 has none anywhere).
 
-    python kernels/aot.py                          the whole table: make kernels
+    python kernels/aot.py                          the whole table, on all cores: make kernels
     python kernels/aot.py --sm=90 --only=rmsnorm   one architecture, the files or cases whose name holds the text
 
 Columns: registers a thread, shared memory a block in KiB, spill instructions (LDL and STL) and those tolerated, and the
-matrix instructions: HGMMA and QGMMA (warpgroup, sm_90), HMMA (sm_80), UTC*MMA (tensor memory, sm_100).
+matrix instructions: HGMMA and QGMMA (warpgroup, sm_90), HMMA (sm_80, 86, 89, 120), UTC*MMA (tensor memory, sm_100).
 """
 import argparse
 import collections
 import importlib
 import importlib.util
+import multiprocessing
 import os
 import re
 import subprocess
@@ -23,7 +25,8 @@ from pathlib import Path
 if __package__ is None or __package__ == '':
     sys.path[0] = str(Path(__file__).resolve().parents[1])   # `import kernels` from anywhere, and no kernels/x.py as a top-level x
 
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}    # bytes a block may have
+from kernels import room
+
 FILES = sorted(p.stem for p in Path(__file__).parent.glob('*.py') if p.stem not in ('__init__', 'aot', 'bench'))
 
 
@@ -33,8 +36,6 @@ def compile_case(case, sm):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     name, fn, signature, constexprs, warps, stages, allowed = case
-    warps, stages, allowed = (n if isinstance(n, int) else n[sm] for n in (warps, stages, allowed))
-    constexprs = constexprs.get(sm, constexprs)
     fn = fn.made() if hasattr(fn, 'made') else fn
     out = {'name': name, 'sm': sm, 'allowed': allowed, 'fault': ''}
     if sm < 89 and any('fp8e4nv' in str(t) for t in signature.values()):
@@ -46,14 +47,14 @@ def compile_case(case, sm):
         kernel = triton.compile(source, target=GPUTarget('cuda', sm, 32), options={'num_warps': warps, 'num_stages': stages,
                                                                                    'enable_fp_fusion': True})
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
+        lines = [line for line in str(error).splitlines() if line.strip(' ^')]
         return {**out, 'fault': f'does not compile: {type(error).__name__}: {lines[-1] if lines else ""}'[:300]}
     out.update(read_cubin(kernel.asm['cubin']), shared=kernel.metadata.shared)
-    if out['shared'] > SHARED[sm]:
-        out['fault'] = f'{out["shared"]} bytes of shared memory, {SHARED[sm]} at most'
+    if out['shared'] > 1024 * room(sm):
+        out['fault'] = f'{out["shared"]} bytes of shared memory, {1024 * room(sm)} at most'
     elif out['spills'] > allowed:
         out['fault'] = f'{out["spills"]} spill instructions, {allowed} tolerated'
-    elif sm == 90 and 'tt.dot' in kernel.asm['ttir'] and not (out['mma']['HGMMA'] or out['mma']['QGMMA']):
+    elif sm == 90 and re.search(r'tt\.dot .*(tf32|xb?f16|xf8)', kernel.asm['ttir']) and not (out['mma']['HGMMA'] or out['mma']['QGMMA']):
         out['fault'] = 'a matrix kernel without HGMMA'
     return out
 
@@ -74,27 +75,38 @@ def read_cubin(cubin):
     return {'registers': int(registers[1]) if registers else -1, 'spills': len(re.findall(r'\b(?:LDL|STL)\b', sass)), 'mma': mma}
 
 
-def cases(only=''):
+def cases(sms, only=''):
+    """(file, sm, case), the chips of a case side by side; one of float32 only where it differs, and 89 beside 86 only for FP8: else the
+    code is the same"""
     for file in FILES:
-        module = importlib.import_module(f'kernels.{file}')
-        for case in module.compile_cases() if hasattr(module, 'compile_cases') else ():
-            if only in file or only in case[0]:
-                yield file, case
+        make, seen = getattr(importlib.import_module(f'kernels.{file}'), 'compile_cases', lambda sm, x: ()), []
+        for x in ('*bf16', '*fp32'):
+            for on_chips in zip(*(make(sm, x) for sm in sms), strict=True):
+                name, _, signature, *_ = on_chips[0]
+                if (only in file or only in name) and (name, signature) not in seen:
+                    title, fp8 = name if x == '*bf16' else f'{name} float32', '*fp8e4nv' in signature.values()
+                    yield from ((file, sm, (title, *case[1:])) for sm, case in zip(sms, on_chips) if sm != 89 or 86 not in sms or fp8)
+                seen.append((name, signature))
+
+
+def compile_job(i):
+    _, sm, case = jobs[i]
+    return compile_case(case, sm)
 
 
 def row(file, r):
     if 'skipped' in r:
-        return f'{file:15} {r["name"]:44} sm_{r["sm"]:<4} {r["skipped"]}'
+        return f'{file:15} {r["name"]:47} sm_{r["sm"]:<4} {r["skipped"]}'
     if 'shared' not in r:
-        return f'{file:15} {r["name"]:44} sm_{r["sm"]:<4} {r["fault"]}'
+        return f'{file:15} {r["name"]:47} sm_{r["sm"]:<4} {r["fault"]}'
     mma = ' '.join(f'{k} {n}' for k, n in sorted(r['mma'].items()))
-    return (f'{file:15} {r["name"]:44} sm_{r["sm"]:<4} {r["registers"]:4} {r["shared"] / 1024:7.1f} {r["spills"]:5}/{r["allowed"]:<4} '
+    return (f'{file:15} {r["name"]:47} sm_{r["sm"]:<4} {r["registers"]:4} {r["shared"] / 1024:7.1f} {r["spills"]:5}/{r["allowed"]:<4} '
             f'{mma:22} {r["fault"] or "ok"}')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--sm', default='80,90,100', help='architectures')
+    parser.add_argument('--sm', default='80,86,89,90,100,120', help='architectures')
     parser.add_argument('--only', default='', help='part of the name of a file or case')
     args = parser.parse_args()
     if importlib.util.find_spec('triton') is None:
@@ -102,11 +114,10 @@ def main():
         return 2
     if os.environ.pop('TRITON_INTERPRET', None):
         print('TRITON_INTERPRET is set; ignored here', file=sys.stderr)
-    print(f'{"file":15} {"case":44} {"chip":7} regs     KiB    spills matrix')
-    faults = 0
-    for file, case in cases(args.only):
-        for sm in map(int, args.sm.split(',')):
-            result = compile_case(case, sm)
+    print(f'{"file":15} {"case":47} {"chip":7} regs     KiB    spills matrix')
+    jobs, faults = list(cases([int(sm) for sm in args.sm.split(',')], args.only)), 0
+    with multiprocessing.get_context('fork').Pool(initializer=globals().update, initargs=({'jobs': jobs},)) as pool:
+        for (file, *_), result in zip(jobs, pool.imap(compile_job, range(len(jobs)))):
             faults += bool(result['fault'])
             print(row(file, result), flush=True)
     print(f'{faults} faults' if faults else 'all fit')

@@ -179,17 +179,17 @@ def convert(model):
     return model
 
 
-def compile_cases():
+def compile_cases(sm, x):
     """V3: o_proj (16384 to 7168) and the shared expert; a 1.5B dense model's MLP (1536 to 8960)."""
     sizes = dict(M='i32', N='i32:16', K='i32:16', scale_row='i32')
-    product = dict(a='*fp8e4nv', b='*fp8e4nv', a_scale='*fp32', b_scale='*fp32', c='*bf16', **sizes)
+    product = dict(a='*fp8e4nv', b='*fp8e4nv', a_scale='*fp32', b_scale='*fp32', c=x, **sizes)
     for blocks in (True, False):
         yield (f'quantise {"128x128" if blocks else "1x128"}', _quantise,
-               dict(x='*bf16', q='*fp8e4nv', scale='*fp32', M='i32', K='i32:16', x_m='i32:16', scale_row='i32'),
+               dict(x=x, q='*fp8e4nv', scale='*fp32', M='i32', K='i32:16', x_m='i32:16', scale_row='i32'),
                dict(BLOCKS=blocks, BM=128 if blocks else 32, x_k=1), 8, 3, 0)
-    yield ('dequantise', _dequantise, dict(q='*fp8e4nv', scale='*fp32', out='*bf16', M='i32', K='i32:16', scale_row='i32'),
+    yield ('dequantise', _dequantise, dict(q='*fp8e4nv', scale='*fp32', out=x, M='i32', K='i32:16', scale_row='i32'),
            dict(ROWS=128, BM=32), 8, 3, 0)
     for M in (8192, 64):
         for group in (128, 1):
             yield f'matmul M {M}, scales 1x128 by {"128x128" if group == 128 else "1x128"}', _matmul, product, \
-                {sm: dict(tiles(M, sm)[0], GROUP=group) for sm in (80, 90, 100)}, tiles(M, 90)[1], 4, 0
+                dict(tiles(M, sm)[0], GROUP=group), tiles(M, sm)[1], 4, 0

@@ -12,6 +12,8 @@ document of a block of queries and queries after the last document of a block of
 two, so the part without rope and the rope part are two products into one sum, and the rope key is read as one head.
 The backward pass is two kernels without atomics, so that gradients are the same bits every time: dq (and D), then dk and dv, whose
 program walks over all query heads of its key head; dkr is written per key head in float32 and summed.
+Float32 is computed without tensor cores. There a thread takes all columns of its rows, and rows held over a loop fill its registers
+many times over: products over head dims read both sides anew, CHUNK columns at a time.
 """
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from kernels import cdiv, chip, fused, jit, next_power_of_2, tl, working_dtype
+from kernels import cdiv, chip, fused, jit, next_power_of_2, room, tl, working_dtype
 
 
 def attention(q, k, v, scale, mask=None, q_rope=None, k_rope=None):
@@ -68,7 +70,7 @@ def reference(q, k, v, scale, mask=None, q_rope=None, k_rope=None):
 
 
 @jit
-def _tile(x, first, T, stride, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def _tile(x, first, T, stride, D, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Rows first.. of a matrix [T, D], zeros outside"""
     rows, cols = tl.arange(0, ROWS), tl.arange(0, COLS)
     x += tl.cast(first, tl.int64) * stride
@@ -88,15 +90,28 @@ def _dot(a, b, acc):
 
 
 @jit
+def _scores(a, b, x, i, x_t, y, j, y_t, T, D: tl.constexpr, CHUNK: tl.constexpr, acc):
+    """acc + a bᵀ: rows i.. of x by rows j.. of y. With CHUNK both are read again, so many columns at a time, and a and b left alone."""
+    if CHUNK:
+        for d in range(0, D, CHUNK):
+            part = _tile(x + d, i, T, x_t, D - d, acc.shape[0], CHUNK)
+            acc = _dot(part, tl.trans(_tile(y + d, j, T, y_t, D - d, acc.shape[1], CHUNK)), acc)
+    else:
+        acc = _dot(a, tl.trans(b), acc)
+    return acc
+
+
+@jit
 def _forward(q, qr, k, kr, v, o, lse, start, T, H, scale, q_t, q_h, qr_t, qr_h, k_t, k_h, kr_t, v_t, v_h, GROUP: tl.constexpr,
              D_n: tl.constexpr, D_r: tl.constexpr, D_w: tl.constexpr, n: tl.constexpr, r: tl.constexpr, w: tl.constexpr,
-             M: tl.constexpr, N: tl.constexpr):
+             M: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr):
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * M                # the longest walks first
     row, h = tl.program_id(1) // H * tl.cast(T, tl.int64), tl.program_id(1) % H
     k, kr, v = k + row * k_t + h // GROUP * k_h, kr + row * kr_t, v + row * v_t + h // GROUP * v_h
-    queries = _tile(q + row * q_t + h * q_h, first, T, q_t, D_n, M, n)
+    q, qr = q + row * q_t + h * q_h, qr + row * qr_t + h * qr_h
+    queries = _tile(q, first, T, q_t, D_n, M, n)
     if D_r:
-        ropes = _tile(qr + row * qr_t + h * qr_h, first, T, qr_t, D_r, M, r)
+        ropes = _tile(qr, first, T, qr_t, D_r, M, r)
     i = first + tl.arange(0, M)
     starts = tl.load(start + row + i, i < T, other=0)
     last = tl.minimum(first + M, T) - 1
@@ -105,9 +120,9 @@ def _forward(q, qr, k, kr, v, o, lse, start, T, H, scale, q_t, q_h, qr_t, qr_h, 
     acc, total, top = tl.zeros([M, w], tl.float32), tl.zeros([M], tl.float32), tl.full([M], -1e30, tl.float32)
     for part in tl.static_range(3):
         for j in range(lo if part == 0 else (a if part == 1 else b), a if part == 0 else (b if part == 1 else last + 1), N):
-            s = _dot(queries, tl.trans(_tile(k, j, T, k_t, D_n, N, n)), tl.zeros([M, N], tl.float32))
+            s = _scores(queries, _tile(k, j, T, k_t, D_n, N, n), q, first, q_t, k, j, k_t, T, D_n, CHUNK, tl.zeros([M, N], tl.float32))
             if D_r:
-                s = _dot(ropes, tl.trans(_tile(kr, j, T, kr_t, D_r, N, r)), s)
+                s = _scores(ropes, _tile(kr, j, T, kr_t, D_r, N, r), qr, first, qr_t, kr, j, kr_t, T, D_r, CHUNK, s)
             s *= scale
             if part != 1:
                 at = j + tl.arange(0, N)[None, :]
@@ -124,16 +139,17 @@ def _forward(q, qr, k, kr, v, o, lse, start, T, H, scale, q_t, q_h, qr_t, qr_h, 
 @jit
 def _backward_q(q, qr, k, kr, v, o, do, lse, D, dq, dqr, start, T, H, scale, q_t, q_h, qr_t, qr_h, k_t, k_h, kr_t, v_t, v_h, do_t, do_h,
                 GROUP: tl.constexpr, D_n: tl.constexpr, D_r: tl.constexpr, D_w: tl.constexpr, n: tl.constexpr, r: tl.constexpr,
-                w: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+                w: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr):
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     row, h = tl.program_id(1) // H * tl.cast(T, tl.int64), tl.program_id(1) % H
     k, kr, v = k + row * k_t + h // GROUP * k_h, kr + row * kr_t, v + row * v_t + h // GROUP * v_h
-    queries = _tile(q + row * q_t + h * q_h, first, T, q_t, D_n, M, n)
+    q, qr, do = q + row * q_t + h * q_h, qr + row * qr_t + h * qr_h, do + row * do_t + h * do_h
+    queries = _tile(q, first, T, q_t, D_n, M, n)
     dq_acc = tl.zeros([M, n], tl.float32)
     if D_r:
-        ropes = _tile(qr + row * qr_t + h * qr_h, first, T, qr_t, D_r, M, r)
+        ropes = _tile(qr, first, T, qr_t, D_r, M, r)
         dqr_acc = tl.zeros([M, r], tl.float32)
-    grad = _tile(do + row * do_t + h * do_h, first, T, do_t, D_w, M, w)
+    grad = _tile(do, first, T, do_t, D_w, M, w)
     i = first + tl.arange(0, M)
     at_lse = tl.program_id(1) * tl.cast(T, tl.int64) + i
     starts, lses = tl.load(start + row + i, i < T, other=0), tl.load(lse + at_lse, i < T, other=0.0)
@@ -146,15 +162,15 @@ def _backward_q(q, qr, k, kr, v, o, do, lse, D, dq, dqr, start, T, H, scale, q_t
     for part in tl.static_range(3):
         for j in range(lo if part == 0 else (a if part == 1 else b), a if part == 0 else (b if part == 1 else last + 1), N):
             key = _tile(k, j, T, k_t, D_n, N, n)
-            s = _dot(queries, tl.trans(key), tl.zeros([M, N], tl.float32))
+            s = _scores(queries, key, q, first, q_t, k, j, k_t, T, D_n, CHUNK, tl.zeros([M, N], tl.float32))
             if D_r:
                 rope = _tile(kr, j, T, kr_t, D_r, N, r)
-                s = _dot(ropes, tl.trans(rope), s)
+                s = _scores(ropes, rope, qr, first, qr_t, kr, j, kr_t, T, D_r, CHUNK, s)
             p = tl.exp2(s * scale - lses[:, None])
             if part != 1:
                 at = j + tl.arange(0, N)[None, :]
                 p = tl.where((at <= i[:, None]) & (at >= starts[:, None]), p, 0.0)
-            dp = _dot(grad, tl.trans(_tile(v, j, T, v_t, D_w, N, w)), tl.zeros([M, N], tl.float32))
+            dp = _scores(grad, _tile(v, j, T, v_t, D_w, N, w), do, first, do_t, v, j, v_t, T, D_w, CHUNK, tl.zeros([M, N], tl.float32))
             ds = (p * (dp - Ds[:, None])).to(key.dtype)
             dq_acc = _dot(ds, key, dq_acc)
             if D_r:
@@ -167,30 +183,32 @@ def _backward_q(q, qr, k, kr, v, o, do, lse, D, dq, dqr, start, T, H, scale, q_t
 @jit
 def _backward_kv(q, qr, k, kr, v, do, lse, D, dk, dkr, dv, start, end, T, H, scale, q_t, q_h, qr_t, qr_h, k_t, k_h, kr_t, v_t, v_h, do_t,
                  do_h, GROUP: tl.constexpr, D_n: tl.constexpr, D_r: tl.constexpr, D_w: tl.constexpr, n: tl.constexpr, r: tl.constexpr,
-                 w: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+                 w: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr):
     first = tl.program_id(0) * N
     G = H // GROUP
     row, g = tl.program_id(1) // G * tl.cast(T, tl.int64), tl.program_id(1) % G
-    key, value = _tile(k + row * k_t + g * k_h, first, T, k_t, D_n, N, n), _tile(v + row * v_t + g * v_h, first, T, v_t, D_w, N, w)
+    k, kr, v = k + row * k_t + g * k_h, kr + row * kr_t, v + row * v_t + g * v_h
+    key, value = _tile(k, first, T, k_t, D_n, N, n), _tile(v, first, T, v_t, D_w, N, w)
     dk_acc, dv_acc = tl.zeros([N, n], tl.float32), tl.zeros([N, w], tl.float32)
     if D_r:
-        rope, dkr_acc = _tile(kr + row * kr_t, first, T, kr_t, D_r, N, r), tl.zeros([N, r], tl.float32)
+        rope, dkr_acc = _tile(kr, first, T, kr_t, D_r, N, r), tl.zeros([N, r], tl.float32)
     at = first + tl.arange(0, N)[:, None]
     hi = tl.load(end + row + tl.minimum(first + N, T) - 1)                 # no later query sees any of these keys
     for h in range(g * GROUP, g * GROUP + GROUP):
+        of_q, of_qr, of_do = q + row * q_t + h * q_h, qr + row * qr_t + h * qr_h, do + row * do_t + h * do_h
         for j in range(first // M * M, hi, M):
             i = j + tl.arange(0, M)
             at_lse = (row * H + h * tl.cast(T, tl.int64)) + i
-            queries = _tile(q + row * q_t + h * q_h, j, T, q_t, D_n, M, n)
-            s = _dot(key, tl.trans(queries), tl.zeros([N, M], tl.float32))
+            queries = _tile(of_q, j, T, q_t, D_n, M, n)
+            s = _scores(key, queries, k, first, k_t, of_q, j, q_t, T, D_n, CHUNK, tl.zeros([N, M], tl.float32))
             if D_r:
-                ropes = _tile(qr + row * qr_t + h * qr_h, j, T, qr_t, D_r, M, r)
-                s = _dot(rope, tl.trans(ropes), s)
+                ropes = _tile(of_qr, j, T, qr_t, D_r, M, r)
+                s = _scores(rope, ropes, kr, first, kr_t, of_qr, j, qr_t, T, D_r, CHUNK, s)
             p = tl.exp2(s * scale - tl.load(lse + at_lse, i < T, other=0.0)[None, :])
             p = tl.where((at <= i[None, :]) & (at >= tl.load(start + row + i, i < T, other=T)[None, :]), p, 0.0)
-            grad = _tile(do + row * do_t + h * do_h, j, T, do_t, D_w, M, w)
+            grad = _tile(of_do, j, T, do_t, D_w, M, w)
             dv_acc = _dot(p.to(grad.dtype), grad, dv_acc)
-            dp = _dot(value, tl.trans(grad), tl.zeros([N, M], tl.float32))
+            dp = _scores(value, grad, v, first, v_t, of_do, j, do_t, T, D_w, CHUNK, tl.zeros([N, M], tl.float32))
             ds = (p * (dp - tl.load(D + at_lse, i < T, other=0.0)[None, :])).to(queries.dtype)
             dk_acc = _dot(ds, queries, dk_acc)
             if D_r:
@@ -204,15 +222,17 @@ def _backward_kv(q, qr, k, kr, v, do, lse, D, dk, dkr, dv, start, end, T, H, sca
 # ---------------------------------------------------------------------------------------------------------------------
 # autograd
 
-# M queries, N keys, warps, stages on sm_80 and on later chips, for half precision and for float32
-BLOCKS = {'forward': ((128, 64, 8, 2, 3), (64, 32, 4, 1, 2)), 'q': ((128, 32, 8, 2, 2), (32, 32, 4, 1, 1)),
-          'kv': ((32, 128, 8, 2, 2), (32, 32, 4, 1, 1))}
+# M queries, N keys, warps, stages: half precision on chips of 99 KiB, on sm_80 and on later ones; float32
+BLOCKS = {'forward': ((128, 32, 8, 2), (128, 64, 8, 2), (128, 64, 8, 3), (64, 32, 8, 1)),
+          'q': ((128, 16, 8, 2), (128, 32, 8, 2), (128, 32, 8, 2), (32, 32, 8, 1)),
+          'kv': ((16, 128, 8, 2), (32, 128, 8, 2), (32, 128, 8, 2), (16, 32, 8, 1))}
 
 
 def sizes(kernel, sm, itemsize, n, r, w):
-    M, N, warps, *stages = BLOCKS[kernel][itemsize > 2]
+    M, N, warps, stages = BLOCKS[kernel][3 if itemsize > 2 else 0 if room(sm) < 100 else 1 + (sm >= 90)]
     pad = [max(16, next_power_of_2(d)) if d else 0 for d in (n, r, w)]
-    return dict(D_n=n, D_r=r, D_w=w, n=pad[0], r=pad[1], w=pad[2], M=M, N=N), dict(num_warps=warps, num_stages=stages[sm >= 90])
+    return dict(D_n=n, D_r=r, D_w=w, n=pad[0], r=pad[1], w=pad[2], M=M, N=N, CHUNK=16 if itemsize > 2 else 0), \
+        dict(num_warps=warps, num_stages=stages)
 
 
 def even(x):
@@ -257,16 +277,14 @@ def strides(q, qr, k, kr, v):
     return *q.stride()[1:3], *qr.stride()[1:3], *k.stride()[1:3], kr.stride(1), *v.stride()[1:3]
 
 
-def compile_cases():
-    """(name, kernel, signature, constexprs, num_warps, stages and spills tolerated on each chip): V3's MLA and a 1.5B model's 12 query, 2 key heads"""
-    pointers = {p: '*bf16' for p in ('q', 'qr', 'k', 'kr', 'v', 'o', 'do', 'dq', 'dqr', 'dk', 'dv')} \
-        | {p: '*fp32' for p in ('lse', 'D', 'dkr')} | {p: '*i32' for p in ('start', 'end')}
-    numbers = dict(T='i32', H='i32', scale='fp32') | {s: 'i32:16' for s in 'q_t q_h qr_t qr_h k_t k_h kr_t v_t v_h do_t do_h'.split()}
-    types = pointers | numbers
+def compile_cases(sm, x):
+    """V3's MLA and a 1.5B model's 12 query, 2 key heads"""
+    pointers = dict.fromkeys('q qr k kr v o do dq dqr dk dv'.split(), x) | dict.fromkeys(('lse', 'D', 'dkr'), '*fp32') \
+        | dict.fromkeys(('start', 'end'), '*i32')
+    types = pointers | dict(T='i32', H='i32', scale='fp32') | dict.fromkeys('q_t q_h qr_t qr_h k_t k_h kr_t v_t v_h do_t do_h'.split(), 'i32:16')
     for name, group, dims in (('192/128', 1, (128, 64, 128)), ('GQA 128', 6, (128, 0, 128))):
         for kind, kernel in (('forward', _forward), ('q', _backward_q), ('kv', _backward_kv)):
-            constants, options = sizes(kind, 90, 2, *dims)
-            stages = {sm: sizes(kind, sm, 2, *dims)[1]['num_stages'] for sm in (80, 90, 100)}
+            constants, options = sizes(kind, sm, 2 if x == '*bf16' else 4, *dims)
             signature = {a: types[a] for a in inspect.signature(kernel.fn).parameters if a in types}
             yield (f'{kind if kind == "forward" else "backward " + kind} {name}', kernel, signature, {**constants, 'GROUP': group},
-                   options['num_warps'], stages, {80: 32, 90: 0, 100: 96 if kind == 'kv' else 0})
+                   *options.values(), {90: 3 if x == '*fp32' else 0, 100: 96 if kind == 'kv' else 11 if x == '*fp32' else 0}.get(sm, 32))

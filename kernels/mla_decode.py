@@ -20,7 +20,7 @@ import math
 
 import torch
 
-from kernels import cdiv, chip, fused, jit, next_power_of_2, tl
+from kernels import cdiv, chip, fused, jit, next_power_of_2, room, tl
 
 
 def mla_decode(q, cache, length, scale, c, prefix=None, prefix_length=None, prompt=None, group=None, rows_of=None):
@@ -84,9 +84,10 @@ def reference(q, cache, length, scale, c, prefix=None, prefix_length=None, promp
 
 @jit
 def _partial(q, entries, which, part, lse, first, past, length, rows, keys, T, H, share, scale, unit_stride, key_stride, W: tl.constexpr,
-             c: tl.constexpr, C: tl.constexpr, R: tl.constexpr, ROPE: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr):
+             c: tl.constexpr, C: tl.constexpr, R: tl.constexpr, ROPE: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, STEP: tl.constexpr):
     """R rows of the slots first..past of a unit (a prompt, or one slot) against `share` of its entries. part, lse: from this region's
-    first split on. A program without rows or keys leaves lse at -inf and part as it was."""
+    first split on. A program without rows or keys leaves lse at -inf and part as it was. With CHUNK (float32: no tensor cores, and whole
+    queries held over the loop would fill the registers) both sides of q k are read anew, so many columns at a time."""
     split, unit = tl.program_id(1), tl.program_id(2)
     begin = tl.load(first + unit) * T * H
     row = begin + tl.program_id(0) * R + tl.arange(0, R)
@@ -105,8 +106,15 @@ def _partial(q, entries, which, part, lse, first, past, length, rows, keys, T, H
             at = first_entry + key[:, None] * key_stride
             k_c = tl.load(at + latent[None, :], (key < hi)[:, None] & (latent < c)[None, :], other=0.0)            # [N, C]
             k_r = tl.load(at + c + rope[None, :], (key < hi)[:, None] & (rope < W - c)[None, :], other=0.0)
-            s = tl.dot(k_c, q_c, input_precision='ieee')
-            s = tl.dot(k_r, q_r, s, input_precision='ieee') * scale                                                # [N, R]
+            if CHUNK:
+                s = tl.zeros([N, R], tl.float32)
+                for d in range(0, W, CHUNK):
+                    col = d + tl.arange(0, CHUNK)
+                    s = tl.dot(tl.load(at + col[None, :], (key < hi)[:, None] & (col < W)[None, :], other=0.0),
+                               tl.load(queries + col[:, None], mine[None, :] & (col < W)[:, None], other=0.0), s, input_precision='ieee')
+            else:
+                s = tl.dot(k_r, q_r, tl.dot(k_c, q_c, input_precision='ieee'), input_precision='ieee')             # [N, R]
+            s *= scale
             s = tl.where((key[:, None] < hi) & (key[:, None] < limit[None, :]), s, -1e30)
             new = tl.maximum(top, tl.max(s, 0))
             p, old = tl.where(s > -1e30, tl.exp2(s - new[None, :]), 0.0), tl.exp2(top - new)
@@ -133,14 +141,14 @@ def _merge(part, lse, o, parts, rows, c: tl.constexpr, C: tl.constexpr, PARTS: t
 
 def blocks(sm, itemsize, R, W, c):
     """-> constexprs and launch options for R rows a program"""
-    N, hopper = 64 if itemsize == 2 else 16, 90 <= sm < 100
-    return dict(W=W, c=c, C=max(16, next_power_of_2(c)), R=R, ROPE=max(16, next_power_of_2(W - c)), N=N), \
-        dict(num_warps=4 if R == 16 and hopper else 8, num_stages=2 if itemsize == 2 and hopper else 1)
+    N, hopper = 16 if itemsize > 2 else 32 if room(sm) < 100 else 64, 90 <= sm < 100
+    return dict(W=W, c=c, C=max(16, next_power_of_2(c)), R=R, ROPE=max(16, next_power_of_2(W - c)), N=N, CHUNK=32 if itemsize > 2 else 0), \
+        dict(num_warps=4 if R == 16 and hopper and itemsize == 2 else 8, num_stages=2 if itemsize == 2 and hopper else 1)
 
 
 def plan(entries, rows, device):
     """-> rows a program, splits, keys a split (a multiple of 64): two programs for every multiprocessor, but not under 128 keys a split"""
-    R = min(32, max(16, next_power_of_2(rows)))                                   # 64 would spill registers
+    R = min(32 if entries.itemsize == 2 else 16, max(16, next_power_of_2(rows)))   # more would spill registers
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == 'cuda' else 4
     units, keys = max(1, len(entries) * cdiv(rows, R)), entries.shape[1]
     splits = max(1, min(cdiv(2 * processors, units), keys // 128))
@@ -148,14 +156,13 @@ def plan(entries, rows, device):
     return R, max(1, cdiv(keys, share or 1)), share or 64
 
 
-def compile_cases():
-    """(name, kernel, signature, constexprs, num_warps, num_stages, spills tolerated): V3's latent with 16 heads (its
-    share of a GPU among eight), and with all 128 or a group's heads in blocks of 32. A dense model decodes without a latent."""
+def compile_cases(sm, x):
+    """V3's latent with 16 heads (its share of a GPU among eight), and with all 128 or a group's heads in blocks of 32, for float32 always of
+    16. A dense model decodes without a latent."""
     numbers = {name: 'i32' for name in ('rows', 'keys', 'T', 'H', 'share')} | {'unit_stride': 'i32:16', 'key_stride': 'i32:16', 'scale': 'fp32'}
-    pointers = dict(q='*bf16', entries='*bf16', which='*i32', part='*fp32', lse='*fp32', first='*i32', past='*i32', length='*i32')
-    for R in (16, 32):
-        sizes = blocks(90, 2, R, 576, 512)[0]
-        warps, stages = ({sm: blocks(sm, 2, R, 576, 512)[1][name] for sm in (80, 90, 100)} for name in ('num_warps', 'num_stages'))
-        yield (f'partial 512+64, {R} rows', _partial, {**pointers, **numbers}, {**sizes, 'STEP': 1}, warps, stages,
-               {80: 32, 90: 0, 100: 32 if R == 16 else 160})
-    yield ('merge', _merge, dict(part='*fp32', lse='*fp32', o='*bf16', parts='i32', rows='i32'), dict(c=512, C=512, PARTS=8), 4, 3, 0)
+    pointers = dict(q=x, entries=x, which='*i32', part='*fp32', lse='*fp32', first='*i32', past='*i32', length='*i32')
+    for R in (16, 32) if x == '*bf16' else (16,):
+        sizes, options = blocks(sm, 2 if x == '*bf16' else 4, R, 576, 512)
+        spills = {80: 32, 100: 32 if R == 16 else 160}.get(sm, 0) if x == '*bf16' else 0
+        yield f'partial 512+64, {R} rows', _partial, pointers | numbers, {**sizes, 'STEP': 1}, *options.values(), spills
+    yield 'merge', _merge, dict(part='*fp32', lse='*fp32', o=x, parts='i32', rows='i32'), dict(c=512, C=512, PARTS=8), 4, 3, 0

@@ -151,10 +151,10 @@ def _combine(v, place, weights, y, C: tl.constexpr, K: tl.constexpr, WEIGHTED: t
 WIDE, NARROW = 128, 64     # columns a tile; narrow where gate and up, or the epilogue of the backward, take the registers twice
 
 
-def tiles(slots, E):
-    """-> constexprs of the grouped products and warps: 64 rows a tile where experts have few."""
+def tiles(slots, E, itemsize):
+    """-> constexprs of the grouped products and warps: 64 rows a tile where experts have few, 128 bytes of each along the sum."""
     BM = 128 if slots >= 128 * E else 64
-    return dict(E=E, BLOCK_E=next_power_of_2(E), BM=BM, BK=64), 8 if BM == 128 else 4
+    return dict(E=E, BLOCK_E=next_power_of_2(E), BM=BM, BK=128 // itemsize), 8 if BM == 128 else 4
 
 
 def combine(v, place, weights, N, weighted):
@@ -169,7 +169,7 @@ class Experts(torch.autograd.Function):
     def forward(ctx, x, gate_up, down, weights, chosen):
         (N, K), (E, C, I) = chosen.shape, down.shape
         x, gate_up, down, weights = x.contiguous(), gate_up.contiguous(), down.contiguous(), weights.float().contiguous()
-        sizes, warps = tiles(N * K, E)
+        sizes, warps = tiles(N * K, E, x.itemsize)
         order, place, ends = by_expert(chosen, E)
         tile_ends = F.pad(((ends.diff() + sizes['BM'] - 1) // sizes['BM']).cumsum(0, dtype=torch.int32), (1, 0))
         gu, h = x.new_empty(N * K, 2 * I), x.new_empty(N * K, I)
@@ -204,26 +204,31 @@ class Experts(torch.autograd.Function):
         for a, b, out, gathered in ((dgu, x, dgate_up, False), (dy, wh, ddown, True)):
             _weights[(cdiv(out.shape[1], 128) * cdiv(out.shape[2], 128), E)](a, b, order, ends, out, M=out.shape[1], N=out.shape[2],
                                                                               GATHER_A=gathered, GATHER_B=not gathered, K=K, BM=128, BN=128,
-                                                                              BK=64, TF=sizes['TF'], num_warps=8, num_stages=3)
+                                                                              BK=sizes['BK'], TF=sizes['TF'], num_warps=8, num_stages=3)
         return combine(dv, place, weights, N, weighted=False), dgate_up, ddown, dw.sum(1)[place.long()].view(N, K), None
 
 
-def compile_cases():
-    """V3's 256 experts of width 2048, 8 a token, at 8k tokens and at 512 (64 rows a tile). A dense model has none; V2-Lite's stand beside."""
+def compile_cases(sm, x):
+    """V3's 256 experts of width 2048, 8 a token, at 8k tokens and at 512 (64 rows a tile). A dense model has none; V2-Lite's stand beside,
+    alone for float32, in both of its precisions."""
     tables = dict(order='*i32', ends='*i32', tile_ends='*i32')
-    EPILOGUE_SPILLS = {80: 0, 90: 24, 100: 0}     # addresses of the five tiles of the backward's epilogue, once a tile: not in the loop
-    for name, slots, E, C, I, K in (('V3', 65536, 256, 7168, 2048, 8), ('V3 few', 4096, 256, 7168, 2048, 8), ('V2-Lite', 49152, 64, 2048, 1408, 6)):
-        sizes, warps = tiles(slots, E)
-        sizes = dict(sizes, K=K, TF='tf32')
-        yield (f'up + swiglu {name}', _up, dict(x='*bf16', w='*bf16', **tables, gu='*bf16', h='*bf16', tiles_n='i32'),
-               dict(sizes, C=C, I=I, BN=NARROW), warps, 3, 0)
-        rows = dict(a='*bf16', w='*bf16', **tables, out='*bf16', gu='*bf16', weights='*fp32', dgu='*bf16', dw='*fp32', tiles_n='i32')
-        for part, N, D, b_n, b_d, back in (('down', C, I, I, 1, False), ('d swiglu', I, C, 1, I, True), ('dx', C, 2 * I, 1, C, False)):
-            yield f'{part} {name}', _rows, rows, dict(sizes, N=N, D=D, b_n=b_n, b_d=b_d, GATHER=back, SWIGLU=back,
-                                              BN=NARROW if back else WIDE), warps, 3, EPILOGUE_SPILLS if back else 0
-        if name != 'V3 few':
-            for part, M, N, gathered in (('dW gate up', 2 * I, C, False), ('dW down', C, I, True)):
-                yield (f'{part} {name}', _weights, dict(a='*bf16', b='*bf16', order='*i32', ends='*i32', out='*bf16'),
-                       dict(M=M, N=N, GATHER_A=gathered, GATHER_B=not gathered, K=K, BM=128, BN=128, BK=64, TF='tf32'), 8, 3, 0)
-            yield (f'combine {name}', _combine, dict(v='*bf16', place='*i32', weights='*fp32', y='*bf16'),
-                   dict(C=C, K=K, WEIGHTED=True, BLOCK=1024), 4, 3, 0)
+    # addresses of the five tiles of the backward's epilogue, once a tile: not in the loop
+    epilogue_spills = {90: 24, 100: 0, 120: 32}.get(sm, 0 if x == '*bf16' else 48)
+    models = ('V3', 65536, 256, 7168, 2048, 8), ('V3 few', 4096, 256, 7168, 2048, 8), ('V2-Lite', 49152, 64, 2048, 1408, 6)
+    for TF, models in (('tf32', models if x == '*bf16' else models[2:]), ('ieee', () if x == '*bf16' else models[1:])):
+        for name, slots, E, C, I, K in models:
+            sizes, warps = tiles(slots, E, 2 if x == '*bf16' else 4)
+            sizes, name = dict(sizes, K=K, TF=TF), name if x == '*bf16' else f'{name} {TF}'
+            yield (f'up + swiglu {name}', _up, dict(x=x, w=x, **tables, gu=x, h=x, tiles_n='i32'), dict(sizes, C=C, I=I, BN=NARROW), warps, 3,
+                   {90: 4, 120: 17}.get(sm, 0) if TF == 'ieee' else 0)
+            rows = dict(a=x, w=x, **tables, out=x, gu=x, weights='*fp32', dgu=x, dw='*fp32', tiles_n='i32')
+            for part, N, D, b_n, b_d, back in (('down', C, I, I, 1, False), ('d swiglu', I, C, 1, I, True), ('dx', C, 2 * I, 1, C, False)):
+                yield f'{part} {name}', _rows, rows, dict(sizes, N=N, D=D, b_n=b_n, b_d=b_d, GATHER=back, SWIGLU=back,
+                                                  BN=NARROW if back else WIDE), warps, 3, epilogue_spills if back else 0
+            if 'few' not in name:
+                for part, M, N, gathered in (('dW gate up', 2 * I, C, False), ('dW down', C, I, True)):
+                    yield (f'{part} {name}', _weights, dict(a=x, b=x, order='*i32', ends='*i32', out=x),
+                           dict(M=M, N=N, GATHER_A=gathered, GATHER_B=not gathered, K=K, BM=128, BN=128, BK=sizes['BK'], TF=TF), 8, 3, 0)
+                if TF == 'tf32':
+                    yield (f'combine {name}', _combine, dict(v=x, place='*i32', weights='*fp32', y=x), dict(C=C, K=K, WEIGHTED=True, BLOCK=1024),
+                           4, 3, 0)

@@ -123,13 +123,13 @@ def multiprocessors(device):
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == 'cuda' else 2
 
 
-def compile_cases():
+def compile_cases(sm, x):
     """V3's hidden width, its query latent (and the width of a 1.5B dense model), and Qwen3's norm on heads of 128."""
     for D in (7168, 1536, 128):
         sizes, warps = tiles(D)
         for add in (False, True):
             name = f'{"add_" if add else ""}rms_norm {{}} {D}'
-            yield (name.format('forward'), _forward, dict(x='*bf16', r='*bf16', w='*bf16', y='*bf16', h='*bf16', rstd='*fp32', N='i32',
-                                                          x_row='i32:16', eps='fp32'), {**sizes, 'ADD': add}, warps, 3, 0)
-            yield (name.format('backward'), _backward, dict(dy='*bf16', dh='*bf16', h='*bf16', w='*bf16', rstd='*fp32', dx='*bf16', dw='*fp32',
-                                                            N='i32', h_row='i32:16'), {**sizes, 'ADD': add}, warps, 3, 0)
+            yield (name.format('forward'), _forward, dict(x=x, r=x, w=x, y=x, h=x, rstd='*fp32', N='i32', x_row='i32:16', eps='fp32'),
+                   {**sizes, 'ADD': add}, warps, 3, 0)
+            yield (name.format('backward'), _backward, dict(dy=x, dh=x, h=x, w=x, rstd='*fp32', dx=x, dw='*fp32', N='i32', h_row='i32:16'),
+                   {**sizes, 'ADD': add}, warps, 3, 0)

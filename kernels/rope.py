@@ -80,9 +80,9 @@ class Rope(torch.autograd.Function):
         return rotate(dy, *ctx.saved_tensors, ctx.interleaved, backward=True), None, None, None
 
 
-def compile_cases():
+def compile_cases(sm, x):
     """V3's 128 query heads of 64 rotated dimensions and its one rope key; a 1.5B dense model's 12 heads of 128."""
-    signature = dict(x='*bf16', cos='*fp32', sin='*fp32', y='*bf16', T='i32', table_batch='i32:16',
+    signature = dict(x=x, cos='*fp32', sin='*fp32', y=x, T='i32', table_batch='i32:16',
                      **{f'{t}_{stride}': 'i32:16' for t in 'xy' for stride in ('batch', 'token', 'head')})
     for H, d, interleaved in ((128, 64, True), (1, 64, True), (12, 128, False)):
         for backward in (False, True):

@@ -185,7 +185,7 @@ def _place(flat, base, order, place, n, E: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(order + at, i, i < n)
 
 
-def compile_cases():
+def compile_cases(sm, x):
     """V3: 8 of 256 experts in 4 of 8 groups; V2-Lite: 6 of 64, softmax. A dense model has no router."""
     forward = dict(logits='*fp32', bias='*fp32', weights='*fp32', chosen='*i64', scores='*fp32', scale='fp32')
     backward = dict(dweights='*fp32', dscores='*fp32', scores='*fp32', chosen='*i64', dlogits='*fp32', scale='fp32')

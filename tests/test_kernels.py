@@ -393,23 +393,38 @@ def test_compiles_without_a_gpu():
 
 
 @needs_triton
+@pytest.mark.parametrize('case', ['dx V2-Lite', 'partial 512+64', 'backward kv 192/128'])
+def test_the_largest_fit_a_small_card(case):
+    """99 KiB of shared memory, in bfloat16 and float32: what chips with more have would not fit"""
+    run = aot('--sm=86', f'--only={case}')
+    assert run.returncode == 0 and run.stdout.count(case) >= 2 and 'float32' in run.stdout, run.stdout + run.stderr
+
+
+def test_shared_memory_of_the_chips():
+    """The CUDA programming guide's table of compute capabilities: bytes a block may have"""
+    known = {80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100: 232448, 103: 232448, 110: 232448, 120: 101376, 121: 101376}
+    assert {sm: 1024 * kernels.room(sm) for sm in known} == known
+
+
+@needs_triton
 def test_the_table_finds_faults():
     """Too much shared memory; spills beyond the allowance; a matrix kernel that misses the warpgroup instructions; an error of the compiler."""
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from kernels import aot, moe
-name, fn, signature, constexprs, warps, stages, allowed = next(c for c in moe.compile_cases() if c[0].startswith('down V2'))
+name, fn, signature, constexprs, warps, stages, allowed = next(c for c in moe.compile_cases(90, '*bf16') if c[0].startswith('down V2'))
 def fault(warps=warps, stages=stages, allowed=allowed, sm=90, **changed):
     print(aot.compile_case((name, fn, signature, dict(constexprs, **changed), warps, stages, allowed), sm)['fault'])
 fault(stages=9)
+fault(stages=7, sm=86)
 fault(allowed=-1)
 fault(BM=16)
 fault(BK=60)
 """
     env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
-    shared, spills, hgmma, broken = run.stdout.splitlines()
-    assert 'bytes of shared memory' in shared and 'spill instructions' in spills and 'without HGMMA' in hgmma and 'does not compile' in broken
+    shared, small, spills, hgmma, broken = run.stdout.splitlines()
+    assert 'bytes of shared memory' in shared and '101376 at most' in small and 'spill instructions' in spills and 'without HGMMA' in hgmma and 'does not compile' in broken
 
 
 def test_the_table_says_when_triton_is_missing():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import mla_attention
+from kernels import mla_attention, mla_decode as mla_decode_file
 from kernels.mla_attention import attention, document_mask
 from kernels.mla_decode import mla_decode
 
@@ -173,8 +173,8 @@ def test_the_triton_paths_in_the_interpreter():
 @pytest.fixture
 def triton_path(monkeypatch):
     """Small blocks, so that short rows have several, of queries wider and narrower than of keys"""
-    monkeypatch.setattr(mla_attention, 'BLOCKS', {'forward': ((32, 16, 4, 1, 1),) * 2, 'q': ((16, 32, 4, 1, 1),) * 2,
-                                               'kv': ((16, 32, 4, 1, 1),) * 2})
+    monkeypatch.setattr(mla_attention, 'BLOCKS', {'forward': ((32, 16, 4, 1),) * 4, 'q': ((16, 32, 4, 1),) * 4,
+                                               'kv': ((16, 32, 4, 1),) * 4})
     kernels.use('triton')
     yield
     kernels.use('auto')
@@ -204,7 +204,10 @@ def check_long_documents(triton_path):
 def check_the_blocks_of_a_gpu(triton_path, monkeypatch):
     monkeypatch.undo()
     kernels.use('triton')
-    compare((1, 70, 1, 1, 16, 16, 16), torch.float16, documents(1, 70, 3), 4e-3)
+    for dtype, tolerance in (torch.float16, 4e-3), (torch.float32, 1e-5):
+        for sm in (80, 86, 90):
+            monkeypatch.setattr(mla_attention, 'chip', lambda device: sm)
+            compare((1, 70, 1, 1, 16, 16, 16), dtype, documents(1, 70, 3), tolerance)
 
 
 def check_bounds_of_documents(triton_path):
@@ -222,6 +225,11 @@ def check_decoding_against_float64(triton_path, name, dtype, tolerance):
         moved = torch.full((8, *x['cache'].shape[1:]), float('nan'), dtype=dtype)
         moved[order] = x['cache']
         assert torch.equal(mla_decode(**{**x, 'cache': moved}, rows_of=order), mla_decode(**x))
+
+
+def check_decoding_on_a_small_chip(triton_path, monkeypatch):
+    monkeypatch.setattr(mla_decode_file, 'chip', lambda device: 86)
+    compare_decode('groups', torch.float16, 2e-3)
 
 
 def check_decoding_continues_training(triton_path):
