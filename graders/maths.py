@@ -34,6 +34,8 @@ COMMANDS = {  # LaTeX command -> a character, or nothing for style; the others s
 SIGNS = str.maketrans({**dict.fromkeys('−–—', '-'), **dict.fromkeys('×·∙⋅∗', '*'), **dict.fromkeys('÷⁄∕', '/'),
                        '∅': '⦃⦄', 'ℝ': '(-∞,∞)', '。': '.', '、': ','})
 FONTS = r'\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|boldsymbol|operatorname\*?)\s*\{([^{}]*)\}'
+CURRENCIES = {**dict.fromkeys(('€', 'EUR'), ' euro'), **dict.fromkeys(('£', 'GBP'), ' pound'), **dict.fromkeys(('₹', 'INR', 'Rs'), ' rupee'),
+              '¥': ' yen', '¢': ' cent', 'USD': ' dollar'}
 MATRIX = r'\{(?:[pbBV]?matrix|array)\}'
 
 
@@ -50,8 +52,9 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r',\\!\s*|\{,\}', ','), (r'\\!', ''), (r'\\[,;:> ]|~', ' '), (r'\\[()\[\]]|\\?\$', ''), (r'\\%', '%'),
     (r'\\\{', '⦃'), (r'\\\}', '⦄'), (r'\\\|', '|'), (r'\\mathbb\s*(?:R|\{R\})', '(-∞,∞)'), *[(FONTS, r' \1 ')] * 2,
     (r'\\([A-Za-z]+)\s*', lambda m: COMMANDS.get(m[1], m[0])), (r'\^\s*(?:°|\{\s*°\s*\})', '°'), (r'\{\s*\}', ''),
-    (r'° ?C(?![A-Za-z])', ' celsius'), (r'° ?F(?![A-Za-z])', ' fahrenheit'), (r'^([-+]?) ?€ ?([\d.,]+)$', r'\1\2 euro'),
-    (r'^([-+]?) ?£ ?([\d.,]+)$', r'\1\2 pound'), (r'([€¢£]) *$', lambda m: {'€': ' euro', '¢': ' cent', '£': ' pound'}[m[1]]),
+    (r'° ?C(?![A-Za-z])', ' celsius'), (r'° ?F(?![A-Za-z])', ' fahrenheit'),
+    (r'^([-+]?) ?([€£₹¥]|USD|EUR|GBP|INR|Rs\.?) ?([\d.,]+)$', lambda m: m[1] + m[3] + CURRENCIES[m[2].strip('.')]),
+    (r'([€£₹¥¢]) *$', lambda m: CURRENCIES[m[1]]),
     (r'\{([^{}]*)\\choose([^{}]*)\}', r'\\binom{\1}{\2}'), (r'\\(?:bar|dot) ?(?=\{ ?\d)', r'\\overline'),
     (r'\\overline ?\{ ?([A-Z]{2}) ?\}', r'\1'), (r'\\pmod ?\{? ?(\w+) ?\}?', r' (mod \1)'),  # a segment; 3 (mod 7)
     (r'(?<!\d)(\d+\.\d*?)(\d)\2{2,} ?(?:\\[lc]?dots|\.\.\.)', r'\1\\overline{\2}'), (r'^\*\*(.+)\*\*$', r'\1'),  # 0.333..., bold type
@@ -61,7 +64,7 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r'(?<![A-Za-z])pi(?![A-Za-z])', 'π'), (r'(?<![A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])', '∞'),
     (r'\s+', ' '), (r' ?,? ?(?<![A-Za-z])or(?![a-z])', '∨'), (r' ?,? ?(?<![A-Za-z])and(?![A-Za-z])', ','),
     (r'(?i)^ *(?:(?:the )?(?:final )?answer(?: is)?|so|thus|therefore|hence)\b[:, ]*', ''),
-    (r'^ ?≈', ''),
+    (r'^ ?≈', ''), (r'^ ?0(?=\d ?: ?[0-5]\d(?!\d))', ''),  # 05:00
     (r'(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)', lambda m: m[0].replace(' ', '')),  # 1 000
     (r'(?<!\d)(\d+)\.(\d*) ?\\overline ?\{ ?(\d+) ?\}',
      lambda m: f"(({m[1]}{m[2]}{m[3]}-{m[1]}{m[2]})/{'9' * len(m[3])}{'0' * len(m[2])})"),
@@ -93,7 +96,7 @@ SCALES = {'hundred': 10 ** 2, 'thousand': 10 ** 3, 'million': 10 ** 6, 'billion'
 UNITS = {alias: group.split()[0] for group in (
     'mm millimeter millimetre|cm centimeter centimetre|meter m metre|km kilometer kilometre|inch in inche|foot ft feet|'
     'yard yd|mile mi|gram g|kg kilogram|mg milligram|pound lb|ounce oz|second s sec|minute min|hour h hr|day|week wk|'
-    'month|year yr|dollar buck usd|cent|euro|degree deg °|radian rad|percent % pct percentage|liter l litre|'
+    'month|year yr|dollar buck usd|cent|euro eur|rupee inr|yen|joule J|degree deg °|radian rad|percent % pct percentage|liter l litre|'
     'ml milliliter|celsius|fahrenheit|cup|am a.m|pm p.m').split('|') for alias in group.split()}
 UNITS.update(mph='mile/hour', kmh='km/hour', kph='km/hour')
 KNOWN_UNITS = set(UNITS.values())
@@ -106,7 +109,7 @@ def _unit(text):
     stem = re.sub(r' ?\^ ?(?:[23]|\{[23]\})$', '', text)
     head = stem.rstrip(LATIN + '°% ./-')
     tail, power = stem[len(head):], text[len(stem):].strip(' ^{}')
-    words = tail.lower().split()
+    words = [w if w == 'J' else w.lower() for w in tail.split()]
     if not words or head[-1:] not in list('0123456789)}]⌋⌉!π∞') or len(tail) == 1 and tail in LATIN or \
             not NO_UNIT.isdisjoint(words) or '°' in tail and '\\' in head:  # 2x; 5 not 6; sin 30°
         return text, None, 1
@@ -116,7 +119,7 @@ def _unit(text):
         power = '2' if words.pop(0).startswith('sq') else '3'
     known = ['/'.join(UNITS.get(part) or UNITS.get(part.removesuffix('s'), '?') for part in w.split('/')) for w in words]
     known = [None if '?' in k else k for k in known]
-    if len(words) > 4 or not all(k or w == 'per' or len(w) > 3 and w not in FUNCTIONS for k, w in zip(known, words)):
+    if len(words) > 4 or not all(k or w == 'per' or w == 'old' or len(w) > 3 and w not in FUNCTIONS for k, w in zip(known, words)):
         return text, None, 1
     unit = ' '.join(k or w for k, w in zip(known, words)).replace(' per ', '/')
     return head, (unit + '^' + power if unit and power else unit) or None, scale
@@ -695,10 +698,10 @@ def _same(g, p, clock):
     if kinds == {'tuple'}:
         return (g[1] == p[1] or len(g[2]) > 2) and _same_ordered(g[2], p[2], clock)
     if kinds == {'list', 'tuple'}:  # x = 3, y = 4 for (3, 4)
-        return any(_distinct(x[-1]) for x in (g, p) if x[0] == 'list') and _same_ordered(g[-1], p[-1], clock)
+        return any(_distinct(x[-1]) for x in (g, p) if x[0] == 'list') and _same_ordered(_by_letter(g[-1]), _by_letter(p[-1]), clock)
     if kinds <= {'list', 'set'} or kinds == {'union'}:
         if _distinct(g[1]) != _distinct(p[1]):
-            return _same_ordered(g[1], p[1], clock)
+            return _same_ordered(_by_letter(g[1]), _by_letter(p[1]), clock)
         return _same_unordered(g[1], p[1], 'set' in kinds or {x[0] for x in g[1]} == {'tuple'}, clock)
     if kinds == {'set', 'scalar'}:
         items, other = (g[1], p) if g[0] == 'set' else (p[1], g)
@@ -710,6 +713,14 @@ def _distinct(items):
     """True when every item is an equation with a name of its own, so that the order of bare values tells."""
     names = [item[1] for item in items if item[0] == 'eq' and item[1]]
     return len(set(names)) == len(items) > 1
+
+
+def _by_letter(items):
+    """y = 4, x = 3 as x = 3, y = 4, the order that bare values would have; other names than letters stay in theirs."""
+    letters = [re.fullmatch(r'([A-Za-z])_?\{?(\d*)\}?', item[1]) for item in items] if _distinct(items) else [None]
+    if not all(letters):
+        return items
+    return [item for _, item in sorted(zip(letters, items), key=lambda pair: (pair[0][1].lower(), int(pair[0][2] or 0)))]
 
 
 def _same_ordered(g, p, clock):
@@ -792,9 +803,12 @@ def math_equal(gold, answer):
                           for text in (_plain(gold), _plain(answer)))
         if golds[0] and golds[0] == answers[0]:
             return True
-        for texts, others in ((golds, answers), (answers, golds)):
-            if '.' in others[0] and re.fullmatch(r'-?\d+,\d+', texts[1]):
-                texts.append(texts[1].replace(',', '.'))  # a decimal comma
+        for texts, others, comma in ((golds, answers, r'-?0,\d{3,}'), (answers, golds, r'-?\d+,\d+')):
+            if '.' in others[0] and re.fullmatch(comma, texts[1]):
+                texts.append(texts[1].replace(',', '.'))  # a decimal comma; a gold 1,5 is two solutions
+        times = [re.fullmatch(r'([1-5]?\d) ?: ?([0-5]\d)(?: ?[AaPp]\.?[Mm]\.?)?', texts[0]) for texts in (golds, answers)]
+        if all(times) and times[0].groups() != times[1].groups():
+            return False  # 3:30 and 1:10 are times rather than ratios
         for one, other in ((golds[0], answers[0]), (answers[0], golds[0])):
             letter, choice = re.fullmatch(r'\(?([A-J])\)?', one), re.fullmatch(r'\(([A-J])\) ?(.+)', other)
             if letter and choice and letter[1] == choice[1] and _read(choice[2], clock)[0] == 'scalar':  # (B) 12 for B
