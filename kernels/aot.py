@@ -76,8 +76,8 @@ def read_cubin(cubin):
 
 
 def cases(sms, only=''):
-    """(file, sm, case), the chips of a case side by side; one of float32 only where it differs, and 89 beside 86 only for FP8: else the
-    code is the same"""
+    """(file, sm, case), the chips of a case side by side; one of float32 only where it differs, and 89 beside 86 only for FP8: else they
+    differ by a few registers"""
     for file in FILES:
         make, seen = getattr(importlib.import_module(f'kernels.{file}'), 'compile_cases', lambda sm, x: ()), []
         for x in ('*bf16', '*fp32'):
