@@ -119,8 +119,10 @@ def format_reward(response, row):
 
 
 def match_reward(response, row):
-    """1.0 when the answer equals row['answer'], white space collapsed."""
-    return float(answer_of(response, row) == ' '.join(str(row['answer']).split()))
+    """1.0 when the answer equals row['answer'] but for case, white space (all around commas) and a full stop at the end."""
+    plain = lambda text: re.sub(r' ?, ?', ',', ' '.join(text.casefold().split())).removesuffix('.')  # noqa: E731
+    answer = answer_of(response, row)
+    return float(answer is not None and plain(answer) == plain(str(row['answer'])))
 
 
 # ---------------------------------------------------------------- countdown
@@ -224,25 +226,25 @@ def math_reward(response, row):
 
 # ---------------------------------------------------------------- multiple choice
 
-CHOICE = re.compile(r'(?i:(?:the )?(?:(?:final|correct|best) )?(?:answer|option|choice)(?: is)?[ :]*)?'
-                    r'[*(\[]*([A-Ea-e])(?![A-Za-z0-9])([*)\].:,]*)(.*)')
+CHOICE = re.compile(r'(?i:(?:the )?(?:(?:final|correct|best) )?(?:answer|option|choice|(?:正确)?答案|选项)(?: is|是|为)?[ :]*){0,2}'
+                    r'[(\[]*([A-Ea-e])(?![A-Za-z0-9])( [-–—](?= )|[)\].:,。]*)(.*)')
 
 
 def choice_reward(response, row):
-    """1.0 when the answer is row['answer'], a letter A-E: 'B', '(b)', '**B.**', '\\text{B}', 'Answer: B', 'B. Aspirin'.
+    """1.0 when the answer is row['answer'], a letter A-E: 'B', '(b)', '**B.**', '\\text{B}', '**Answer:** B', '答案：B', 'B - Aspirin'.
 
     Text after the letter may not hold another letter A-E by itself, unless it is that option's in row['choices'].
     """
     gold, answer = str(row['answer']).strip(), answer_of(response, row)
     if gold not in ('A', 'B', 'C', 'D', 'E'):
         raise ValueError(f"the row's answer is {gold!r} where one letter A-E should be")
-    m = answer and CHOICE.fullmatch(re.sub(FONTS, r' \1 ', answer).strip(' $'))
+    m = answer and CHOICE.fullmatch(unicodedata.normalize('NFKC', re.sub(FONTS, r' \1 ', answer)).replace('*', '').strip(' $'))
     if not m or m[1].upper() != gold:
         return 0.0
     choices, mark, text = list(row.get('choices', ()))[ord(gold) - ord('A'):], m[2], m[3].strip()
     if not text or choices and text.casefold() == str(choices[0]).casefold():
         return 1.0
-    return float(m[1].isupper() and mark != '' and not re.search(r'\b[A-E]\b', text))
+    return float(m[1].isupper() and mark != '' and not re.search(r'(?<![A-Za-z0-9])[A-E](?![A-Za-z0-9])', text))
 
 
 # ---------------------------------------------------------------- code
@@ -251,21 +253,21 @@ PROGRAM_SECONDS = 30  # for all tests of a program together; those that did not 
 
 
 def program_of(response, row):
-    """The program in the answer: the last block fenced with ``` that is marked as Python or as nothing, inside `<answer>` where
+    """The program in the answer: the last block fenced with ``` that is marked as Python, or else as nothing, inside `<answer>` where
     there is such a tag; what is between the tags where nothing is fenced; else None, and also where a block is never closed."""
     parts = re.split(r'(</?answer>)', split_response(response, row)[1])
     if len(parts) > 1 and parts[1::2] != ['<answer>', '</answer>']:
         return None
-    text, program, block = parts[2 if len(parts) > 1 else 0], None, None
+    text, programs, block = parts[2 if len(parts) > 1 else 0], {}, None
     for line in text.split('\n'):
         if block is None and line.lstrip().startswith('```'):
-            block, kind = [], line.strip('` \t\r').lower()
+            block, kind = [], re.split(r'[\s{]', line.strip('` \t\r').lower())[0]
         elif block is not None and line.strip() == '```':
-            program, block = ('\n'.join(block) if kind in ('', 'python', 'python3', 'py') else program), None
+            programs[kind in ('python', 'python3', 'py') or kind], block = '\n'.join(block), None
         elif block is not None:
             block.append(line)
     if '```' in text:
-        return program if block is None else None
+        return programs.get(True, programs.get('')) if block is None else None
     return text if len(parts) > 1 and text.strip() else None
 
 

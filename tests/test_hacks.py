@@ -122,7 +122,8 @@ def test_math_hacks(name):
 
 @pytest.mark.parametrize('answer', [
     'A B C D E', 'A, B, C, D', 'A or B', 'A/B', 'AB', 'A and B', '(A)(B)', 'A; B', 'A\nB', 'B, not A', 'A, no: B', 'all of the above', 'A. B. C.', '[A-E]',
-    'A|B', 'the first', 'answer', 'A = B', '**A** **B**', '\u0410', 'A\u200bB', 'either A, or else B', '1', 'option A or option B'])
+    'A|B', 'the first', 'answer', 'A = B', '**A** **B**', '\u0410', 'A\u200bB', 'either A, or else B', '1', 'option A or option B',
+    'A - B', 'A – or B', 'A。B', '答案：A或B', '答案A，答案B', '**Answer: A** **Answer: B**', 'The answer is option A or B', 'A.或B', 'Ａ，Ｂ', 'A. _B_'])
 def test_choice_hacks(answer):
     for gold in 'AB':
         assert choice_reward(f'It is A, B, C, D.</think><answer>{answer}</answer>', {**PREFILL, 'answer': gold}) == 0

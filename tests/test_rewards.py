@@ -106,6 +106,13 @@ def test_match():
     assert match_reward("<answer>312</answer>", row) == 0
     assert match_reward("3 1 2", row) == 0
     assert match_reward("<answer>7</answer>", {"answer": 7}) == 1
+    row = {"answer": "knight, knave, knave"}
+    for right in ("knight, knave, knave", "Knight, Knave, Knave", "knight,knave,knave", "knight , knave, knave.", "KNIGHT,\n knave, knave"):
+        assert match_reward(f"<answer>{right}</answer>", row) == 1, right
+        assert match_reward(f"<answer>{row['answer']}</answer>", {"answer": right}) == 1
+    for wrong in ("knight, knave, knight", "knight, knave", "knight knave knave", "knightknave, knave", "knight, knave, knave, knave", "knight, knave, knave..",
+                  "knight, knave, knave or knight", ".knight, knave, knave", ",knight, knave, knave", "", "."):
+        assert match_reward(f"<answer>{wrong}</answer>", row) == 0, wrong
 
 
 # ---------------------------------------------------------------- countdown
@@ -267,6 +274,11 @@ def test_language_is_linear(text):
     ("A drug", "A", 0), ("be", "B", 0), ("Aspirin", "A", 0),
     ("Banana", "B", 0), ("F", "B", 0), ("2", "B", 0), ("Aspirin B", "B", 0), ("B1", "B", 0), ("", "B", 0),
     ("В", "B", 0), ("\u200bB", "B", 0),
+    ("**Answer: B**", "B", 1), ("**Answer:** B", "B", 1), ("**Answer**: **(B)**", "B", 1), ("B - Aspirin", "B", 1), ("**B** – Aspirin", "B", 1),
+    ("The correct answer is option B", "B", 1), ("The correct answer is: Option (b).", "B", 1), ("答案：B", "B", 1), ("正确答案是B。", "B", 1), ("B。", "B", 1),
+    ("（B）", "B", 1), ("选项 B", "B", 1), ("Ｂ", "B", 1), ("B - A", "B", 0), ("B - Aspirin, C", "B", 0), ("B-C", "B", 0), ("B.或C", "B", 0), ("B。C", "B", 0),
+    ("答案：B或C", "B", 0), ("Answer: B, answer: C", "B", 0), ("option B option C", "B", 0), ("**Answer: B** **Answer: C**", "B", 0), ("B. _C_", "B", 0),
+    ("The answer is option B or C", "B", 0), ("answer answer answer B", "B", 0), ("B*C", "B", 0), ("B - ", "B", 0), ("Ｂ Ｃ", "B", 0), ("B. Ⓒ", "B", 0),
 ])
 def test_choice(answer, gold, score):
     assert choice_reward(f"<think>A, C or D</think><answer>{answer}</answer>", {"answer": gold}) == score

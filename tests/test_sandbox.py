@@ -470,7 +470,9 @@ def test_the_function_named_is_the_programs():
 @pytest.mark.parametrize('answer, program', [
     ('```python\na\n```', 'a'), ('```\na\nb\n```', 'a\nb'), ('```py\na\n```\ntext\n```python\nb\n```', 'b'), ('```python\na\n```\n```text\nb\n```', 'a'),
     ('<answer>\n```python\na\n```\n</answer>', 'a'), ('```python\nx\n```\n<answer>a</answer>', 'a'), ('a', None), ('```python\na', None),
-    ('```python\na\n```\n```python\nb', None), ('<answer>a</answer><answer>b</answer>', None), ('', None), ('   ```python\na\n   ```', 'a')])
+    ('```python\na\n```\n```python\nb', None), ('<answer>a</answer><answer>b</answer>', None), ('', None), ('   ```python\na\n   ```', 'a'),
+    ('```python\na\n```\nExample output:\n```\n6\n```', 'a'), ('```\n6\n```\n```py\na\n```', 'a'), ('```\na\n```\n```\nb\n```', 'b'), ('```text\na\n```', None),
+    ('```python title="x"\na\n```', 'a'), ('``` Python3 \na\n```', 'a'), ('```python{1,3}\na\n```', 'a'), ('```python a\n```\n```bash\nb\n```', '')])
 def test_program_of(answer, program):
     assert program_of('<think>\n```python\nno\n```</think>' + answer, {}) == program
     assert program_of(answer + '</think>', {'prefill': '<think>'}) is None
