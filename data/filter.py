@@ -19,8 +19,9 @@ The text that duplicates are looked for in is prompt and response, or only the p
 by MinHash (64 hashes, 16 bands of 4: a pair of similarity 0.8 is missed once in 5,000) and then compared exactly.
 
 It reads once, row by row, and keeps what it must remember on disk beside `out` (the surviving rows, 17 keys of 12 bytes each,
-removed at the end). Memory: the evaluation sets, a 64th of the keys, one byte a row, the 3-grams of the largest family. The kept rows stay in their order and are
-written with a manifest: sources and hashes, rows in and out, dropped by reason, contamination by evaluation set.
+removed at the end). Memory: the evaluation sets, a 64th of the keys, one byte a row, and the 3-grams of the largest family. The kept
+rows stay in their order and are written with a manifest: sources and hashes, rows in and out, dropped by reason, contamination by
+evaluation set.
 """
 import hashlib
 import json
@@ -217,16 +218,19 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
 def alike(sets: list[np.ndarray], near: float) -> list[bool]:
     """For each sorted set whether its similarity with an earlier one, which is like none before it, is at least `near`.
 
-    Two such sets share one of the rarest in each, all but near of them and one more; so those of a template need not all be compared.
+    Sets a, b with |a| <= |b| that are share near |b| hashes at least, and 2 near / (1 + near) |a|; so one of the rarest of each, all but
+    so many and one more. The sets of a template need not all be compared then, as what they share is not rare.
     """
     every, counts = np.unique(np.concatenate([*sets, np.zeros(0, np.uint64)]), return_counts=True)
-    kept, found = defaultdict(list), []
+    smaller, larger, found = defaultdict(list), defaultdict(list), []
     for i, mine in enumerate(sets):
         rarest = mine[np.argsort(counts[np.searchsorted(every, mine)], kind='stable')]
-        rarest = rarest[:len(mine) - math.ceil(near * len(mine) - 1e-9) + 1].tolist()
-        found.append(any(similarity(mine, sets[j]) >= near for j in {j for x in rarest for j in kept[x]}))
-        for x in rarest if not found[-1] else ():
-            kept[x].append(i)
+        few, many = (rarest[:len(mine) - math.ceil(share * len(mine) - 1e-9) + 1].tolist() for share in (2 * near / (1 + near), near))
+        others = {j for x in many for j in smaller.get(x, ())} | {j for x in few for j in larger.get(x, ())}
+        found.append(any(similarity(mine, sets[j]) >= near for j in others))
+        for known, hashes in ((smaller, few), (larger, many)) if not found[-1] else ():
+            for x in hashes:
+                known[x].append(i)
     return found
 
 
