@@ -23,7 +23,7 @@ setup: .venv/stamp   ## the virtual environment .venv
 test: setup   ## everything but the slow tests
 	$(PY) -m pytest -q -m "not slow" --durations=10
 
-kernels: setup   ## compiles every Triton kernel for sm_80, sm_90 and sm_100 (no GPU needed) and prints what came out; Linux
+kernels: setup   ## compiles every Triton kernel in bf16 and float32 for sm_80, 86, 89, 90, 100 and 120 (no GPU needed; minutes) and prints what came out; Linux
 	$(PY) kernels/aot.py
 
 test-slow: setup   ## full-length runs and kill loops

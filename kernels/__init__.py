@@ -27,15 +27,15 @@ tl = None    # placeholder: kernel files import it, and `jit` replaces it there 
 
 
 def use(name):
-    """name: 'auto', 'torch' or 'triton'. ValueError for another; RuntimeError where 'triton' cannot run."""
+    """name: 'auto', 'torch' or 'triton'. ValueError for another, and where 'triton' cannot run."""
     global choice
     if name not in ('auto', 'torch', 'triton'):
         raise ValueError(f"kernels must be 'auto', 'torch' or 'triton', not {name!r}")
     if name == 'triton':
         if not installed():
-            raise RuntimeError("kernels='triton', but Triton is not installed: pip install triton (Linux only), or choose 'torch'")
+            raise ValueError("kernels='triton', but Triton is not installed: pip install triton (Linux only), or choose 'torch'")
         if not (torch.cuda.is_available() or interpreted()):
-            raise RuntimeError("kernels='triton', but no GPU is visible; choose 'auto' or 'torch' (TRITON_INTERPRET=1 runs the "
+            raise ValueError("kernels='triton', but no GPU is visible; choose 'auto' or 'torch' (TRITON_INTERPRET=1 runs the "
                                'kernels on the CPU for tests, very slowly)')
     choice = name
 

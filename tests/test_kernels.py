@@ -66,12 +66,12 @@ def test_use_refuses_what_cannot_be(monkeypatch):
     with pytest.raises(ValueError, match="'cuda'"):
         kernels.use('cuda')
     monkeypatch.setattr(kernels, 'installed', lambda: False)
-    with pytest.raises(RuntimeError, match='pip install triton'):
+    with pytest.raises(ValueError, match='pip install triton'):
         kernels.use('triton')
     monkeypatch.setattr(kernels, 'installed', lambda: True)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    with pytest.raises(RuntimeError, match='no GPU'):
+    with pytest.raises(ValueError, match='no GPU'):
         kernels.use('triton')
     assert kernels.choice == 'auto'
 
