@@ -373,7 +373,7 @@ ACCURACY = {'countdown': countdown_reward, 'match': match_reward, 'math': math_r
 def accuracy_reward(response, row):
     """The reward of the row's task, ACCURACY[row['task']]."""
     if row['task'] not in ACCURACY:
-        raise KeyError(f"unknown task {row['task']!r} in the row: use one of {', '.join(ACCURACY)}")
+        raise ValueError(f"unknown task {row['task']!r} in the row: use one of {', '.join(ACCURACY)}")
     return ACCURACY[row['task']](response, row)
 
 
@@ -390,13 +390,15 @@ def check_names(weights):
     for name in weights:
         if name not in REWARDS:
             near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
-            raise KeyError(f"unknown reward {name!r} in the weights: did you mean {near!r}? Known: {', '.join(REWARDS)}")
+            raise ValueError(f"unknown reward {name!r} in the weights: did you mean {near!r}? Known: {', '.join(REWARDS)}")
+        if not math.isfinite(weights[name]):
+            raise ValueError(f'the weight of reward {name!r} must be finite, not {weights[name]!r}')
 
 
 def combined(response, row, weights):
     """-> (total, components): total = sum of weights[name] * components[name], components the unweighted rewards.
 
-    weights: {name in REWARDS: weight}; another name raises KeyError. A reward that raises, or returns what is not a
+    weights: {name in REWARDS: weight}; another name raises ValueError. A reward that raises, or returns what is not a
     finite number, scores 0.0 for this sample and is counted in FAILURES.
     """
     check_names(weights)
@@ -461,7 +463,7 @@ def prepare(weights, tasks, unsafe_code=False, workers=-1, preference=None, devi
     global _pool
     check_names(weights)
     for task in set(tasks) - set(ACCURACY):
-        raise KeyError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}")
+        raise ValueError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}")
     programs = 'code' in weights or 'code' in tasks
     if programs:
         sandbox.require(unsafe_code)

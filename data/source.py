@@ -36,10 +36,14 @@ def find(source: str | None, hub: tuple[str, str], revision: str = 'main') -> li
         if hub[1].endswith('.parquet'):
             need_pyarrow()
         from huggingface_hub import HfApi, hf_hub_download
-        names = sorted(fnmatch.filter(HfApi().list_repo_files(hub[0], repo_type='dataset', revision=revision), hub[1]))
+        try:
+            names = sorted(fnmatch.filter(HfApi().list_repo_files(hub[0], repo_type='dataset', revision=revision), hub[1]))
+            paths = [hf_hub_download(hub[0], name, repo_type='dataset', revision=revision) for name in names]
+        except Exception as error:   # the client's and its HTTP library's, which differ by version
+            raise ValueError(f'{hub[0]} cannot be downloaded ({type(error).__name__}: {error}); give a local copy as --source=') from error
         if not names:
             raise ValueError(f'{hub[0]} at revision {revision} has no file {hub[1]}; download what you want and give it as --source=')
-        return [(f'{hub[0]}/{name}', hf_hub_download(hub[0], name, repo_type='dataset', revision=revision)) for name in names]
+        return [(f'{hub[0]}/{name}', path) for name, path in zip(names, paths)]
     path = Path(source)
     if not path.exists():
         raise ValueError(f'{source}: no such file or folder')

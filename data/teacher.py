@@ -144,6 +144,9 @@ def request(cfg: Config, chat: list, seed: int, stop: threading.Event) -> dict:
             'usage': {k: v for k, v in usage.items() if v is not None} if usage else None}
 
 
+TOLD = set()    # kinds of faults, of which the first is told
+
+
 def patiently(cfg: Config, chat: list, seed: int, stop: threading.Event) -> tuple[dict, Counter]:
     """request(), repeated -> (answer, faults by kind). Raises Stopped or Refused."""
     faults = Counter()
@@ -158,7 +161,11 @@ def patiently(cfg: Config, chat: list, seed: int, stop: threading.Event) -> tupl
                 raise Stopped(f'{cfg.endpoint} answers {status}: {message}') from error
             if status is not None and status < 500 and status not in TRY_AGAIN:
                 raise Refused(f'{status}: {message}') from error
-            faults[str(status or type(error).__name__)] += 1
+            kind = str(status or type(error).__name__)
+            faults[kind] += 1
+            if kind not in TOLD:
+                TOLD.add(kind)
+                print(f'{cfg.endpoint}: {kind}: {message}; such requests are sent again, {cfg.retries} times', file=sys.stderr)
             if attempt >= cfg.retries:
                 raise Refused(f'{attempt + 1} attempts failed, the last with {type(error).__name__}: {message}') from error
             wait = min(60.0, cfg.backoff * 2 ** attempt) * random.uniform(0.5, 1.0)

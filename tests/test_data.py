@@ -106,6 +106,11 @@ def test_parquet_and_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', lambda *a, **k: ['README.md'])
     with pytest.raises(ValueError, match='EleutherAI/hendrycks_math at revision main has no file'):
         maths.main(maths.Config(dataset='math', out_dir=str(tmp_path)))
+    def offline(*args, **kwargs):
+        raise ConnectionError('no route')
+    monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', offline)
+    with pytest.raises(ValueError, match='hendrycks_math cannot be downloaded .ConnectionError: no route.; give a local copy as --source='):
+        maths.main(maths.Config(dataset='math', out_dir=str(tmp_path)))
 
 
 def test_parquet_without_pyarrow_names_the_extra(monkeypatch, tmp_path):

@@ -103,12 +103,14 @@ def test_download_reads_parquet(tmp_path, monkeypatch):
     import huggingface_hub
     import pyarrow.parquet
 
+    rows = {'main/train-00000-of-00001.parquet': rows_of(3), 'main/test-00000-of-00001.parquet': rows_of(2, 3)}
+
     def download(repo, name, repo_type, revision):
         assert (repo, repo_type, revision) == ('openai/gsm8k', 'dataset', 'main')
         path = tmp_path / name.replace('/', '_')
-        rows = {'main/train-00000-of-00001.parquet': rows_of(3), 'main/test-00000-of-00001.parquet': rows_of(2, 3)}
         pa.parquet.write_table(pa.Table.from_pylist(rows[name]), path)
         return str(path)
+    monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', lambda self, repo, repo_type, revision: ['README.md', *rows])
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
     main(Config(out_dir=str(tmp_path / 'out')))
     assert len(read_rows(tmp_path / 'out' / 'sft.jsonl')) == 3

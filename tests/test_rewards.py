@@ -338,7 +338,7 @@ def test_accuracy_dispatches_and_names_the_known_tasks():
     row = {"task": "countdown", "numbers": [3, 7], "target": 10}
     assert rewards.accuracy_reward("<answer>3+7</answer>", row) == 1
     assert rewards.accuracy_reward("<answer>3+7</answer>", {"task": "match", "answer": "3+7"}) == 1
-    with pytest.raises(KeyError, match="chess.*countdown.*match"):
+    with pytest.raises(ValueError, match="chess.*countdown.*match"):
         rewards.accuracy_reward("<answer>3+7</answer>", {"task": "chess"})
 
 
@@ -351,7 +351,7 @@ def test_combined_weighs_the_components():
 
 
 def test_combined_refuses_unknown_names():
-    with pytest.raises(KeyError, match="'languag'.*'language'"):
+    with pytest.raises(ValueError, match="'languag'.*'language'"):
         combined("", {}, {"languag": 1.0})
 
 

@@ -48,7 +48,7 @@ from data.tokenizer import Tokenizer  # noqa: E402
 
 @dataclass
 class Config:
-    out_dir: str = 'out/r1/data'     # where the files go
+    out_dir: str = 'data/countdown'  # where the files go
     seed: int = 1                    # everything below is drawn from it
     corpus_rows: int = 80000         # rows of corpus.jsonl
     rl_rows: int = 512               # problems of rl.jsonl

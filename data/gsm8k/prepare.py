@@ -45,10 +45,8 @@ def originals(cfg: Config, split: str) -> tuple[str, str, list[dict]]:
     except ImportError as error:
         raise ValueError("the hub has GSM8K as parquet: pip install -e '.[data]', or give a folder with its .jsonl "
                          'files as --source=') from error
-    from huggingface_hub import hf_hub_download
-    name = f'main/{split}-00000-of-00001.parquet'
-    path = hf_hub_download('openai/gsm8k', name, repo_type='dataset', revision=cfg.revision)
-    return f'openai/gsm8k/{name}', path, pyarrow.parquet.read_table(path).to_pylist()
+    [(name, path)] = source.find(None, ('openai/gsm8k', f'main/{split}-*.parquet'), cfg.revision)
+    return name, path, pyarrow.parquet.read_table(path).to_pylist()
 
 
 def convert(row: dict, name: str) -> tuple[dict, dict]:
