@@ -45,7 +45,7 @@ class Config:
     checkpoint: str = 'out/r1/final'       # folder with config.json, *.safetensors and the tokenizer, or a hub id
     data: list[str] = field(default_factory=lambda: ['data/countdown/test.jsonl'])  # problem files: rows with "prompt", "task", ...
     limit: int = 0                         # use the first so many problems; 0: all
-    n: int = 8                             # samples a problem
+    n: int = 8                             # samples a problem (under torchrun, which takes --n for its own, in a config file)
     greedy: bool = True                    # evaluate the greedy answer too
     temperature: float = 1.0               # of the n samples
     top_p: float = 1.0                     # nucleus of the n samples; 1.0: everything
