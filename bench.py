@@ -269,7 +269,6 @@ def gpu_train(models='1.5B,16B-A3B', sides='triton,torch,fp8', rows=2, tokens=40
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if device == 'cpu' and models != 'tiny':
         return
-    torch.backends.cuda.matmul.allow_tf32 = True     # as sft.py
     rate, sheet = machine(device, torch.bfloat16)[0], 1e12 * peak_tflops(SimpleNamespace(peak_tflops=0), torch.device(device))
     for name in models.split(','):
         for side in sides.split(','):
