@@ -36,8 +36,6 @@ from data.tokenizer import Tokenizer
 from model import Transformer
 from rewards import split_response
 
-JUDGED = ('summary', 'response')
-
 
 class RewardModel(Transformer):
     """A Transformer whose output is one number a conversation. lm_head stays in the checkpoint, frozen."""

@@ -413,12 +413,12 @@ def chat(cfg, model, tokenizer):
                              **{**how, 'max_new_tokens': max(1, min(context - len(prompt), how['max_new_tokens']))})
         except ValueError as error:  # does not fit
             messages.pop()
-            print(f'[{error}]', end='')
+            print(f'[{error}]{plain}')
+            continue
         except KeyboardInterrupt:    # ends the answer, not the chat
             pass
         print(plain)
-        if messages and messages[-1]['role'] == 'user':
-            messages.append({'role': 'assistant', 'content': ''.join(said)})
+        messages.append({'role': 'assistant', 'content': ''.join(said)})
 
 
 def write_jsonl(path, rows):

@@ -542,7 +542,7 @@ def main(cfg):
             if moe:  # 1: every expert gets the same; balance_loss is the mean over layers
                 numbers.update(balance_loss=sums[2], expert_max_load=(counts.amax(1) / counts.float().mean(1)).mean().item(), **router_bias(model))
             log.write(numbers, ('loss', 'mtp_loss', 'grad_norm', 'expert_max_load', 'tokens_per_second'))
-        if problems and cfg.eval_every and step % cfg.eval_every == 0:
+        if problems and step % cfg.eval_every == 0:
             with Unsharded(model), torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
                 numbers, scored = evaluate(model, tokenizer, problems, n=1, greedy=False, max_new_tokens=cfg.eval_max_new_tokens, seed=cfg.seed)
             log.write({'step': step, **{f'eval_{k}': v for k, v in numbers.items()}}, ('eval_pass1', 'eval_length'))

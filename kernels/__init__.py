@@ -36,7 +36,7 @@ def use(name):
             raise ValueError("kernels='triton', but Triton is not installed: pip install triton (Linux only), or choose 'torch'")
         if not (torch.cuda.is_available() or interpreted()):
             raise ValueError("kernels='triton', but no GPU is visible; choose 'auto' or 'torch' (TRITON_INTERPRET=1 runs the "
-                               'kernels on the CPU for tests, very slowly)')
+                             'kernels on the CPU for tests, very slowly)')
     choice = name
 
 
