@@ -59,43 +59,64 @@ def close_brace(text, start):
     return -1
 
 
-BOX = re.compile(r'\\(?:boxed|fbox)\s*')
+BOX = re.compile(r'\\(?:boxed|fbox)(?![A-Za-z])\s*')
+BARE = re.compile(r'-?\d+(?:\.\d+)?(?!\w)|[A-Za-z](?![\w\'’-])(?!\s+\w)')  # TeX's \boxed 5
+NO_ANSWER = re.compile(r'(?:[\s.…~$]|\\[lc]?dots)*')  # in a box: here the answer will stand
 
 
 def _boxes(text):
-    """Contents of every `\\boxed{...}` (and `\\fbox{...}`) in text, outermost first; None where one is never closed."""
+    """Contents of every `\\boxed{...}` (and `\\fbox{...}`) in text, outermost first; None where one
+    is never closed. Without braces it holds the number or letter after it, or is only spoken of."""
     found, pos = [], 0
     while m := BOX.search(text, pos):
-        if text[m.end():m.end() + 1] != '{':
-            found.append(text[m.end():m.end() + 1])  # TeX's \boxed 5
-            pos = m.end()
-            continue
-        end = close_brace(text, m.end())
-        if end < 0:
-            return None
-        found.append(text[m.end() + 1:end])
-        pos = end + 1
-    return found
+        pos = m.end()
+        if text[pos:pos + 1] == '{':
+            end = close_brace(text, pos)
+            if end < 0:
+                return None
+            found.append(text[pos + 1:end])
+            pos = end + 1
+        elif bare := BARE.match(text, pos):
+            found.append(bare[0])
+    return [box for box in found if not NO_ANSWER.fullmatch(box)]
 
 
-def answer_of(response, row):
-    """The final answer as a string: the content of `<answer>...</answer>` or `\\boxed{...}` after the reasoning.
+def answers_of(response, row):
+    """The answers as a list of strings in their order: the contents of `<answer>...</answer>` and
+    of `\\boxed{...}` after the reasoning, white space as single spaces.
 
-    A box inside the answer tags wins over the text around it. Blank ones are ignored and repetitions count once; None
-    when there is no answer, when there are several different ones, or when a tag or a box is never closed.
+    Boxes inside the answer tags win over the text around them. Blank ones are ignored and
+    repetitions count once; [] when there is no answer, or when a tag or a box is never closed.
     """
     answer = split_response(response, row)[1]
     parts = re.split(r'(</?answer>)', answer)  # text, tag, text, tag, ..., text
     if parts[1::2] != ['<answer>', '</answer>'] * (len(parts) // 4):
-        return None
+        return []
     found = []
     for i, part in enumerate(parts[::2]):
         boxes = _boxes(part)
         if boxes is None:
-            return None
+            return []
         found += boxes if boxes or i % 2 == 0 else [part]
-    found = {' '.join(a.split()) for a in found} - {''}
-    return found.pop() if len(found) == 1 else None
+    spelled = dict.fromkeys(' '.join(a.split()) for a in found)
+    return [a for a in spelled if a]
+
+
+def answer_of(response, row, task=None):
+    """The final answer as a string: the first of answers_of, where the others only spell it anew.
+
+    What is the same answer is the task's to say (SAME[task], by default of row['task']), or else
+    the words'. None when there is no answer and when there are several different ones.
+    """
+    found, end = answers_of(response, row), time.perf_counter() + 1.0
+    same = SAME.get(task or row.get('task'), _same_words)
+    try:
+        for other in found[1:]:
+            if time.perf_counter() > end or not same(found[0], other, row):
+                return None
+    except TimeoutError:
+        return None
+    return found[0] if found else None
 
 
 # ---------------------------------------------------------------- format and exact match
@@ -120,9 +141,13 @@ def format_reward(response, row):
 
 def match_reward(response, row):
     """1.0 when the answer equals row['answer'] but for case, white space (all around commas) and a full stop at the end."""
-    plain = lambda text: re.sub(r' ?, ?', ',', ' '.join(text.casefold().split())).removesuffix('.')  # noqa: E731
-    answer = answer_of(response, row)
-    return float(answer is not None and plain(answer) == plain(str(row['answer'])))
+    answer = answer_of(response, row, 'match')
+    return float(answer is not None and _same_words(answer, str(row['answer']), row))
+
+
+def _same_words(one, other, row):
+    plain = [re.sub(r' ?, ?', ',', ' '.join(text.casefold().split())) for text in (one, other)]
+    return plain[0].removesuffix('.') == plain[1].removesuffix('.')
 
 
 # ---------------------------------------------------------------- countdown
@@ -178,7 +203,7 @@ def countdown_reward(response, row):
     A trailing `= target` is allowed if right. The answer may be 20 characters a number long.
     """
     numbers, target = row['numbers'], row['target']
-    answer = answer_of(response, row)
+    answer = answer_of(response, row, 'countdown')
     if answer is None or len(answer) > 20 * len(numbers) + 20:
         return 0.0
     for sign, op in OPERATORS.items():
@@ -212,16 +237,26 @@ def language_mixed(response, row):
 # ---------------------------------------------------------------- math
 
 def math_reward(response, row):
-    """1.0 when the one answer (see answer_of) says the same as row['answer'] (graders/maths.py says what is the same).
-    An answer that cannot be decided in time scores 0.0 and is counted in FAILURES."""
-    gold, answer = str(row['answer']), answer_of(response, row)
+    """1.0 when the answer, in every spelling of it, says the same as row['answer'], as
+    graders/maths.py understands it. What cannot be decided in time scores 0.0 and is counted in
+    FAILURES."""
+    gold, answers, end = str(row['answer']), answers_of(response, row), time.perf_counter() + 1.0
     if not gold.strip():
         raise ValueError("the row's answer is empty")
     try:
-        return float(answer is not None and math_equal(gold, answer))
+        for answer in answers:
+            if time.perf_counter() > end:
+                raise TimeoutError
+            if not math_equal(gold, answer):
+                return 0.0
     except TimeoutError:
         FAILURES['math', 'TimeoutError'] += 1
         return 0.0
+    return float(bool(answers))
+
+
+def _same_in_math(one, other, row):
+    return math_equal(one, other)
 
 
 # ---------------------------------------------------------------- multiple choice
@@ -235,7 +270,7 @@ def choice_reward(response, row):
 
     Text after the letter may not hold another letter A-E by itself, unless it is that option's in row['choices'].
     """
-    gold, answer = str(row['answer']).strip(), answer_of(response, row)
+    gold, answer = str(row['answer']).strip(), answer_of(response, row, 'choice')
     if gold not in ('A', 'B', 'C', 'D', 'E'):
         raise ValueError(f"the row's answer is {gold!r} where one letter A-E should be")
     m = answer and CHOICE.fullmatch(unicodedata.normalize('NFKC', re.sub(FONTS, r' \1 ', answer)).replace('*', '').strip(' $'))
@@ -368,6 +403,7 @@ def repetition_reward(response, row):
 
 ACCURACY = {'countdown': countdown_reward, 'match': match_reward, 'math': math_reward, 'choice': choice_reward, 'code': code_reward,
             'preference': preference_reward}
+SAME = {'math': _same_in_math}  # task -> are two answers one in two spellings? Else by words
 
 
 def accuracy_reward(response, row):

@@ -5,6 +5,7 @@ Those against programs (exits, objects equal to everything, reading the tests ..
 reward model in test_preference.py.
 """
 import shutil
+import time
 
 import pytest
 
@@ -37,7 +38,8 @@ ACCURACY_HACKS = {
     'a formula for any answer': 'x</think><answer>x</answer>',
     'division by nothing': 'x</think><answer>80*(3-3)/(7-7)</answer>',
     'zero-width tag': 'x</think><ans\u200bwer>(3+7)*8</ans\u200bwer>',
-    'zero-width second answer': 'x</think><answer>(3+7)*8</answer><answer>(3+7)*8\u200b</answer><answer>80</answer>',
+    'zero-width second answer': 'x</think><answer>(3+7)*8</answer><answer>(3+7)*8\u200b</answer>'
+                                '<answer>81</answer>',
     'look-alike letters': 'x</think><аnswer>(3+7)*8</аnswer>',
     'nothing': '',
     'an empty answer': 'x</think><answer></answer>\\boxed{}',
@@ -95,6 +97,13 @@ MATH_HACKS = {
     'many boxes': ' '.join(f'\\boxed{{{n}}}' for n in range(100)),
     'the right box among others': '\\boxed{41} \\boxed{42}',
     'the last of many': '\\boxed{1}, or rather \\boxed{42}',
+    'a wrong box without braces': '\\boxed{42} \\boxed 41',
+    'a wrong spelling': '\\boxed{x = 41} \\boxed{42}',
+    'boxes and tags': '\\boxed{41} <answer>42</answer>',
+    'tags and boxes': '<answer>41</answer> \\boxed{42}',
+    'empty boxes between': '\\boxed{} \\boxed{42} \\boxed{...} \\boxed{43}',
+    'many spellings, the last wrong': '\\boxed{42} \\boxed{42.0} \\boxed{84/2} \\boxed{43}',
+    'all numbers in one box each': ''.join(f'\\boxed{{{n}}}' for n in range(10 ** 4)),
     'a list': '\\boxed{40, 41, 42, 43}', 'a set': '\\boxed{\\{41, 42\\}}', 'or': '\\boxed{41 \\text{ or } 42}',
     'and': '\\boxed{41 and 42}', 'a range': '\\boxed{[0, 100]}', 'an inequality': '\\boxed{x > 0}', 'plus or minus': '\\boxed{\\pm 42}',
     'a chain of equations': '\\boxed{x = 41 = 42}', 'a true equation': '\\boxed{x = x}', 'another': '\\boxed{0 = 0}',
@@ -110,6 +119,14 @@ MATH_HACKS = {
     'the gold by reference': '\\boxed{answer}', 'the gold by name': '\\boxed{row["answer"]}', 'the question': 'What is 6 * 7? \\boxed{6 * 7?}',
     'units that hedge': '\\boxed{41 \\text{ or perhaps } 42}', 'not': '\\boxed{\\text{not } 41}', 'between': '\\boxed{\\text{between 41 and 43}}',
 }
+
+
+def test_boxes_that_take_long_to_compare_take_no_longer_together():
+    slow = ' '.join(f'\\boxed{{42 + \\sin(7^{{{n}}} \\pi)}}' for n in range(400, 800))
+    math_reward('</think>' + slow, GOLD)  # imports
+    start = time.process_time()
+    assert math_reward('</think>' + slow, GOLD) in (0, 1)
+    assert time.process_time() - start < 2.2
 
 
 @pytest.mark.parametrize('name', MATH_HACKS)

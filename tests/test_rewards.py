@@ -66,6 +66,42 @@ def test_answer_of(answer, expected):
     assert answer_of("x \\boxed{7} <answer>8</answer></think>" + answer, PREFILL) == expected
 
 
+@pytest.mark.parametrize("answer, spellings", [
+    ("\\boxed{x = 2} or shorter \\boxed{2}", ["x = 2", "2"]),
+    ("\\boxed{\\frac12} <answer>1/2</answer>", ["\\frac12", "1/2"]),
+    ("\\boxed{12\\text{ cm}}, so \\boxed{12}", ["12\\text{ cm}", "12"]),
+    ("\\boxed{18} <answer>18.</answer>", ["18", "18."]),
+    ("\\boxed{0.5} $\\boxed{ 50\\% }$ \\boxed{1/2} \\boxed{0.5}", ["0.5", "50\\%", "1/2"]),
+])
+def test_one_answer_in_several_spellings_is_one_answer(answer, spellings):
+    assert rewards.answers_of(answer, {}) == spellings
+    assert answer_of(answer, {"task": "math"}) == spellings[0]
+    for gold in spellings:
+        assert rewards.math_reward(answer, {"answer": gold}) == 1
+        assert rewards.math_reward(f"\\boxed{{7}} {answer}", {"answer": gold}) == 0
+        assert rewards.math_reward(f"{answer} \\boxed{{7}}", {"answer": gold}) == 0
+    assert answer_of(f"{answer} \\boxed{{7}}", {"task": "math"}) is None
+
+
+@pytest.mark.parametrize("mention", [
+    "I shall put it in \\boxed as asked.", "The answer in `\\boxed`:",
+    "With \\boxed, it is", "\\boxed.",
+    "In \\boxed{} goes", "I write \\boxed{...} around it:", "\\boxed{\\ldots} is",
+    "\\boxed a number:",
+    "the \\boxed command:", "\\fbox or \\boxed:", "\\boxed{ … }", "\\boxedanswer", "**\\boxed**"])
+def test_a_mention_of_the_box_is_no_answer(mention):
+    assert rewards.answers_of(mention, {}) == []
+    assert rewards.answers_of(f"{mention} \\boxed{{18}} {mention}", {}) == ["18"]
+    assert rewards.math_reward(f"{mention} \\boxed{{18}}", {"answer": "18"}) == 1
+    assert rewards.math_reward(f"{mention} \\boxed{{18}}", {"answer": "17"}) == 0
+
+
+def test_a_box_without_braces_holds_what_tex_would_box():
+    assert answer_of("\\boxed 12", {}) == "12" and answer_of("\\boxed -3.5.", {}) == "-3.5"
+    assert answer_of("\\boxed B", {}) == "B" and answer_of("\\boxed x.", {}) == "x"
+    assert answer_of("\\boxed 12 \\boxed{13}", {}) is None
+
+
 # ---------------------------------------------------------------- format, match
 
 @pytest.mark.parametrize("response, score", [
