@@ -21,7 +21,7 @@ from fractions import Fraction
 
 from graders import sandbox
 from graders.language import language_counts
-from graders.maths import FONTS, math_equal
+from graders.maths import FONTS, lists_equal, math_equal
 from graders.pool import Pool
 
 FAILURES = Counter()  # (reward, exception) -> samples that it scored 0; of this process
@@ -238,8 +238,8 @@ def language_mixed(response, row):
 
 def math_reward(response, row):
     """1.0 when the answer, in every spelling of it, says the same as row['answer'], as
-    graders/maths.py understands it. What cannot be decided in time scores 0.0 and is counted in
-    FAILURES."""
+    graders/maths.py understands it; where that is a list, several answers may be its elements.
+    What cannot be decided in time scores 0.0 and is counted in FAILURES."""
     gold, answers, end = str(row['answer']), answers_of(response, row), time.perf_counter() + 1.0
     if not gold.strip():
         raise ValueError("the row's answer is empty")
@@ -248,7 +248,7 @@ def math_reward(response, row):
             if time.perf_counter() > end:
                 raise TimeoutError
             if not math_equal(gold, answer):
-                return 0.0
+                return float(len(answers) > 1 and lists_equal(gold, answers))
     except TimeoutError:
         FAILURES['math', 'TimeoutError'] += 1
         return 0.0

@@ -818,3 +818,32 @@ def math_equal(gold, answer):
     except (ValueError, ArithmeticError, RecursionError):
         pass
     return False
+
+
+def lists_equal(gold, answers):
+    """Is `gold` a list or set, and are `answers`, a text each, its elements?
+
+    Every one of the gold's and nothing else, in any order; repetitions count as one. TimeoutError
+    as for math_equal.
+    """
+    _sympy()
+    clock = _Clock()
+    try:
+        g = _read(_plain(gold), clock)
+        if g[0] not in ('list', 'set') or len(g[1]) < 2 or not answers:
+            return False
+        items = []
+        for answer in dict.fromkeys(answers):
+            item = _read(_plain(answer), clock)
+            items += item[1] if item[0] in ('list', 'set') else [item]
+        return _same((g[0], _unrepeated(g[1], clock)), ('list', _unrepeated(items, clock)), clock)
+    except (ValueError, ArithmeticError, RecursionError):
+        return False
+
+
+def _unrepeated(items, clock):
+    kept = []
+    for item in items:
+        if not any(_same(other, item, clock) for other in kept):
+            kept.append(item)
+    return kept

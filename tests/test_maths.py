@@ -696,6 +696,33 @@ def test_math_reward():
         math_reward("\\boxed{5}", {"answer": " "})
 
 
+@pytest.mark.parametrize("gold, boxes, score", [
+    ("1, 3", ["1", "3"], 1), ("1, 3", ["3", "1"], 1), ("1, 3", ["1", "3", "1", "3.0"], 1),
+    ("1, 3", ["1"], 0), ("1, 3", ["1", "2"], 0), ("1, 3", ["1", "2", "3"], 0),
+    ("1, 3", ["1", "1"], 0), ("1, 3", ["1, 3", "3, 1"], 1), ("1, 3", ["1", "3", "1, 3"], 1),
+    ("1, 3", ["1", "1, 3, 5"], 0),
+    ("\\{1, 3\\}", ["1", "3"], 1), ("1 \\text{ and } 3", ["1", "3"], 1),
+    ("x = 1 \\text{ or } x = 3", ["x = 3", "x = 1"], 1), ("\\pm 3", ["3", "-3"], 1),
+    ("\\pm 3", ["3"], 0), ("(1, 2), (3, 4)", ["(3, 4)", "(1, 2)"], 1),
+    ("(1, 2), (3, 4)", ["(4, 3)", "(1, 2)"], 0), ("1, 2, 2", ["1", "2"], 1),
+    ("x = 3, y = 4", ["x = 3", "y = 4"], 1), ("x = 3, y = 4", ["x = 4", "y = 3"], 0),
+    ("(1, 3)", ["1", "3"], 0), ("[1, 3]", ["1", "3"], 0), ("1", ["1", "3"], 0),
+    ("13", ["1", "3"], 0),
+    ("\\frac{1}{3}", ["1", "3"], 0), ("\\text{A, C}", ["A", "C"], 1),
+    ("\\text{A, C}", ["A", "B"], 0),
+    ("1, 3", [str(n) for n in range(100)], 0), ("1, 3", ["1", "3", ""], 1),
+])
+def test_several_boxes_are_the_list_where_the_gold_is_one(gold, boxes, score):
+    assert math_reward(" ".join(f"\\boxed{{{box}}}" for box in boxes), {"answer": gold}) == score
+
+
+def test_many_boxes_against_a_list_are_bounded_in_time():
+    boxes = "".join(f"\\boxed{{\\sin(7^{{{n}}}\\pi)}}" for n in range(400, 2400))
+    start = time.process_time()
+    assert math_reward(boxes, {"answer": "1, \\sin(7^{401}\\pi)"}) == 0
+    assert time.process_time() - start < 2
+
+
 # ---------------------------------------------------------------- real answers
 
 def rows(path):
