@@ -24,10 +24,11 @@ import sys
 import tempfile
 import time
 
+from configurator import from_text  # before torch: says so where it is missing
+
 import torch
 import torch.nn.functional as F
 
-from configurator import from_text
 from kernels import cpu
 from model import ModelConfig, Transformer
 
@@ -543,17 +544,46 @@ def logits_memory(tokens=2048, vocabulary=131072, width=64):
 COMPARISONS = [train, sample, decode, gpu_train, grpo, sft, logits_memory]
 
 
+def help_text(names):
+    """The head of this file, and each comparison with its parameters and their defaults."""
+    lines = []
+    for name, function in names.items():
+        defaults = {key: p.default for key, p in inspect.signature(function).parameters.items()}
+        lines += [f'{name}: {" ".join((function.__doc__ or "").split())}',
+                  '    ' + ' '.join(f'--{key}={value}' for key, value in defaults.items())]
+    return '\n'.join([__doc__.strip(), '', *lines])
+
+
 def main(argv):
     names = {f.__name__: f for f in [*COMPARISONS, gpu]}
+    if '--help' in argv or '-h' in argv:
+        return print(help_text(names))
     chosen = [a for a in argv if not a.startswith('-')] or [f.__name__ for f in COMPARISONS]
-    given = dict(a.removeprefix('--').split('=', 1) for a in argv if a.startswith('-'))
-    gpu_name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    print(json.dumps({'torch': torch.__version__, 'machine': platform.processor() or platform.machine(), 'cores': os.cpu_count(), 'gpu': gpu_name}), flush=True)
     for name in chosen:
         if name not in names:
             raise SystemExit(f'bench.py: no comparison {name!r}; there are {", ".join(names)}')
+    parameters = {key for name in chosen for key in inspect.signature(names[name]).parameters}
+    given = {}
+    for flag in (a for a in argv if a.startswith('-')):
+        key, equals, value = flag.removeprefix('--').partition('=')
+        if not equals or key not in parameters:
+            raise SystemExit(f'bench.py: {flag}: write --key=VALUE with one of the keys '
+                             f'{", ".join(sorted(parameters))} (see --help)')
+        given[key] = value
+    gpu_name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    machine = platform.processor() or platform.machine()
+    print(json.dumps({'torch': torch.__version__, 'machine': machine, 'cores': os.cpu_count(),
+                      'gpu': gpu_name}), flush=True)
+    for name in chosen:
         known = {k: type(p.default) for k, p in inspect.signature(names[name]).parameters.items()}
-        for row in names[name](**{k: from_text(v, known[k]) for k, v in given.items() if k in known}):
+        fitted = {}
+        for key, value in given.items():
+            try:
+                fitted |= {key: from_text(value, known[key])} if key in known else {}
+            except TypeError:
+                raise SystemExit(f'bench.py: --{key} must be {known[key].__name__}, '
+                                 f'not {value!r}') from None
+        for row in names[name](**fitted):
             print(json.dumps(row), flush=True)
 
 

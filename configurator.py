@@ -14,13 +14,15 @@ Arguments are read from left to right and the later one wins:
     --key=value    value as a Python literal (1e-4, True, None, "{'format': 0.5}"), else the text itself. The = is
                    required: `--key value` is refused, and a bare `--key` is True where the key takes that
     --help         every key with its type, default and comment
-A list or dict replaces the default as a whole. Unknown keys are refused with the nearest known one named. A value must
+A list or dict replaces the default as a whole; where a list of texts is wanted, one text will
+do (--data=a.jsonl). Unknown keys are refused with the nearest known one named. A value must
 fit the field's annotation: an int may stand for a float, a float for an int only where it is whole (1e3), nothing but
 True and False for a bool. A ValueError of the dataclass's own __post_init__ is reported like any other mistake.
 """
 import ast
 import dataclasses
 import difflib
+import importlib.util
 import inspect
 import io
 import math
@@ -62,6 +64,17 @@ def run(main, cls, errors=(ValueError, OSError, FloatingPointError)):
     except KeyboardInterrupt:
         print(f'{script}: interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+def without_torch(kind, error, trace):
+    """sys.excepthook: where torch is missing too, it was not the environment's Python."""
+    if not issubclass(kind, ModuleNotFoundError) or importlib.util.find_spec('torch'):
+        return sys.__excepthook__(kind, error, trace)
+    print(f'{Path(sys.argv[0]).name}: {error} in {sys.executable}: source .venv/bin/activate, '
+          'or call .venv/bin/python (make setup makes it)', file=sys.stderr)
+
+
+sys.excepthook = without_torch
 
 
 def at_least(cfg, low, *keys):
@@ -143,6 +156,8 @@ def fit(value, annotation):
         return float(value)
     elif annotation is int and type(value) is float and value.is_integer():
         return int(value)
+    elif annotation == list[str] and type(value) is str and value and value[0] not in '[({':
+        return [value]   # but for what was meant as a list and is none
     elif annotation is typing.Any or type(value) is (origin or annotation):   # by type, since a bool is an int
         if origin is list:
             return [fit(item, args[0]) for item in value]

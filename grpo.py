@@ -36,13 +36,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from configurator import at_least, run  # before torch: says so where it is missing
+
 import torch
 import torch.distributed as dist
 
 import checkpoint
 import plan
 import rewards
-from configurator import at_least, run
 from data.loader import read_rows
 from model import update_router_bias
 from sample import Sampler, encode_prompts, evaluate, score
@@ -425,7 +426,6 @@ def main(cfg):
     reference = shard(load_model(cfg, device)[0].requires_grad_(False), cfg, device) if cfg.kl_coef else None
     model = shard(model, cfg, device)
     optimizers = make_optimizers(model, cfg, device)
-    planned = plan.needs(cfg, model.cfg, world, device.type == 'cuda')['peak'] / plan.GIB if rank == 0 else 0.0
 
     # go on from the newest checkpoint
     step, drawn, bad, seconds, flops, first = 0, 0, 0, 0.0, 0.0, None
@@ -539,7 +539,8 @@ def main(cfg):
             'mismatch': stats[6] / n, 'mismatch_max': worst[1].item(), 'mismatch_kl': stats[7] / n, 'grad_norm': mean(norms), 'skipped': skipped,
             'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()) - failed,
             'seconds': seconds + time.time() - began, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg) * cfg.learning_rate,
-            'tokens_per_second': sampled / (sampling + training), 'memory_gib': peak_memory(device), 'memory_plan_gib': planned}
+            'tokens_per_second': sampled / (sampling + training),
+            'memory_gib': peak_memory(device)}
         if drafts[0]:
             numbers['mtp_acceptance'] = (drafts[1] / drafts[0]).item()
         if peak:

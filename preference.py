@@ -24,13 +24,14 @@ import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from configurator import run  # before torch: says so where it is missing
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 import checkpoint
-from configurator import run
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
 from model import Transformer
@@ -186,7 +187,7 @@ def train(cfg):
 
 @dataclass
 class PairsConfig:
-    samples: list = field(default_factory=list)  # files that sample.py wrote with --out: rows with "prompt" and scored "samples"
+    samples: list[str] = field(default_factory=list)  # of sample.py --out: "prompt" and "samples"
     tokenizer: str = ''                    # folder of the tokenizer that they were sampled with
     prefill: str = ''                      # text the assistant's turn was given to start with
     per_prompt: int = 1                    # pairs of a prompt at most

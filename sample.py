@@ -23,6 +23,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+from configurator import at_least, run  # before torch: says so where it is missing
+
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
@@ -31,7 +33,6 @@ import hub
 import kernels
 import plan
 import rewards
-from configurator import at_least, run
 from data import teacher
 from data.loader import read_rows
 from data.tokenizer import Tokenizer

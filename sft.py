@@ -31,6 +31,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+from configurator import at_least, run  # before torch: says so where it is missing
+
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -41,7 +43,6 @@ from tqdm import tqdm
 import checkpoint
 import kernels
 import plan
-from configurator import at_least, run
 from data.loader import PackedBatches, read_rows
 from data.tokenizer import Tokenizer
 from kernels import cpu, fp8
@@ -400,8 +401,8 @@ def router_bias(model):
 
 
 def peak_memory(device):
-    """-> GiB at the peak so far: this rank's tensors on a GPU; on a CPU the whole process, about 0.6 of it Python and libraries. The logs
-    have it beside memory_plan_gib, what plan.py expects of the tensors."""
+    """-> GiB at the peak so far: this rank's tensors on a GPU; on a CPU the whole process, about
+    0.6 of it Python and libraries (what --plan expects is of tensors alone)."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated() / 2**30
     if os.path.exists('/proc/self/status'):     # Linux: ru_maxrss counts what the parent held when it started this process
@@ -478,7 +479,6 @@ def main(cfg):
     moe = any(hasattr(layer.mlp, 'gate') for layer in model.model.layers)
     model = shard(model, cfg, device)
     optimizers = make_optimizers(model, cfg, device)
-    planned = plan.needs(cfg, model.cfg, world, device.type == 'cuda')['peak'] / plan.GIB if rank == 0 else 0.0
 
     # go on from the newest checkpoint
     step, seconds, flops, tokens, bad = 0, 0.0, 0.0, 0, 0
@@ -536,7 +536,8 @@ def main(cfg):
         if step % cfg.log_every == 0 or step == cfg.steps:
             sums, now, peak = sums.tolist(), seconds + time.time() - began, 1e12 * peak_tflops(cfg, device) * world
             numbers = {'step': step, 'loss': sums[0], 'lr': schedule(step - 1, cfg) * cfg.learning_rate, 'grad_norm': norm or 0.0, 'skipped': int(bad > 0),
-                       'tokens': tokens, 'flops': flops, 'seconds': now, 'tokens_per_second': tokens / now, 'memory_gib': peak_memory(device), 'memory_plan_gib': planned}
+                       'tokens': tokens, 'flops': flops, 'seconds': now,
+                       'tokens_per_second': tokens / now, 'memory_gib': peak_memory(device)}
             numbers.update({'mfu': flops / now / peak} if peak else {})
             numbers.update({'mtp_loss': sums[1]} if mtp else {})
             if moe:  # 1: every expert gets the same; balance_loss is the mean over layers

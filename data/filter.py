@@ -38,10 +38,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 from configurator import run  # noqa: E402
+
+import numpy as np  # noqa: E402
+
 from data import source  # noqa: E402
 from graders.pool import Died, Pool  # noqa: E402
 from rewards import accuracy_reward, language_reward  # noqa: E402

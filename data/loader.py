@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.source import chat_of
+from data.source import chat_of, missing
 
 
 def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
@@ -24,6 +24,7 @@ def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
     must have, not null; `messages` must be a chat, `prompt` a chat or a string, where a chat is a non-empty list of
     {"role": "system" | "user" | "assistant" | "tool", "content": str}.
     Raises ValueError with file and line for a row that is anything else, for a file without rows or a damaged .gz.
+    FileNotFoundError names the command that makes the file, where one does.
     """
     path, rows, number = Path(path), [], 0
     try:
@@ -32,6 +33,8 @@ def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
                 rows.append(parse_row(line, require))
     except ValueError as error:
         raise ValueError(f'{path}:{number}: {error}') from error
+    except FileNotFoundError:
+        raise missing(path) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f'{path}: damaged after line {number}: {error}') from error
     if not rows:

@@ -28,10 +28,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 from configurator import run  # noqa: E402
+
+import numpy as np  # noqa: E402
+
 from data import source  # noqa: E402
 
 KEYS = {'path': str, 'weight': (int, float), 'count': int, 'licence': str, 'repeat': bool}

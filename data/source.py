@@ -22,6 +22,27 @@ KINDS = ('.jsonl', '.json', '.csv', '.parquet')
 ROLES = ('system', 'user', 'assistant', 'tool')
 
 
+def made_by(path) -> str | None:
+    """The command that writes a file or folder of this name: make r1, or a prepare.py."""
+    path, run = Path(path), os.environ.get('RUN', 'out/r1')
+    if Path(run) in (path, *path.parents):
+        return 'make r1' if run == 'out/r1' else f'make r1 RUN={run}'
+    script = path.parent / 'prepare.py'
+    if not script.exists():
+        return None
+    kind, (dataset, _, split) = path.parent.name, path.name.partition('.')[0].partition('_')
+    flags = f' --dataset={dataset}' if kind in ('math', 'code', 'medical') else ''
+    flags += f' --split={split}' if split and kind in ('code', 'medical') else ''
+    return f'python {script}{flags}'
+
+
+def missing(path, key: str = '') -> FileNotFoundError:
+    """The error of what is not there: the command that makes it, or the key that names another."""
+    command, other = made_by(path), f'set {key}' if key else ''
+    todo = ', or '.join(filter(None, (f'run {command}' if command else '', other)))
+    return FileNotFoundError(f'{path} does not exist' + (f': {todo}' if todo else ''))
+
+
 class Skip(Exception):
     """Raised by a row's conversion: well-formed, but not wanted. The message is the reason it is counted under."""
 
@@ -82,6 +103,8 @@ def read(files: list[tuple[str, str]]):
             opener, newline = gzip.open if str(path).endswith('.gz') else open, '' if kind(path) == '.csv' else None
             with opener(path, 'rt', encoding='utf-8', newline=newline) as f:
                 yield from {'.json': read_json, '.csv': read_csv}.get(kind(path), read_jsonl)(name, f)
+        except FileNotFoundError:
+            raise missing(path) from None
         except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
             raise ValueError(f'{name}: damaged: {error}') from error
 

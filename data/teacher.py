@@ -33,10 +33,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 from configurator import run  # noqa: E402
+
+from tqdm import tqdm  # noqa: E402
+
 from data import source  # noqa: E402
 
 STOPS_ALL, TRY_AGAIN = (401, 403, 404, 405), (408, 409, 425, 429)

@@ -43,8 +43,8 @@ unsafe = False           # set by require()
 _works = {}              # uid of this process -> (prefix of the command, interpreter), once the self-test has passed
 
 
-class SandboxError(RuntimeError):
-    """Programs cannot be run safely on this machine."""
+class SandboxError(ValueError):
+    """Programs cannot be run safely on this machine, as the settings ask for."""
 
 
 @dataclass

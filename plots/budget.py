@@ -14,11 +14,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
-import rewards  # noqa: E402
 from configurator import run as start  # noqa: E402
+
+import torch  # noqa: E402
+
+import rewards  # noqa: E402
 from data.loader import read_rows  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from model import Transformer  # noqa: E402

@@ -1,10 +1,15 @@
+import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from configurator import ConfigError, configure, parse
+from configurator import ConfigError, configure, parse, run
+from graders import sandbox
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -20,6 +25,7 @@ class Config:
     files: list[str] = field(
         default_factory=list,
     )                               # data files
+    numbers: list[int] = field(default_factory=list)
     eval_file: str | None = None    # problems to evaluate on
     top_p: float | None = None
     kind: Literal['grpo', 'dapo', 1] = 'grpo'   # loss
@@ -66,6 +72,8 @@ def test_defaults_are_fresh_each_time():
     ("--rewards={'format': 0.5, 'language': 1}", 'rewards', {'format': 0.5, 'language': 1}),
     ("--weights={'format': 1}", 'weights', {'format': 1.0}),
     ("--files=['a', 'b']", 'files', ['a', 'b']),
+    ('--files=a b.jsonl', 'files', ['a b.jsonl']),
+    ('--files=7', 'files', ['7']),
     ('--kind=dapo', 'kind', 'dapo'),
     ('--kind=1', 'kind', 1),
     ('--anything=(1, None)', 'anything', (1, None)),
@@ -84,13 +92,39 @@ def test_value_from_the_command_line(arg, key, value):
     '--compile=1', '--compile=true', '--compile=0.0',
     '--out_dir=None', '--out_dir=True',
     '--rewards=accuracy', '--rewards=[1]', "--weights={'a': 'b'}", '--weights={1: 1.0}',
-    '--files=a.jsonl', '--files=[1]', '--top_p=high', '--kind=ppo', '--kind=True', '--kind=1.0',
+    '--files=', '--files=[1]', "--files=['a'", '--files=None',
+    '--numbers=3', '--numbers=a', '--top_p=high', '--kind=ppo', '--kind=True', '--kind=1.0',
     '--steps=' + '(' * 5000,
 ])
 def test_value_that_does_not_fit(arg):
     key = arg[2:].partition('=')[0]
     with pytest.raises(ConfigError, match=f'^command line: {key} must be '):
         parse(Config, [arg])
+
+
+def test_a_config_file_may_name_one_file_for_a_list_of_one(tmp_path):
+    assert parse(Config, [write(tmp_path, "files = 'a.jsonl'")]).files == ['a.jsonl']
+
+
+SCRIPTS = ['sft.py', 'grpo.py', 'sample.py', 'preference.py', 'bench.py',
+           'data/countdown/prepare.py', 'data/filter.py', 'data/mix.py', 'data/teacher.py',
+           'plots/report.py', 'plots/budget.py']
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_a_python_without_torch_is_told_where_the_right_one_is(script):
+    bare = subprocess.run([sys.executable, '-S', script, '--help'], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert bare.returncode == 1 and bare.stdout == '' and bare.stderr.count('\n') == 1
+    assert bare.stderr.startswith(f'{Path(script).name}: No module named')
+    assert 'source .venv/bin/activate, or call .venv/bin/python' in bare.stderr
+
+
+def test_another_missing_module_keeps_its_traceback(tmp_path):
+    code = 'import sys; sys.path.insert(0, sys.argv[1]); import configurator, absent_module'
+    got = subprocess.run([sys.executable, '-c', code, str(ROOT)], cwd=tmp_path,
+                         capture_output=True, text=True)
+    assert 'Traceback' in got.stderr and 'activate' not in got.stderr
 
 
 def test_later_wins_and_files_mix_with_keys(tmp_path):
@@ -183,6 +217,7 @@ def test_help_lists_every_key_with_type_default_and_comment(capsys, monkeypatch)
         '--rewards': "dict {'accuracy': 1.0} weights of the rewards",
         '--weights': 'dict[str, float] {}',
         '--files': 'list[str] [] data files',
+        '--numbers': 'list[int] []',
         '--eval_file': 'str | None None problems to evaluate on',
         '--top_p': 'float | None None',
         '--kind': "'grpo' or 'dapo' or 1 'grpo' loss",
@@ -199,3 +234,12 @@ def test_help_without_source(capsys):
     with pytest.raises(SystemExit):
         configure(names['Unseen'], ['--help'])
     assert '--steps  int  1' in capsys.readouterr().out
+
+
+def test_a_machine_that_cannot_contain_programs_is_told_in_a_line(monkeypatch):
+    def main(cfg):
+        raise sandbox.SandboxError('bubblewrap is missing:\ninstall it')
+    monkeypatch.setattr(sys, 'argv', ['runs/grpo.py'])
+    with pytest.raises(SystemExit) as error:
+        run(main, Config)
+    assert error.value.code == 'grpo.py: bubblewrap is missing: install it'

@@ -421,7 +421,7 @@ def weights(folder):
     return (Path(folder) / 'model.safetensors').read_bytes()
 
 
-WALL_CLOCK = {'seconds', 'seconds_sampling', 'seconds_training', 'tokens_per_second', 'memory_gib', 'memory_plan_gib'}
+WALL_CLOCK = {'seconds', 'seconds_sampling', 'seconds_training', 'tokens_per_second', 'memory_gib'}
 
 
 def same(a, b, tolerance=0.0):

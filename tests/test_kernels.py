@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import bench
 import kernels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -560,6 +561,20 @@ def test_bench_runs_in_small():
         assert name in run.stdout
 
 
+def test_bench_tells_its_comparisons_and_refuses_what_they_do_not_take(capsys):
+    bench.main(['--help'])
+    told = capsys.readouterr().out
+    assert 'python bench.py train --rounds=7' in told and '--rounds=5' in told
+    assert all(f'\n{f.__name__}: ' in told for f in [*bench.COMPARISONS, bench.gpu])
+    for argv, said in ((['trian'], "no comparison 'trian'; there are train"),
+                       (['train', '--rounds'], 'write --key=VALUE'),
+                       (['train', '--roundz=7'], 'rounds'),
+                       (['train', '--rounds=x'], "--rounds must be int, not 'x'")):
+        with pytest.raises(SystemExit, match=said):
+            bench.main(argv)
+
+
+
 def test_the_gpu_benchmarks_run_in_small():
     run = subprocess.run([sys.executable, str(ROOT / 'bench.py'), 'gpu_train', 'decode', '--models=tiny', '--rows=1', '--tokens=32', '--steps=1', '--batches=2',
                           '--prompt=8', '--new=8', '--dtype=float32'], capture_output=True, text=True, env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
@@ -570,8 +585,11 @@ def test_the_gpu_benchmarks_run_in_small():
 @pytest.mark.parametrize('comparison', ['train', pytest.param('sample', marks=pytest.mark.slow)])
 def test_comparisons_compare_the_same_thing(comparison):
     pytest.importorskip('transformers')
-    run = subprocess.run([sys.executable, str(ROOT / 'bench.py'), comparison, '--models=dense', '--dtypes=float32', '--rows=1', '--tokens=32', '--rounds=1', '--prompts=2',
-                          '--samples=2', '--prompt=8', '--new=16', '--lengths=ragged'], capture_output=True, text=True)
+    small = {'train': ['--dtypes=float32', '--rows=1', '--tokens=32'],
+             'sample': ['--prompts=2', '--samples=2', '--prompt=8', '--new=16',
+                        '--lengths=ragged']}[comparison]
+    run = subprocess.run([sys.executable, str(ROOT / 'bench.py'), comparison, '--models=dense',
+                          '--rounds=1', *small], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert rows[-1]['ratio'] > 0

@@ -1,13 +1,16 @@
 import gzip
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from data import source
 from data.loader import PackedBatches, best_fit, read_rows
 
+ROOT = Path(__file__).resolve().parents[1]
 CHAT = [{'role': 'user', 'content': '1+1?'}, {'role': 'assistant', 'content': '2'}]
 
 
@@ -81,6 +84,46 @@ def test_files_without_rows(tmp_path):
     (tmp_path / 'plain.jsonl.gz').write_text(lines[0])
     with pytest.raises(ValueError, match='plain.jsonl.gz: damaged after line 0: '):
         read_rows(tmp_path / 'plain.jsonl.gz')
+
+
+@pytest.mark.parametrize('path, command', [
+    ('data/gsm8k/train.jsonl', 'python data/gsm8k/prepare.py'),
+    ('data/math/math500.jsonl', 'python data/math/prepare.py --dataset=math500'),
+    ('data/math/openr1_sft.jsonl', 'python data/math/prepare.py --dataset=openr1'),
+    ('data/code/mbpp_test.jsonl', 'python data/code/prepare.py --dataset=mbpp --split=test'),
+    ('data/code/humaneval.jsonl', 'python data/code/prepare.py --dataset=humaneval'),
+    ('data/medical/medmcqa_validation.jsonl.gz',
+     'python data/medical/prepare.py --dataset=medmcqa --split=validation'),
+    ('data/countdown/rl.jsonl', 'python data/countdown/prepare.py'),
+    ('out/r1/data/rl.jsonl', 'make r1'),
+    ('out/r1/base', 'make r1'),
+    ('out/r1', 'make r1'),
+])
+def test_an_absent_file_names_the_command_that_makes_it(path, command, monkeypatch, tmp_path):
+    monkeypatch.delenv('RUN', raising=False)
+    monkeypatch.chdir(tmp_path)
+    for script in ROOT.glob('data/*/prepare.py'):
+        made = tmp_path / script.relative_to(ROOT)
+        made.parent.mkdir(parents=True)
+        made.touch()
+    if command == 'make r1':
+        assert source.made_by(path) == command
+        return
+    with pytest.raises(FileNotFoundError) as error:
+        read_rows(path)
+    assert str(error.value) == f'{path} does not exist: run {command}'
+    with pytest.raises(FileNotFoundError, match='does not exist: run python data'):
+        next(source.read([(path, path)]))
+
+
+def test_another_run_and_an_unknown_file(monkeypatch):
+    monkeypatch.setenv('RUN', 'out/second')
+    assert source.made_by('out/second/zero') == 'make r1 RUN=out/second'
+    assert source.made_by('out/r1/zero') is None
+    assert str(source.missing('absent.jsonl')) == 'absent.jsonl does not exist'
+    assert str(source.missing('absent', 'init_from')) == 'absent does not exist: set init_from'
+    told = str(source.missing('out/second', 'init_from'))
+    assert told == 'out/second does not exist: run make r1 RUN=out/second, or set init_from'
 
 
 # ---- packing ----
