@@ -46,7 +46,7 @@ import plan
 import rewards
 from data.loader import read_rows
 from model import update_router_bias
-from sample import Sampler, encode_prompts, evaluate, score
+from sample import Sampler, encode_prompts, evaluate, instructed, score
 from sft import (Log, Stop, Unsharded, expert_counts, finish, let_go, load_model, make_optimizers, not_finite, optimizer_step, peak_memory,
                  peak_tflops, resume, router_bias, schedule, shard, start_processes, total)
 
@@ -56,6 +56,10 @@ class Config:
     out_dir: str = 'out/grpo'              # checkpoints, metrics.jsonl, samples.txt and the finished model
     init_from: str = 'out/r1/base'         # folder or hub id of the checkpoint to start from
     tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
+    chat_template: str | None = None       # 'r1_zero' (that of DeepSeek-R1-Zero), a file, or None:
+                                           # the tokenizer's own
+    template_args: dict = field(default_factory=dict)  # as {'enable_thinking': False}, for the
+                                           # template, over those saved with the tokenizer
     data: list[str] = field(default_factory=lambda: ['data/countdown/rl.jsonl'])  # JSONL problem files, taken in turn
     rewards: dict[str, float] = field(default_factory=lambda: {'accuracy': 1.0, 'format': 0.2})  # weights of the reward functions
     preference: dict[str, str] = field(default_factory=dict)  # reward models of the task or reward 'preference', {name: folder}
@@ -70,7 +74,10 @@ class Config:
     top_k: int = 0                         # the so many most probable tokens; 0: all
     min_p: float = 0.0                     # tokens of at least this share of the most probable one's probability
     allow_biased: bool = False             # let them: log-probs stay those of all tokens, so ratios and gradients are biased
+    instruction: str = ''                  # text added to the end of each problem, also
+                                           # in eval_data, for example how to mark the answer
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
+    stop: list[str] = field(default_factory=list)  # texts that end a completion, as stop tokens do
     dynamic_sampling: int = 0              # so many times other prompts take the place of groups without variance (DAPO)
     updates: int = 1                       # optimizer steps a rollout, each on its share of the groups
     objective: Literal['clip', 'cispo', 'reinforce'] = 'clip'  # 'clip' min(rho A, clip(rho) A), 'cispo' sg(clip(rho)) A log pi, 'reinforce' A log pi
@@ -308,11 +315,11 @@ def rollout(cfg, model, tokenizer, problems, numbers, step, device):
     if not problems:
         return [], (0, 0)
     ids, rows = encode_prompts(tokenizer, [{'max_length': cfg.max_new_tokens, **row} for row in problems], cfg.prefill)
-    sampler = Sampler(model, tokenizer.stop_ids, cfg.slots)
+    sampler = Sampler(model, tokenizer.stop_ids, cfg.slots, None, cfg.stop, tokenizer)
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
         completions = sampler.generate(ids, cfg.group, cfg.max_new_tokens, cfg.temperature, cfg.top_p, cfg.seed * 1_000_003 + step, numbers,
                                        top_k=cfg.top_k, min_p=cfg.min_p, routes=cfg.replay_routes, unbiased=not cfg.allow_biased)
-    scored = score(tokenizer, rows, completions, cfg.rewards)
+    scored = score(tokenizer, rows, completions, cfg.rewards, cfg.stop)
     groups = [[Sample(prompt, c.tokens, c.logprobs, {k: v for k, v in s.items() if k != 'response'}, c.routes) for c, s in zip(*group)]
               for prompt, *group in zip(ids, completions, scored)]
     return groups, (sampler.drafted, sampler.accepted)
@@ -418,7 +425,9 @@ def main(cfg):
         return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
     model, tokenizer = load_model(cfg, device)
     files = [read_rows(path, require=('prompt', 'task')) for path in cfg.data]
-    eval_rows = [row for path in cfg.eval_data if cfg.eval_every for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
+    files = [[instructed(row, cfg.instruction) for row in rows] for rows in files]
+    eval_rows = [instructed(row, cfg.instruction) for path in cfg.eval_data if cfg.eval_every
+                 for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
     tasks = {row['task'] for rows in (*files, eval_rows) for row in rows}
     rewards.prepare(cfg.rewards, tasks, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
     active, E = model.num_params(active=True), model.cfg.n_routed_experts
@@ -451,7 +460,8 @@ def main(cfg):
     def look():
         with Unsharded(model), torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
             numbers, scored = evaluate(model, tokenizer, eval_rows, n=1, greedy=False, temperature=cfg.temperature, prefill=cfg.prefill,
-                                       max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, slots=cfg.slots)
+                                       max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
+                                       slots=cfg.slots, stop=cfg.stop)
         log.write({'step': step, **{f'eval_{k}': v for k, v in numbers.items()}})
         log.samples(step, scored)
 

@@ -189,6 +189,8 @@ def train(cfg):
 class PairsConfig:
     samples: list[str] = field(default_factory=list)  # of sample.py --out: "prompt" and "samples"
     tokenizer: str = ''                    # folder of the tokenizer that they were sampled with
+    chat_template: str | None = None       # as in sample.py, when the samples were drawn
+    template_args: dict = field(default_factory=dict)  # as in sample.py, for the same
     prefill: str = ''                      # text the assistant's turn was given to start with
     per_prompt: int = 1                    # pairs of a prompt at most
     held_out: int = 0                      # prompts set aside into *.held_out.jsonl

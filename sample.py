@@ -59,6 +59,10 @@ class Config:
     think_end: str = '</think>'            # the text that ends the thinking
     wait: str = 'Wait'                     # the text that keeps it going
     best_of: dict[str, float] = field(default_factory=dict)  # report the best of n by these rewards and weights, e.g. {'preference': 1.0}
+    chat_template: str | None = None       # 'r1_zero' (that of DeepSeek-R1-Zero), a file, or None:
+                                           # the tokenizer's own
+    template_args: dict = field(default_factory=dict)  # as {'enable_thinking': False}, for the
+                                           # template, over those saved with the tokenizer
     instruction: str = ''                  # text added to the end of each problem, for example how to mark the answer
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
     seed: int = 1                          # of the sampling noise
@@ -117,17 +121,26 @@ def encode_prompts(tokenizer, rows, prefill=''):
         messages = row['prompt'] if isinstance(row['prompt'], list) else [{'role': 'user', 'content': row['prompt']}]
         prompt, _ = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         ids.append(prompt + tokenizer.encode_assistant(prefill))
-        out.append({**row, 'prefill': tokenizer.generation_prefill() + prefill})
+        out.append({**row, 'prefill': tokenizer.generation_prefill(messages) + prefill})
     return ids, out
 
 
-def score(tokenizer, rows, completions, weights):
-    """Completions of each row -> list of dicts {"response", "total", "rewards", "answer", "mixed", "length", "finished", "task"}"""
+def until_stop(text, stop):
+    """The text up to the end of the first of the texts `stop` in it: the token that completes one
+    may hold more."""
+    ends = [text.index(s) + len(s) for s in stop if s in text]
+    return text[:min(ends)] if ends else text
+
+
+def score(tokenizer, rows, completions, weights, stop=()):
+    """Completions of each row -> list of dicts {"response", "total", "rewards", "answer", "mixed",
+    "length", "finished", "task"}. stop: texts that end a completion, and with it the response."""
     scored, responses = [], []
     for row, samples in zip(rows, completions):
         lengths = [len(sample.tokens) for sample in samples]
         for sample, length in zip(samples, lengths):
-            response = tokenizer.decode([t for t in sample.tokens if t not in tokenizer.stop_ids])
+            text = tokenizer.decode([t for t in sample.tokens if t not in tokenizer.stop_ids])
+            response = until_stop(text, stop)
             responses.append((response, {**row, 'completion_tokens': length, 'shortest': min(lengths), 'longest': max(lengths)}))
     graded = iter(zip(responses, rewards.grade(responses, weights)))
     for row, samples in zip(rows, completions):
@@ -228,7 +241,7 @@ def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_to
                          on_done=note, **how)
             for i, c in zip(left, new):
                 completions[i] = c
-        scored = score(tokenizer, mine, completions, weights)
+        scored = score(tokenizer, mine, completions, weights, stop)
         if world == 1:
             return scored
         shares, every = [None] * world, [None] * len(rows)
@@ -256,7 +269,8 @@ def forced(sampler, tokenizer, prompts, n, max_new_tokens, temperature, seed=0, 
     goes on, with `wait` written in place of an earlier end, until it has `think_at_least`. As Sampler.generate; what was written for
     the model counts as its tokens, with log-prob 0."""
     keys = range(len(prompts)) if keys is None else keys
-    budget, end, go_on = think_budget or max_new_tokens, tokenizer.encode(think_end), tokenizer.encode(wait)
+    budget = think_budget or max_new_tokens
+    end, go_on = tokenizer.encode_assistant(think_end), tokenizer.encode_assistant(wait)
     if think_at_least and not go_on:
         raise ValueError(f'think_at_least={think_at_least} needs a text to go on with: wait={wait!r}')
     drafts = [[[] for _ in range(n)] for _ in prompts]                   # [(token, log-prob)] of each sample
@@ -394,15 +408,16 @@ def chat(cfg, model, tokenizer):
             return print()
         if not text.strip():
             return
-        messages.append({'role': 'user', 'content': text})
+        asked = [{'role': 'user', 'content': text}]
+        messages += instructed({'prompt': asked}, cfg.instruction)['prompt']
         context = model.cfg.max_position_embeddings
-        encoded = lambda: tokenizer.apply_chat_template(messages, add_generation_prompt=True)[0] + tokenizer.encode_assistant(cfg.prefill)  # noqa: E731
-        if len(messages) > 1 and len(encoded()) > 0.75 * context:
+        (prompt,), (row,) = encode_prompts(tokenizer, [{'prompt': messages}], cfg.prefill)
+        if len(messages) > 1 and len(prompt) > 0.75 * context:
             print(f'{dim}[the conversation fills the context of {context} tokens; starting afresh]{plain}')
             messages = messages[-1:]
-        prompt = encoded()
+            (prompt,), (row,) = encode_prompts(tokenizer, [{'prompt': messages}], cfg.prefill)
         stream, said = tokenizer.stream(), []
-        if '<think>' in tokenizer.generation_prefill(messages) + cfg.prefill:
+        if '<think>' in row['prefill'] and '</think>' not in row['prefill']:
             print(dim, end='')
         def show(_, __, token):
             if token not in tokenizer.stop_ids:
@@ -419,7 +434,7 @@ def chat(cfg, model, tokenizer):
         except KeyboardInterrupt:    # ends the answer, not the chat
             pass
         print(plain)
-        messages.append({'role': 'assistant', 'content': ''.join(said)})
+        messages.append({'role': 'assistant', 'content': row['prefill'] + ''.join(said)})
 
 
 def write_jsonl(path, rows):
@@ -454,7 +469,7 @@ def main(cfg):
     if device == 'cuda':
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))     # which 'cuda' then means; Triton and graphs take the current one
     model = Transformer.from_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device).eval()
-    tokenizer = Tokenizer.from_pretrained(cfg.checkpoint)
+    tokenizer = Tokenizer.from_pretrained(cfg.checkpoint, cfg.chat_template, cfg.template_args)
     tokenizer.check_model(model.cfg.vocab_size, f'tokenizer and model in {cfg.checkpoint}')
     if cfg.chat:
         return chat(cfg, model, tokenizer)
@@ -484,7 +499,7 @@ def main(cfg):
             think=think, partial=partial)
         mine = rows[rank::world], scored[rank::world]
         if cfg.keep or cfg.keep_length or cfg.keep_pass_rate:
-            written += kept(cfg, [{**row, 'prefill': tokenizer.generation_prefill() + cfg.prefill} for row in mine[0]], mine[1])
+            written += kept(cfg, encode_prompts(tokenizer, mine[0], cfg.prefill)[1], mine[1])
         else:
             written += [{**row, 'samples': samples} for row, samples in zip(*mine)]
         if rank == 0:

@@ -57,10 +57,15 @@ class Config:
     model: dict = field(default_factory=dict)  # ModelConfig of a new model (vocab_size follows from the tokenizer); with init_from the keys to
                                            # change, as {'max_position_embeddings': 131072, 'rope_scaling': {...}} for longer context
     tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
+    chat_template: str | None = None       # 'r1_zero' (that of DeepSeek-R1-Zero), a file, or None:
+                                           # the tokenizer's own
+    template_args: dict = field(default_factory=dict)  # as {'enable_thinking': False}, for the
+                                           # template, over those saved with the tokenizer
     data: list[str] = field(default_factory=lambda: ['data/countdown/corpus.jsonl'])  # JSONL files of rows with "messages"
     objective: Literal['tokens', 'preference'] = 'tokens'  # preference: a reward model from pairs of answers, see preference.py
     judged: Literal['summary', 'response'] = 'summary'  # by a reward model: what follows the reasoning, or all
     loss_on: Literal['assistant', 'all'] = 'assistant'  # its turns only, or every token (a base model)
+    skip_turns: bool = False               # train although most assistant turns carry no loss
     row_len: int = 128                     # tokens a packed row
     batch_rows: int = 32                   # rows of an optimizer step over all ranks
     micro_rows: int = 32                   # rows of one forward on one rank; the rest is gradient accumulation
@@ -432,7 +437,7 @@ def finish(cfg, model, tokenizer, rank):
 def load_model(cfg, device, whole=False):
     """-> model, tokenizer, from init_from or new. Under torchrun each rank reads only its shards of a checkpoint, unless `whole`."""
     source = cfg.tokenizer or cfg.init_from
-    tokenizer = Tokenizer.from_pretrained(source)
+    tokenizer = Tokenizer.from_pretrained(source, cfg.chat_template, cfg.template_args)
     torch.manual_seed(cfg.seed)
     if cfg.init_from:
         parts = None if whole or not dist.is_initialized() else lambda model: into_units(model, cfg, device)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
 import jinja2.sandbox
 import tiktoken
 
@@ -71,11 +72,15 @@ TOY_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
+TEMPLATES = {"r1_zero": R1_ZERO_TEMPLATE, "toy": TOY_TEMPLATE}
+
 # Tags that the assistant itself writes: in its messages they become the tokenizer's own tokens, and decode keeps them.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<｜end▁of▁sentence｜>")
+_EMPTY = re.compile(r"\s*(?:<think>)?\s*</think>")  # reasoning that holds nothing
 _GUARD, _HOLE = "\ufdd0", "\ufdd1"  # noncharacters; in messages they are replaced
 
+_USER = {"role": "user", "content": "?"}
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 # GPT-2's way of writing bytes as visible characters: printable Latin-1 as itself, the others from U+0100 on.
@@ -88,14 +93,17 @@ class Tokenizer:
     """A tiktoken encoding with its added tokens, chat template and stop tokens.
 
     special_tokens: text -> id of every added token; vocab_size: highest id + 1; bos_id, eos_id: int or None;
-    stop_ids: ids that end a completion; chat_template: Jinja text or None, free to be set; generation: what the folder's
-    generation_config.json recommends (temperature, top_p, ...).
+    chat_template: Jinja text or None, free to be set; template_args: what every rendering of it is
+    given, as {"enable_thinking": False}, unless a call says otherwise; date: the datetime that
+    templates print as today's; stop_ids: ids that end a completion, among them the one that ends
+    the template's assistant turn;
+    generation: what the folder's generation_config.json recommends (temperature, top_p, ...).
     """
 
     def __init__(self, ranks: dict[bytes, int], spec: dict, config: dict, stop_ids: list[int] | None = None):
         """`ranks`: bytes -> id; `spec`: a tokenizer.json less its model; `config`: a tokenizer_config.json."""
         self.ranks, self.spec, self.config = ranks, spec, config
-        self.chat_template = config.get("chat_template")
+        self.template_args, self.date = config.get("template_args") or {}, datetime.now()
         self.generation = {}
         self.special_tokens = _checked_added_tokens(spec["added_tokens"], ranks)
         self._nfc = _uses_nfc(spec.get("normalizer"))
@@ -117,7 +125,24 @@ class Tokenizer:
             if text is not None and text not in ids:
                 raise ValueError(f"{text!r}, which the configuration names, is not in the vocabulary")
         self.bos_id, self.eos_id = ids.get(bos), ids.get(eos)
-        self.stop_ids = stop_ids or sorted({ids[t] for t in ends})
+        self._ends = stop_ids or sorted({ids[t] for t in ends})
+        self.chat_template = config.get("chat_template")
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._template
+
+    @chat_template.setter
+    def chat_template(self, template: str | None) -> None:
+        self._template, self.turn_end = template, None
+        try:
+            tail = self._around([_USER, {"role": "assistant"}], 1, {})[1]
+            found = (m[0] for m in self._special.finditer(tail) if m[0] not in TAGS)
+            self.turn_end = next(found, None)
+        except ValueError:  # none, or one that fails: rendering says so
+            pass
+        end = self.special_tokens.get(self.turn_end)
+        self.stop_ids = self._ends + [end] * (end is not None and end not in self._ends)
 
     # ---- Construction and files ----
 
@@ -145,12 +170,16 @@ class Tokenizer:
         return cls(ranks, _spec(special_tokens, len(ranks), regexes), config)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike) -> "Tokenizer":
+    def from_pretrained(cls, source: str | os.PathLike, chat_template: str | None = None,
+                        template_args: dict | None = None) -> "Tokenizer":
         """Reads a folder or a hub id: tokenizer.json, else vocab.json + merges.txt, else a tiktoken table.
 
-        Raises ValueError, naming the folder and the reason, for a tokenizer that tiktoken cannot represent exactly.
+        chat_template: a name in TEMPLATES or a file, in place of the folder's own; template_args:
+        over those saved with it. Raises ValueError, naming the folder and the reason, for a
+        tokenizer that tiktoken cannot represent exactly, a template that is not there, and an
+        argument that it does not read.
         """
-        folder = _local_folder(source)
+        other, folder = _template_of(chat_template), _local_folder(source)
         try:
             config = _read_json(folder / "tokenizer_config.json", {})
             template = config.get("chat_template")
@@ -158,6 +187,9 @@ class Tokenizer:
                 config["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
             elif isinstance(template, list):
                 config["chat_template"] = {t["name"]: t["template"] for t in template}.get("default")
+            config["chat_template"] = other or config.get("chat_template")
+            config["template_args"] = config.get("template_args", {}) | (template_args or {})
+            _check_arguments(config["chat_template"], template_args or {})
             ranks, spec = _read_files(folder, config)
             generation = _read_json(folder / "generation_config.json", {})
             stop_ids = generation.get("eos_token_id")
@@ -183,6 +215,7 @@ class Tokenizer:
                  "merges": [[visible[a], visible[b]] for a, b in merges]}
         config = {k: v for k, v in self.config.items() if k not in ("auto_map", "added_tokens_decoder")}
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": self.chat_template,
+                   "template_args": self.template_args,
                    "stop_tokens": [self.decode([i]) for i in self.stop_ids if i in self._bytes]}
         generation = self.generation | {"eos_token_id": self.stop_ids} | ({} if self.bos_id is None else {"bos_token_id": self.bos_id})
         for name, data in (("tokenizer.json", self.spec | {"model": model}), ("tokenizer_config.json", config),
@@ -240,63 +273,129 @@ class Tokenizer:
                             **kwargs) -> tuple[list[int], list[int]]:
         """Renders `messages` (dicts with role and content) and returns (ids, mask), lists of equal length.
 
-        The mask is 1 on what the assistant is to be trained to write: its content and the token that ends its turn.
-        A turn whose content reasons (holds "</think>") stands as sampling would have made it: whole, right after the
-        generation prompt, less the text which that prompt prefills. Other turns stand where the template puts them.
-        Earlier turns are as the template shows history; those it changes (R1's drops reasoning) are context, mask 0.
+        The mask is 1 on what the assistant is to be trained to write: all that follows the prompt
+        that sampling has, up to the token that ends its turn. A last turn whose content reasons
+        (holds "</think>") stands as sampling would have made it: whole, less the text which the
+        prompt prefills. Earlier turns stand as the template shows history, without outer space that
+        it trims and a reasoning block that it puts before the last turn alone. Where it changes
+        more (R1's drops reasoning) they are context, mask 0, and so is a turn that does not begin
+        as the prompt does (no reasoning after a prefilled "<think>"). `document` says which.
 
         Added tokens come from the template alone. In messages their text is encoded as ordinary text, except that the
         assistant's TAGS become tokens, since it is trained to write them. No token straddles the start of what the
         assistant writes, as none can when sampling.
 
-        `kwargs` go to the template (tools=, enable_thinking=, ...). Raises ValueError for a template that is missing,
-        fails, or does not show the assistant's content once, and for messages without a role.
+        `kwargs` go to the template (tools=, enable_thinking=, ...), over template_args. Raises
+        ValueError for a template that is missing, fails, or does not show the assistant's content
+        once, and for messages without a role.
         """
+        return self.document(messages, add_generation_prompt, **kwargs)[:2]
+
+    def document(self, messages: list[dict], add_generation_prompt: bool = False,
+                 **kwargs) -> tuple[list[int], list[int], list[str | None]]:
+        """ids and mask of apply_chat_template, and for each turn of the assistant's None, or why it
+        carries no loss."""
         messages = [self._guarded_message(m) for m in messages]
         ends_with_assistant = bool(messages) and messages[-1]["role"] == "assistant"
         if ends_with_assistant and (add_generation_prompt or not isinstance(messages[-1].get("content"), str)):
             raise ValueError("the last message is the assistant's: it takes text as content and no generation prompt")
-        turns = [self._turn(messages[: k + 1], kwargs) for k, m in enumerate(messages) if not add_generation_prompt
-                 and m["role"] == "assistant" and isinstance(m.get("content"), str)]
-        text = "".join(turns[-1]) if ends_with_assistant else self._render(messages, add_generation_prompt, kwargs)
-        ids, mask, done = [], [], 0
-        for start, body, tail in [*turns, (text, "", "")]:
-            end = self._special.search(tail)
-            written = body + (tail[: end.end()] if end else "")
-            if text.startswith(start + written):
+        places = [k for k, m in enumerate(messages) if not add_generation_prompt
+                  and m["role"] == "assistant" and isinstance(m.get("content"), str)]
+        turns = [self._turn(messages[: k + 1], kwargs) for k in places]
+        if ends_with_assistant:
+            text = "".join(turns[-1][:3])
+        else:
+            text = self._render(messages, add_generation_prompt, kwargs)
+        ids, mask, reasons, done = [], [], [], 0
+        for k, (start, written, _, reason) in zip(places, turns):
+            if reason is None and not text.startswith(start + written):
+                start, written, reason = self._in_history(messages, k, text, kwargs)
+            reasons.append(reason)
+            if reason is None:
                 for part, flag in ((text[done : len(start)], 0), (written, 1)):
                     ids += self.encode_with_specials(part, _GUARD)
                     mask += [flag] * (len(ids) - len(mask))
                 done = len(start + written)
-        return ids, mask
+        ids += self.encode_with_specials(text[done:], _GUARD)
+        return ids, mask + [0] * (len(ids) - len(mask)), reasons
 
-    def generation_prefill(self, messages: list[dict] = ({"role": "user", "content": "?"},), **kwargs) -> str:
+    def generation_prefill(self, messages: list[dict] = (_USER,), **kwargs) -> str:
         """The reasoning tag, and what follows it, with which the generation prompt begins the assistant's answer.
 
         "<think>\n" for newer R1 templates, "" for most: a completion's whole text is this plus what was sampled.
         """
+        return self._prompt(messages, kwargs)[1]
+
+    def _prompt(self, messages: list[dict], kwargs: dict) -> tuple[str, str]:
+        """The messages with the generation prompt, and of that the reasoning which it begins."""
         prompt, without = (self._render(messages, flag, kwargs) for flag in (True, False))
         added = prompt[len(os.path.commonprefix([prompt, without])) :]
         tag = re.search("</?think>", added)
-        return added[tag.start() :] if tag else ""
+        return prompt, added[tag.start() :] if tag else ""
 
-    def _turn(self, messages: list[dict], kwargs: dict) -> tuple[str, str, str]:
-        """(what stands before, the content, what the template puts after) of the last message, the assistant's."""
-        *before, last = messages
-        body = last["content"]
-        shown = self._render([*before, {**last, "content": _HOLE}], False, kwargs).split(_HOLE)
+    def _around(self, messages: list[dict], k: int, kwargs: dict) -> tuple[str, str]:
+        """What the template puts before and after the content of message k, the assistant's."""
+        messages = [*messages[:k], {**messages[k], "content": _HOLE}, *messages[k + 1 :]]
+        shown = self._render(messages, False, kwargs).split(_HOLE)
         if len(shown) != 2:
             raise ValueError(f"the chat template shows the assistant's content {len(shown) - 1} times instead of once")
-        if "</think>" not in body:
-            return shown[0], body, shown[1]
-        prefill = self.generation_prefill(before, **kwargs)
-        tag = prefill.rstrip()
-        if "</think>" in prefill:
-            raise ValueError(f"the assistant's message reasons, but the prompt before it ends reasoning ({prefill!r}); "
-                             "pass the template's switch (thinking=True, enable_thinking=True, ...)")
-        if tag and body.lstrip().startswith(tag):
+        return shown[0], shown[1]
+
+    def _end_of_turn(self, tail: str) -> str:
+        """Of what follows the assistant's content, the part up to the token that ends its turn; ""
+        where none does."""
+        at = tail.find(self.turn_end) if self.turn_end else -1
+        if at >= 0:
+            return tail[: at + len(self.turn_end)]
+        return next((tail[: m.end()] for m in self._special.finditer(tail) if m[0] not in TAGS), "")
+
+    def _turn(self, messages: list[dict], kwargs: dict) -> tuple[str, str, str, str | None]:
+        """(the prompt, what the assistant writes, what the template puts after) of the last
+        message, the assistant's, and None, or why that is no example of what is sampled."""
+        *before, last = messages
+        (start, tail), body = self._around(messages, len(before), kwargs), last["content"]
+        whole, end = self._render(messages, False, kwargs), self._end_of_turn(tail)
+        try:
+            prompt, prefill = self._prompt(before, kwargs)
+        except ValueError:  # a conversation that the assistant begins: nothing is sampled so
+            prompt, prefill = start, ""
+        if not whole.endswith(tail) and whole.startswith(prompt):  # it depends on the content
+            rest = whole[len(prompt) :]
+            end = self._end_of_turn(rest)
+            return prompt, end or rest, rest.removeprefix(end or rest), None
+        shown, tag, after = whole.removesuffix(tail), prefill.rstrip(), tail.removeprefix(end)
+        kept = shown.startswith(prompt) and shown[len(prompt) :].strip() == body.strip()
+        begun = bool(tag) and body.lstrip().startswith(tag)
+        if kept:
+            body = shown[len(prompt) :]
+        elif begun:
             body = body.lstrip().removeprefix(tag).removeprefix(prefill.removeprefix(tag))
-        return self._render(before, True, kwargs), body, shown[1]
+        if "</think>" in body and "</think>" in prefill:
+            raise ValueError("the assistant's message reasons, but the prompt before it ends "
+                             f"reasoning ({prefill!r}); pass the template's switch in "
+                             "template_args (thinking=True, enable_thinking=True, ...)")
+        if kept or begun or "</think>" in body:
+            return prompt, body + end, after, None
+        if shown.startswith(prompt):  # perhaps with an empty reasoning block, which it then writes
+            return prompt, shown[len(prompt) :] + end, after, None
+        begins = prompt[len(os.path.commonprefix([prompt, shown])) :]
+        return whole, "", "", f"they do not begin with the generation prompt's {begins!r}"
+
+    def _in_history(self, messages: list[dict], k: int, text: str,
+                    kwargs: dict) -> tuple[str, str, str | None]:
+        """(what stands before, what the assistant writes) of message k where it stands in `text`,
+        and None, or why that is no example to train on."""
+        (start, tail), body = self._around(messages, k, kwargs), messages[k]["content"]
+        whole, written, end = self._render(messages, False, kwargs), "", self._end_of_turn(tail)
+        if whole.startswith(start) and whole.endswith(tail):
+            written = whole[len(start) : len(whole) - len(tail)]
+        said = _EMPTY.sub("", body, 1) if _EMPTY.match(body) else body
+        same = written.strip() in (body.strip(), said.strip())
+        if same and text.startswith(start + written + end):
+            return start, written + end, None
+        dropped = "</think>" in body and "</think>" not in written
+        what = "drops their reasoning from" if dropped else "changes their text in"
+        return "", "", f"the chat template {what} the history"
 
     def _guarded_message(self, message: dict) -> dict:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -321,7 +420,9 @@ class Tokenizer:
     def _render(self, messages: list[dict], add_generation_prompt: bool, kwargs: dict) -> str:
         if not self.chat_template:
             raise ValueError("the tokenizer has no chat template; set .chat_template (R1_ZERO_TEMPLATE, ...)")
-        variables = {"tools": None, "documents": None} | self._named | self._guarded(kwargs, ())
+        variables = {"tools": None, "documents": None} | self._named
+        variables["strftime_now"] = self.date.strftime
+        variables |= self._guarded(self.template_args | kwargs, ())
         try:
             return _compiled(self.chat_template).render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **variables)
@@ -562,6 +663,9 @@ class _GenerationTag(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+_EXTENSIONS = [jinja2.ext.loopcontrols, _GenerationTag]
+
+
 def _raise_exception(message: str):
     raise jinja2.TemplateError(message)
 
@@ -569,7 +673,30 @@ def _raise_exception(message: str):
 @lru_cache
 def _compiled(template: str) -> jinja2.Template:
     env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationTag])
+        trim_blocks=True, lstrip_blocks=True, extensions=_EXTENSIONS)
     env.filters["tojson"] = lambda x, **options: json.dumps(x, **{"ensure_ascii": False} | options)
-    env.globals |= {"raise_exception": _raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)}
+    env.globals["raise_exception"] = _raise_exception
     return env.from_string(template)
+
+
+def _template_of(name: str | None) -> str | None:
+    """The text of a template by its name in TEMPLATES or its file."""
+    if name is None or name in TEMPLATES:
+        return TEMPLATES.get(name)
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as e:
+        known = ", ".join(TEMPLATES)
+        raise ValueError(f"chat_template={name!r} is neither one of {known} nor a file: {e}") from e
+
+
+def _check_arguments(template: str | None, arguments: dict) -> None:
+    """ValueError for a name that the template does not read."""
+    try:
+        tree = jinja2.Environment(extensions=_EXTENSIONS).parse(template or "")
+        names = {node.name for node in tree.find_all(jinja2.nodes.Name)}
+    except jinja2.TemplateSyntaxError as e:
+        raise ValueError(f"the chat template fails: {e}") from e
+    if unknown := arguments.keys() - names:
+        raise ValueError(f"template_args: the chat template reads no {min(unknown)!r}, but "
+                         + ", ".join(sorted(names)))

@@ -418,7 +418,8 @@ def test_budget_forcing_cuts_and_prolongs_the_thinking(tmp_path):
     assert len(free[0][0].tokens) == 6
     # every token ends the thinking: it is replaced by `wait`, three tokens, until there are 8
     text = tokenizer.decode([int(t) for t in got[0][0].tokens[:1]])
-    loud = type('Loud', (), {'encode': staticmethod(tokenizer.encode), 'decode': staticmethod(lambda ids: ''.join(f'[{i}]' for i in ids)),
+    loud = type('Loud', (), {'encode_assistant': staticmethod(tokenizer.encode_assistant),
+                             'decode': staticmethod(lambda ids: ''.join(f'[{i}]' for i in ids)),
                              'stop_ids': [], 'text': text})()
     c = sample.forced(Sampler(model, slots=2, tokenizer=loud), loud, [prompts[0]], 1, 20, 1.0, seed=3, think_budget=10, think_at_least=8, think_end=']',
                       wait=' no')[0][0]

@@ -525,8 +525,10 @@ def test_rows_after_a_prefilled_prompt(template):
     for content in ("<think>\nhm\n</think>\n\n2", "<think>hm\n</think>\n\n2", "hm\n</think>\n\n2"):
         assert split_by_mask(tok, *tok.apply_chat_template([user("a"), assistant(content)])) == [
             (0, prompt), (1, "hm\n</think>\n\n2<｜end▁of▁sentence｜>")]
-    plain = split_by_mask(tok, *tok.apply_chat_template([user("a"), assistant("2")]))
-    assert plain == [(0, prompt.removesuffix("<think>\n")), (1, "2<｜end▁of▁sentence｜>")]
+    ids, mask, reasons = tok.document([user("a"), assistant("2")])  # sampling always reasons first
+    assert tok.decode(ids) == prompt.removesuffix("<think>\n") + "2<｜end▁of▁sentence｜>"
+    assert not any(mask)
+    assert reasons == ["they do not begin with the generation prompt's '<think>\\n'"]
 
 
 @needs_shared
@@ -544,7 +546,10 @@ def test_templates_with_a_thinking_switch():
     head = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
     assert split_by_mask(qwen3, *qwen3.apply_chat_template(reasoned)) == [
         (0, head), (1, "<think>\nhm\n</think>\n\n2<|im_end|>"), (0, "\n")]
-    assert split_by_mask(qwen3, *qwen3.apply_chat_template([user("a"), assistant("2")])) == [
+    plain = [user("a"), assistant("2")]
+    assert split_by_mask(qwen3, *qwen3.apply_chat_template(plain)) == [
+        (0, head), (1, "<think>\n\n</think>\n\n2<|im_end|>"), (0, "\n")]
+    assert split_by_mask(qwen3, *qwen3.apply_chat_template(plain, enable_thinking=False)) == [
         (0, head + "<think>\n\n</think>\n\n"), (1, "2<|im_end|>"), (0, "\n")]
 
 
