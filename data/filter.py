@@ -83,7 +83,7 @@ SPLIT_EACH = re.compile(r'([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])')
 
 def texts_of(row: dict) -> tuple[str, str]:
     """-> (question, response). The question is row["question"], or else the last user message; the response may be ''."""
-    key = 'messages' if row.get('messages') is not None else 'prompt'
+    key = 'messages' if row.get('messages', row.get('conversations')) is not None else 'prompt'
     chat = source.chat_of(row, key)
     user = [m['content'] for m in chat if m['role'] == 'user']
     if not user:

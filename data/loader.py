@@ -7,6 +7,7 @@ Rows from JSONL files, and batches of packed documents.
     batch = next(batches)                                        # endless; batches.state() is the checkpoint's cursor
 """
 import bisect
+import codecs
 import gzip
 import json
 import zlib
@@ -15,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.source import chat_of, missing
+from data.source import chat_of, from_json, missing
 
 
 def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
     """
     The rows of a .jsonl or .jsonl.gz file, one JSON object a line, so row i is line i + 1. require: keys each row
     must have, not null; `messages` must be a chat, `prompt` a chat or a string, where a chat is a non-empty list of
-    {"role": "system" | "user" | "assistant" | "tool", "content": str}.
+    {"role": "system" | "user" | "assistant" | "tool", "content": str}; content in parts is joined,
+    and ShareGPT's "conversations" become "messages" (chat_of in data/source.py).
     Raises ValueError with file and line for a row that is anything else, for a file without rows or a damaged .gz.
     FileNotFoundError names the command that makes the file, where one does.
     """
@@ -30,6 +32,7 @@ def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
     try:
         with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
             for number, line in enumerate(file, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 rows.append(parse_row(line, require))
     except ValueError as error:
         raise ValueError(f'{path}:{number}: {error}') from error
@@ -47,7 +50,7 @@ def parse_row(line: bytes, require: tuple) -> dict:
     if not line.strip():
         raise ValueError('blank line')
     try:
-        row = json.loads(line.rstrip().decode('utf-8'))
+        row = from_json(line.rstrip().decode('utf-8'))
     except json.JSONDecodeError as error:
         raise ValueError(f'no JSON: {error.msg} at column {error.colno}') from error
     except RecursionError:
@@ -55,10 +58,13 @@ def parse_row(line: bytes, require: tuple) -> dict:
     if not isinstance(row, dict):
         raise ValueError(f'a row must be a JSON object, not {type(row).__name__}')
     for key in require:
-        if row.get(key) is None:
+        named = 'conversations' if key == 'messages' and row.get(key) is None else key
+        if row.get(named) is None:
             raise ValueError(f'{key!r} is missing; the row has {", ".join(map(repr, row)) or "no keys"}')
     for key in {'messages', 'prompt'}.intersection(require):
-        chat_of(row, key)
+        chat = chat_of(row, key)
+        if not isinstance(row.get(key), str):   # a prompt that is text stays so
+            row[key] = chat
     return row
 
 

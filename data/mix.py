@@ -35,6 +35,7 @@ import numpy as np  # noqa: E402
 
 from data import source  # noqa: E402
 
+ROWS = ('messages', 'prompt', 'conversations')   # a row has one of these
 KEYS = {'path': str, 'weight': (int, float), 'count': int, 'licence': str, 'repeat': bool}
 
 
@@ -91,11 +92,11 @@ def scan(name: str, path: str) -> tuple[np.ndarray, str]:
     with open(path, 'rb') as f:
         for number, line in enumerate(f, 1):
             try:
-                row = json.loads(line)
-            except ValueError as error:
+                row = source.from_json(line.decode('utf-8-sig' if number == 1 else 'utf-8'))
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f'{path}:{number}: no JSON: {error}') from None
-            if not isinstance(row, dict) or row.get('messages') is None and row.get('prompt') is None:
-                raise ValueError(f'{path}:{number}: a row of {name!r} needs "messages" or "prompt"')
+            if not isinstance(row, dict) or not any(row.get(key) is not None for key in ROWS):
+                raise ValueError(f'{path}:{number}: a row of {name!r} needs {" or ".join(ROWS)}')
             starts.append(at)
             at += len(line)
             digest.update(line)
@@ -135,7 +136,9 @@ def main(cfg: Config) -> dict:
         with open(temp, 'w', encoding='utf-8') as f:
             for i, at in order.tolist():
                 files[i].seek(at)
-                f.write(json.dumps({'source': names[i], **json.loads(files[i].readline())}, ensure_ascii=False) + '\n')
+                line = files[i].readline().decode('utf-8-sig' if at == 0 else 'utf-8')
+                row = {'source': names[i], **source.from_json(line)}
+                f.write(json.dumps(row, ensure_ascii=False) + '\n')
                 shown[names[i]] += 1
     finally:
         for file in files:

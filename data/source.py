@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,16 @@ from pathlib import Path
 NO_PYARROW = "parquet needs pyarrow: pip install -e '.[data]', or give --source= a .jsonl, .json or .csv file"
 KINDS = ('.jsonl', '.json', '.csv', '.parquet')
 ROLES = ('system', 'user', 'assistant', 'tool')
+# ShareGPT's names of those who speak, and the roles that they stand for
+SPEAKERS = {
+    'human': 'user', 'user': 'user',
+    'gpt': 'assistant', 'assistant': 'assistant', 'model': 'assistant', 'chatgpt': 'assistant',
+    'bot': 'assistant', 'bing': 'assistant', 'bard': 'assistant',
+    'system': 'system', 'tool': 'tool', 'function': 'tool', 'observation': 'tool',
+    'function_response': 'tool', 'tool_response': 'tool', 'ipython': 'tool',
+}
+REASONING_KEYS = ('reasoning_content', 'reasoning', 'thinking', 'reasoning_details')
+MOST_CSV_CHARACTERS = 2**31 - 1   # of a field; the module's limit of 131,072 is less than a trace
 
 
 def made_by(path) -> str | None:
@@ -101,7 +112,8 @@ def read(files: list[tuple[str, str]]):
             continue
         try:
             opener, newline = gzip.open if str(path).endswith('.gz') else open, '' if kind(path) == '.csv' else None
-            with opener(path, 'rt', encoding='utf-8', newline=newline) as f:
+            # utf-8-sig skips a byte order mark
+            with opener(path, 'rt', encoding='utf-8-sig', newline=newline) as f:
                 yield from {'.json': read_json, '.csv': read_csv}.get(kind(path), read_jsonl)(name, f)
         except FileNotFoundError:
             raise missing(path) from None
@@ -113,12 +125,35 @@ def read_jsonl(name, lines, first=1):
     for number, line in enumerate(lines, first):
         if line.strip():
             try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+                row = from_json(line)
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f'{name}:{number}: no JSON: {error}') from None
             if not isinstance(row, dict):
                 raise ValueError(f'{name}:{number}: a row must be a JSON object, not {type(row).__name__}')
             yield f'{name}:{number}', row
+
+
+def from_json(text: str):
+    """The value of a JSON text, its strings as valid_text makes them. ValueError: it is no JSON."""
+    value = json.loads(text)
+    return valid_text(value) if HALF.search(text) else value
+
+
+HALF = re.compile(r'\\u[dD][89a-fA-F]')   # half a surrogate pair, as JSON escapes it
+
+
+def valid_text(value):
+    """The value with halves of surrogate pairs joined; a half that stands alone, which UTF-8 cannot
+    hold, becomes U+FFFD."""
+    if isinstance(value, str):
+        if value.isascii():
+            return value
+        return value.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    if isinstance(value, list):
+        return [valid_text(item) for item in value]
+    if isinstance(value, dict):
+        return {valid_text(key): valid_text(item) for key, item in value.items()}
+    return value
 
 
 def read_json(name, f):
@@ -134,6 +169,7 @@ def read_json(name, f):
         return
     text, at, line = head + second + f.read(), 0, 1
     decoder, opener = json.JSONDecoder(), text.lstrip()[:1]
+    halves = bool(HALF.search(text))
     if opener not in ('[', '{'):
         raise ValueError(f'{name}:1: neither a JSON list nor an object')
 
@@ -148,10 +184,10 @@ def read_json(name, f):
         nonlocal at, line
         try:
             found, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f'{name}: no JSON: {error}') from None
         number, line, at = line, line + text.count('\n', at, end), end
-        return number, found
+        return number, valid_text(found) if halves else found
 
     skip(' \t\r\n')
     at += 1
@@ -171,6 +207,7 @@ def read_json(name, f):
 
 
 def read_csv(name, f):
+    csv.field_size_limit(MOST_CSV_CHARACTERS)
     reader = csv.DictReader(f)
     try:
         for row in reader:
@@ -204,18 +241,109 @@ def text_of(row: dict, *keys: str) -> str:
 
 
 def chat_of(row: dict, key: str) -> list[dict]:
-    """row[key], a non-empty list of {"role": one of ROLES, "content": text}; a "prompt" may be the user's text. ValueError otherwise."""
+    """
+    row[key] as a non-empty list of {"role": one of ROLES, "content": text}. A "prompt" may be the
+    user's text; content may be a list of parts, whose texts are joined (the assistant's thoughts as
+    "reasoning_content"); where "messages" are missing, ShareGPT's "conversations" stand for them.
+    ValueError names what is anything else.
+    """
     chat = row.get(key)
     if key == 'prompt' and isinstance(chat, str):
         return [{'role': 'user', 'content': chat}]
+    if key == 'messages' and chat is None and row.get('conversations') is not None:
+        return conversation_of(row)
     if not isinstance(chat, list) or not chat:
         raise ValueError(f'{key!r} must be a list of messages')
+    messages = []
     for i, message in enumerate(chat):
-        if not isinstance(message, dict) or message.get('role') not in ROLES:
+        role = message.get('role') if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
             raise ValueError(f'{key}[{i}] must be {{"role": ..., "content": ...}} with a role of {", ".join(ROLES)}')
-        if not isinstance(message.get('content'), str):
+        content = message.get('content')
+        if isinstance(content, list):
+            thoughts = [part for part in content if is_thought(part)] if role == 'assistant' else []
+            said = [part for part in content if part not in thoughts]
+            message = {**message, 'content': joined_parts(said, f'{key}[{i}]')}
+            if thoughts:
+                message['reasoning_content'] = text_in(thoughts)
+        elif not isinstance(content, str):
             raise ValueError(f'{key}[{i}] must have a string as content')
-    return chat
+        messages.append(message)
+    return messages
+
+
+def joined_parts(parts: list, where: str) -> str:
+    """[{"type": "text", "text": ...}, ...], or strings among them -> the texts in a row.
+    ValueError: a part is no text."""
+    texts = []
+    for i, part in enumerate(parts):
+        text, place = part, f'{where}: part {i} of its content'
+        if isinstance(part, dict):
+            if part.get('type', 'text') not in ('text', 'input_text', 'output_text'):
+                raise ValueError(f'{place} is of type {part["type"]!r}; only text can be read')
+            text = part.get('text')
+        if not isinstance(text, str):
+            raise ValueError(f'{place} must be {{"type": "text", "text": ...}} or a string')
+        texts.append(text)
+    return ''.join(texts)
+
+
+def conversation_of(row: dict) -> list[dict]:
+    """ShareGPT's {"conversations": [{"from": "human", "value": ...}, ...], "system": ...} as
+    messages. ValueError otherwise."""
+    turns = row['conversations']
+    if not isinstance(turns, list) or not turns:
+        raise ValueError("'conversations' must be a list of turns")
+    if isinstance(turns[0], dict) and 'role' in turns[0]:   # the hub's messages by ShareGPT's name
+        messages = chat_of({'messages': turns}, 'messages')
+    else:
+        messages = []
+        for i, turn in enumerate(turns):
+            place = f'conversations[{i}]'
+            speaker = turn.get('from') if isinstance(turn, dict) else None
+            if not isinstance(speaker, str) or speaker.lower() not in SPEAKERS:
+                raise ValueError(f'{place} must be {{"from": ..., "value": ...}} with from of '
+                                 + ', '.join(SPEAKERS))
+            if not isinstance(turn.get('value'), str):
+                raise ValueError(f'{place} must have a string as value')
+            message = {'role': SPEAKERS[speaker.lower()], 'content': turn['value']}
+            messages.append(message | {key: turn[key] for key in REASONING_KEYS if turn.get(key)})
+    system = row.get('system')
+    if system is not None and not isinstance(system, str):
+        raise ValueError("'system' must be a string")
+    if system and messages[0]['role'] != 'system':
+        messages = [{'role': 'system', 'content': system}, *messages]
+    return messages
+
+
+def parts_of(message: dict) -> tuple[str, str]:
+    """-> (reasoning, content) of an assistant's message, whatever keys hold them; '' if none do."""
+    content, thought = message.get('content') or '', ''
+    if isinstance(content, list):   # {"type": "thinking", "thinking": ...}, {"type": "text", ...}
+        thought = text_in([part for part in content if is_thought(part)])
+        content = text_in([part for part in content if not is_thought(part)])
+    beside = [text_in(message.get(key)) for key in REASONING_KEYS]
+    thought = next((text for text in beside if text.strip()), thought)
+    if '</think>' in content and (not thought or content.lstrip().startswith('<think>')):
+        inside, content = content.split('</think>', 1)
+        thought = thought or inside.strip().removeprefix('<think>')
+    elif content.lstrip().startswith('<think>'):
+        thought, content = thought or content.lstrip().removeprefix('<think>'), ''
+    return thought.strip(), content.strip()
+
+
+def is_thought(part) -> bool:
+    return isinstance(part, dict) and part.get('type') in ('thinking', 'reasoning')
+
+
+def text_in(part) -> str:
+    """The text in a string, a part of a message, or a list of such."""
+    if isinstance(part, list):
+        return ''.join(map(text_in, part))
+    if isinstance(part, dict):
+        keys = ('text', 'thinking', 'reasoning', 'summary', 'content')
+        return next((text_in(part[key]) for key in keys if part.get(key)), '')
+    return part if isinstance(part, str) else ''
 
 
 def sha256(path) -> str:

@@ -15,9 +15,15 @@ data/distill/prepare.py makes rows for fine-tuning of them, data/filter.py --ver
 
 Requests that time out, break off (a stream must end with a finish_reason), or are answered by 408, 409, 425, 429 or 5xx are
 repeated after `backoff` seconds, twice that, four times ..., at most 60, or what Retry-After says; other answers of the 4xx kind
-fail the row, and 401, 403, 404 and 405, which would meet every row, stop the run. A line is written by one thread, whole, once the
-answer is complete; run again, whatever is in `out` is not asked for again, a line cut by a crash is removed, and failed rows are
-asked for again. A second process on the same file is refused.
+fail the row, and 401, 402, 403, 404 and 405, which would meet every row, stop the run.
+
+Only an answer that the model ended (ENDED) or that reached max_tokens (CUT) is written, the
+latter with the finish_reason 'length', by which data/distill/prepare.py leaves it out. Where
+the server failed (FAILED) the request is repeated; any other finish_reason, such as
+content_filter, fails the row. A line is written by one thread, whole, once the answer is
+complete. Run again, whatever is in `out` is not asked for again, but for failed rows, and for
+cut ones where max_tokens has grown; a line cut by a crash is removed. A second process on the
+same file is refused.
 """
 import concurrent.futures
 import fcntl
@@ -36,12 +42,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 from configurator import run  # noqa: E402
 
+import huggingface_hub  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from data import source  # noqa: E402
 
-STOPS_ALL, TRY_AGAIN = (401, 403, 404, 405), (408, 409, 425, 429)
-FIELDS = ('reasoning_content', 'reasoning', 'thinking', 'reasoning_details')
+STOPS_ALL, TRY_AGAIN = (401, 402, 403, 404, 405), (408, 409, 425, 429)
+# What servers call an answer's end, in small letters: the model's own, max_tokens', a failure.
+ENDED = ('stop', 'eos', 'eos_token', 'end_turn', 'stop_sequence', 'complete', 'completed')
+CUT = ('length', 'max_tokens', 'max_length', 'max_output_tokens', 'max_completion_tokens',
+       'model_length')
+FAILED = ('abort', 'aborted', 'error', 'cancelled', 'timeout', 'insufficient_system_resource')
 
 
 @dataclass
@@ -52,10 +63,10 @@ class Config:
     out: str = 'out/teacher.jsonl'         # answers, appended to
     limit: int = 0                         # only the first so many rows; 0: all
     n: int = 1                             # answers a row
-    temperature: float = 0.6               # of the samples
-    top_p: float = 0.95                    # nucleus
-    max_tokens: int = 32768                # longest answer, reasoning included
-    seed: int = 1                          # each request has a seed of its own, drawn from this and its key
+    temperature: float | None = 0.6        # of the samples; None, here and below: not sent
+    top_p: float | None = 0.95             # nucleus
+    max_tokens: int | None = 32768         # longest answer, reasoning included
+    seed: int | None = 1                   # each request has its own, drawn from this and its key
     system: str = ''                       # system message put first
     stream: bool = True                    # False: one piece; some servers cut long answers off then
     extra: dict = field(default_factory=dict)   # more fields of the request
@@ -82,32 +93,8 @@ class Refused(Exception):
 # one request
 
 
-def parts_of(message: dict) -> tuple[str, str]:
-    """-> (reasoning, content) of an assistant's message, whatever fields the server puts them in; both may be ''."""
-    content, thought = message.get('content') or '', ''
-    if isinstance(content, list):   # parts: {"type": "thinking", "thinking": ...}, {"type": "text", "text": ...}
-        thought = ''.join(text_in(p) for p in content if isinstance(p, dict) and p.get('type') in ('thinking', 'reasoning'))
-        content = ''.join(text_in(p) for p in content if isinstance(p, str) or p.get('type') not in ('thinking', 'reasoning'))
-    thought = next((text for text in (text_in(message.get(key)) for key in FIELDS) if text.strip()), thought)
-    if '</think>' in content and (not thought or content.lstrip().startswith('<think>')):
-        inside, content = content.split('</think>', 1)
-        thought = thought or inside.strip().removeprefix('<think>')
-    elif content.lstrip().startswith('<think>'):
-        thought, content = thought or content.lstrip().removeprefix('<think>'), ''
-    return thought.strip(), content.strip()
-
-
-def text_in(part) -> str:
-    """The text in a string, a part of a message, or a list of such."""
-    if isinstance(part, list):
-        return ''.join(map(text_in, part))
-    if isinstance(part, dict):
-        return next((text_in(part[key]) for key in ('text', 'thinking', 'reasoning', 'summary', 'content') if part.get(key)), '')
-    return part if isinstance(part, str) else ''
-
-
 def add_delta(message: dict, delta: dict):
-    for key in ('content', *FIELDS):
+    for key in ('content', *source.REASONING_KEYS):
         piece = delta.get(key)
         if piece:
             have = message.get(key)
@@ -120,29 +107,65 @@ def add_delta(message: dict, delta: dict):
 
 def request(cfg: Config, chat: list, seed: int, stop: threading.Event) -> dict:
     """One answer: {"reasoning", "content", "finish_reason", "usage"}. Raises whatever went wrong; ConnectionError: it broke off."""
-    from huggingface_hub import InferenceClient
     end = time.monotonic() + cfg.deadline
     # without a key of its own the client would send the user's token of the hub
     key = os.environ.get(cfg.key_variable) or 'none'
-    with InferenceClient(base_url=cfg.endpoint, api_key=key, timeout=min(cfg.timeout, cfg.deadline)) as client:
+    patience = min(cfg.timeout, cfg.deadline)
+    client = huggingface_hub.InferenceClient(base_url=cfg.endpoint, api_key=key, timeout=patience)
+    with client:
         answer = client.chat_completion(chat, model=cfg.model, stream=cfg.stream, temperature=cfg.temperature, top_p=cfg.top_p,
                                         max_tokens=cfg.max_tokens, seed=seed, extra_body=cfg.extra,
                                         stream_options={'include_usage': True} if cfg.stream else None)
         message, usage, reason = {}, None, None
-        for chunk in answer if cfg.stream else [answer]:
+        for chunk in without_the_end(answer) if cfg.stream else [answer]:
             usage = chunk.usage or usage
             for choice in chunk.choices or ():   # as attributes: as items they have lost the fields that the client does not know
                 add_delta(message, (choice.delta if cfg.stream else choice.message) or {})
                 reason = choice.finish_reason or reason
             if stop.is_set() or time.monotonic() > end:
                 raise ConnectionError('stopped' if stop.is_set() else f'no complete answer in deadline={cfg.deadline} s')
-    if reason is None:
-        raise ConnectionError('the answer broke off: no finish_reason')
-    reasoning, content = parts_of(message)
+    reason = checked_reason(reason)
+    reasoning, content = source.parts_of(source.valid_text(message))
     if not reasoning and not content:
         raise ConnectionError('an empty answer')
     return {'reasoning': reasoning, 'content': content, 'finish_reason': reason, 'model': cfg.model,
+            'max_tokens': cfg.max_tokens,
             'usage': {k: v for k, v in usage.items() if v is not None} if usage else None}
+
+
+def without_the_end(chunks):
+    """The client takes the end of a stream, where it is "data:[DONE]" without the space, for a
+    chunk that is no JSON."""
+    try:
+        yield from chunks
+    except json.JSONDecodeError as error:
+        if error.doc != '[DONE]':
+            raise
+
+
+def checked_reason(reason: str | None) -> str:
+    """-> 'length' for what CUT holds, the reason itself for what ENDED holds. ConnectionError: no
+    whole answer, ask again. Refused: the server will not give one."""
+    if reason is None:
+        raise ConnectionError('the answer broke off: no finish_reason')
+    known = str(reason).lower()
+    if known in CUT:
+        return 'length'
+    if known in FAILED:
+        raise ConnectionError(f'the answer broke off: finish_reason {reason!r}')
+    if known not in ENDED:
+        raise Refused(f'finish_reason {reason!r}: not an answer that the model ended')
+    return reason
+
+
+def reach_offline(endpoint: str):
+    """HF_HUB_OFFLINE=1 has huggingface-hub refuse all addresses: all but the endpoint now."""
+    session = huggingface_hub.get_session()
+
+    def elsewhere(hook):
+        return lambda request: None if str(request.url).startswith(endpoint) else hook(request)
+    hooks = session.event_hooks
+    session.event_hooks = hooks | {'request': [elsewhere(hook) for hook in hooks['request']]}
 
 
 TOLD = set()    # kinds of faults, of which the first is told
@@ -154,6 +177,8 @@ def patiently(cfg: Config, chat: list, seed: int, stop: threading.Event) -> tupl
     for attempt in itertools.count():
         try:
             return request(cfg, chat, seed, stop), faults
+        except Refused:
+            raise
         except Exception as error:   # the client's exceptions differ by its version; what counts is the status, if any
             response = getattr(error, 'response', None)
             status = getattr(response, 'status_code', None)
@@ -196,11 +221,14 @@ def requests_of(rows, cfg: Config):
         chat = [{'role': 'system', 'content': cfg.system}, *chat] if cfg.system else chat
         for sample in range(cfg.n):
             key = f'{name}#{sample}'
-            yield key, sample, row, chat, int.from_bytes(hashlib.sha256(f'{cfg.seed} {key}'.encode()).digest()[:4], 'big') >> 1
+            digest = hashlib.sha256(f'{cfg.seed} {key}'.encode()).digest()
+            seed = int.from_bytes(digest[:4], 'big') >> 1
+            yield key, sample, row, chat, None if cfg.seed is None else seed
 
 
-def answered(path: Path, model: str) -> set[str]:
-    """Keys of the answers in the file; cuts off a last line that a crash left unfinished."""
+def answered(path: Path, model: str, max_tokens: int | None) -> set[str]:
+    """Keys of the answers in the file, less those that a limit below max_tokens (None: no limit)
+    cut short; cuts off a last line that a crash left unfinished."""
     keys, good = set(), 0
     with open(path, 'rb+') as f:
         for number, line in enumerate(f, 1):
@@ -209,7 +237,9 @@ def answered(path: Path, model: str) -> set[str]:
                 break
             try:
                 row = json.loads(line)
-                keys.add(row['key'])
+                cut = row.get('finish_reason') == 'length' and row.get('max_tokens') is not None
+                if not cut or max_tokens is not None and max_tokens <= row['max_tokens']:
+                    keys.add(row['key'])
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f'{path}:{number}: no answer of this script ({type(error).__name__}: {error}); choose another out'
                                  ) from None
@@ -235,7 +265,8 @@ def generate_remote(rows, endpoint: str, model: str, out: str, progress: bool = 
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f'{path}: another process is writing to it') from None
-        done = answered(path, model)
+        done = answered(path, model, cfg.max_tokens)
+        reach_offline(endpoint)
         every = requests_of(rows, cfg)
         running, bar = {}, tqdm(desc='answers', disable=not progress, unit='')
         try:

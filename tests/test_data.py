@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from data import filter as filters
 from data import mix, source
 from data.code import prepare as code
 from data.distill import prepare as distill
+from data.loader import read_rows
 from data.logic import prepare as logic
 from data.math import prepare as maths
 from data.medical import prepare as medical
@@ -85,6 +87,78 @@ def test_read_says_where(tmp_path):
     (tmp_path / 'r.jsonl.gz').write_bytes(damaged[:len(damaged) // 2])
     with pytest.raises(ValueError, match='damaged'):
         list(source.read([('r', str(tmp_path / 'r.jsonl.gz'))]))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    for name, text in (('a.jsonl', '{"x": "1"}'), ('a.json', '[{"x": "1"}]'), ('a.csv', 'x\n1\n')):
+        (tmp_path / name).write_text(text, encoding='utf-8-sig')
+        assert [row for _, row in source.read([(name, tmp_path / name)])] == [{'x': '1'}]
+
+
+def test_a_csv_field_may_be_as_long_as_a_trace(tmp_path):
+    (tmp_path / 'a.csv').write_text(f'x,y\n{"a" * 400_000},b\n')
+    (_, row), = source.read([('a', tmp_path / 'a.csv')])
+    assert (len(row['x']), row['y']) == (400_000, 'b')
+
+
+HALVES = (r'{"prompt": "fine \ud83d", "messages": ['
+          r'{"role": "user", "content": "\ud83d\ude00 \ude00"}, '
+          r'{"role": "assistant", "content": "\uDBFF"}]}')
+
+
+@pytest.mark.parametrize('name, text', [
+    ('a.jsonl', f'{HALVES}\n'), ('a.json', f'[{HALVES}]'), ('b.json', f'{{"1": {HALVES}}}')])
+def test_half_a_character_is_replaced_and_a_whole_one_joined(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    (_, row), = source.read([(name, tmp_path / name)])
+    assert row['prompt'] == 'fine \ufffd'
+    assert [m['content'] for m in row['messages']] == ['😀 \ufffd', '\ufffd']
+
+
+def test_half_a_character_stops_no_script(tmp_path):
+    trace = r'{"prompt": "fine \ud83d", "reasoning": "hm \udc00", "content": "5"}'
+    (tmp_path / 'r.jsonl').write_text(f'{trace}\n{trace}\n')
+    distill.main(distill.Config(source=str(tmp_path / 'r.jsonl'), out_dir=str(tmp_path)))
+    assert len(lines(tmp_path / 'traces.jsonl')) == 2
+    (tmp_path / 'm.jsonl').write_text(HALVES + '\n')
+    _, rows = mixed(tmp_path, {'m': {'path': str(tmp_path / 'm.jsonl'), 'licence': 'MIT'}})
+    assert rows[0]['prompt'] == 'fine \ufffd'
+    data, against = [str(tmp_path / 'm.jsonl')], [str(tmp_path / 'r.jsonl')]
+    out = str(tmp_path / 'f.jsonl')
+    filters.main(filters.Config(data=data, against=against, out=out, near=0.8))
+    assert read_rows(tmp_path / 'm.jsonl')[0]['messages'][1]['content'] == '\ufffd'
+
+
+def test_sharegpt_and_content_in_parts_are_messages():
+    said = [('human', 'user', 'Q'), ('gpt', 'assistant', 'A'), ('observation', 'tool', 'T'),
+            ('Assistant', 'assistant', 'B')]
+    turns = [{'from': speaker, 'value': text} for speaker, _, text in said]
+    asked = [{'role': role, 'content': text} for _, role, text in said]
+    assert source.chat_of({'conversations': turns}, 'messages') == asked
+    system = {'role': 'system', 'content': 'S'}
+    assert source.chat_of({'conversations': turns, 'system': 'S'}, 'messages') == [system, *asked]
+    assert source.chat_of({'conversations': asked, 'system': None}, 'messages') == asked
+    parts = [{'type': 'text', 'text': 'A '}, 'B', {'text': ' C'}]
+    chat = source.chat_of({'messages': [{'role': 'user', 'content': parts}]}, 'messages')
+    assert chat == [{'role': 'user', 'content': 'A B C'}]
+
+
+@pytest.mark.parametrize('row, message', [
+    ({'conversations': []}, "'conversations' must be a list of turns"),
+    ({'conversations': ['Q']}, r'conversations\[0\] must be {"from"'),
+    ({'conversations': [{'from': 'human', 'value': 'Q'}, {'from': 'martian', 'value': 'A'}]},
+     r'conversations\[1\] must be {"from"'),
+    ({'conversations': [{'from': 'human', 'value': None}]},
+     r'conversations\[0\] must have a string as value'),
+    ({'conversations': [{'from': 'user', 'value': 'Q'}], 'system': 3}, "'system' must be a string"),
+    ({'messages': [{'role': 'user', 'content': [{'type': 'image_url', 'image_url': 'x'}]}]},
+     'part 0 of its content is of type .image_url'),
+    ({'messages': [{'role': 'user', 'content': [{'type': 'text'}]}]}, 'part 0 of its content must'),
+])
+def test_what_is_no_conversation_is_named(tmp_path, row, message):
+    path = write(tmp_path / 'x.jsonl', [row])
+    with pytest.raises(ValueError, match='x.jsonl:1: .*' + message):
+        read_rows(path)
 
 
 def test_parquet_and_the_hub(tmp_path, monkeypatch):
@@ -229,8 +303,16 @@ def test_medmcqa_counts_from_0_or_1(tmp_path):
     for cops in [(1, 2), (0, 4)]:
         with pytest.raises(ValueError, match='neither 0 to 3 nor 1 to 4'):
             medical.main(medical.Config(source=write(tmp_path / 'r.jsonl', [{**MCQ, 'cop': cop} for cop in cops]), out_dir=str(tmp_path / 'o')))
-    with pytest.raises(ValueError, match='r.jsonl:2: the options must be'):
-        medical.main(medical.Config(source=write(tmp_path / 'r.jsonl', [{**MCQ, 'cop': 4}, {**MCQ, 'cop': 1, 'opb': ' '}]), out_dir=str(tmp_path / 'o')))
+
+
+def test_an_empty_option_leaves_out_its_row_alone(tmp_path):
+    row = {'question': 'Q', 'opa': 'a', 'opb': 'b', 'opc': 'c', 'opd': 'd', 'id': '1'}
+    changes = [{'cop': 1}, {'cop': 2, 'opd': ''}, {'cop': 3, 'opb': None}, {'cop': 4}]
+    rows = [{**row, **change} for change in changes]
+    path = write(tmp_path / 'r.jsonl', rows)
+    medical.main(medical.Config(dataset='medmcqa', source=path, out_dir=str(tmp_path)))
+    assert [r['answer'] for r in lines(tmp_path / 'medmcqa_train.jsonl')] == ['A', 'D']
+    assert manifest(tmp_path / 'medmcqa_train.jsonl')['dropped'] == {'an empty option': 2}
 
 
 def test_medqa_and_gpqa(tmp_path):
@@ -439,6 +521,32 @@ def test_traces_in_every_form(tmp_path):
                          ({'prompt': 'Q', 'reasoning': 3, 'content': 'x'}, 'must be strings'), ({'x': 1}, 'is missing')]:
         with pytest.raises(ValueError, match='r.jsonl:1: .*' + message):
             distill.main(distill.Config(source=write(tmp_path / 'r.jsonl', [row]), out_dir=str(tmp_path / 'o')))
+
+
+def test_reasoning_beside_the_content_is_kept(tmp_path):
+    asked, answer = {'role': 'user', 'content': 'Q'}, '<think>\nhm\n</think>\n\n5'
+    beside = [{key: 'hm', 'content': '5'} for key in ('reasoning_content', 'reasoning', 'thinking')]
+    thought = {'type': 'thinking', 'thinking': 'hm'}
+    beside.append({'content': [thought, {'type': 'text', 'text': '5'}]})
+    beside.append({'reasoning_details': [{'type': 'reasoning.text', 'text': 'hm'}], 'content': '5'})
+    rows = [{'messages': [asked, {'role': 'assistant', **message}]} for message in beside]
+    said = {'role': 'assistant', 'thinking': 'hm', 'content': '5'}
+    rows.append({'messages': [asked, said, asked, said]})
+    turns = [{'from': 'human', 'value': 'Q'}, {'from': 'gpt', 'value': '5', 'reasoning': 'hm'}]
+    rows.append({'conversations': turns})
+    distill.main(distill.Config(source=write(tmp_path / 'r.jsonl', rows), out_dir=str(tmp_path)))
+    found = [[m['content'] for m in row['messages']] for row in lines(tmp_path / 'traces.jsonl')]
+    assert found == [['Q', answer]] * 5 + [['Q', answer, 'Q', answer], ['Q', answer]]
+
+
+@pytest.mark.parametrize('reason, kept', [
+    ('stop', 1), ('EOS_TOKEN', 1), ('end_turn', 1), ('max_tokens', 0), ('abort', 0),
+    ('content_filter', 0), ('error', 0), ('insufficient_system_resource', 0)])
+def test_only_traces_that_the_model_ended_are_whole(tmp_path, reason, kept):
+    row = {'prompt': 'Q', 'reasoning': 'hm', 'content': '5'}
+    rows = [{**row, 'id': 'old'}, {**row, 'id': 'new', 'finish_reason': reason}]
+    distill.main(distill.Config(source=write(tmp_path / 'r.jsonl', rows), out_dir=str(tmp_path)))
+    assert len(lines(tmp_path / 'traces.jsonl')) == 1 + kept
 
 
 @needs_files

@@ -12,7 +12,8 @@ import pytest
 
 from data import teacher
 from data.distill import prepare as distill
-from data.teacher import Config, generate_remote, parts_of
+from data.source import parts_of
+from data.teacher import Config, generate_remote
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ('429', '500', '503', 'timeout', 'cut', 'cut_before', 'reset', 'garbage', 'error_in_stream', 'empty', 'no_finish')
@@ -23,6 +24,8 @@ def message(style, thought, answer):
     return {'inline': {'content': f'<think>\n{thought}\n</think>\n\n{answer}'}, 'inline_prefilled': {'content': f'{thought}\n</think>\n{answer}'},
             'details': {'reasoning_details': [{'type': 'reasoning.text', 'text': thought}], 'content': answer},
             'parts': {'content': [{'type': 'thinking', 'thinking': [{'type': 'text', 'text': thought}]}, {'type': 'text', 'text': answer}]},
+            'unspaced': {'content': answer}, 'surrogate': {'content': 'fine \ud83d'},
+            'halves': {'content': 'fine 😀'},
             }.get(style) or {style: thought, 'content': answer}
 
 
@@ -86,8 +89,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, server, body):
         name, style, faults = body['messages'][-1]['content'].split('|')
         with server.lock:
-            server.seen[name, body['seed']] += 1
-            attempt = server.seen[name, body['seed']] - 1
+            server.seen[name, body.get('seed')] += 1
+            attempt = server.seen[name, body.get('seed')] - 1
             server.times.setdefault(name, []).append(time.monotonic())
         faults = [f for f in faults.split(',') if f]
         fault = faults[attempt] if attempt < len(faults) else ''
@@ -112,6 +115,8 @@ class Handler(BaseHTTPRequestHandler):
         whole = {} if fault == 'empty' else message(style, thought, text)
         usage = {'prompt_tokens': 7, 'completion_tokens': 11, 'total_tokens': 18}
         finish = None if fault == 'no_finish' else 'length' if name == 'long' else 'stop'
+        if fault.startswith('finish:'):
+            finish = fault.removeprefix('finish:')
         if not body['stream']:
             data = {'choices': [{'index': 0, 'message': {'role': 'assistant', **whole}, 'finish_reason': finish}], 'usage': usage}
             if fault in ('cut', 'cut_before', 'garbage', 'error_in_stream'):
@@ -126,7 +131,9 @@ class Handler(BaseHTTPRequestHandler):
         lines += [{'choices': [], 'usage': usage}] if name != 'uncounted' else []
         if fault == 'error_in_stream':
             lines[1:] = [{'error': 'worker died', 'error_type': 'server'}]
-        text = [f'data: {json.dumps(line)}\n\n' for line in lines] + ['data: [DONE]\n\n']
+        space = '' if style == 'unspaced' else ' '
+        pieces = [*map(json.dumps, lines), '[DONE]']
+        text = [f'data:{space}{piece}\n\n' for piece in pieces]
         if fault == 'garbage':
             text[1] = 'data: {"choices": [{"del\n\n'
         if fault == 'cut_before':
@@ -316,6 +323,86 @@ def test_cut_answers_are_marked_and_left_out_of_the_distillation_file(server, tm
     assert found['messages'] == [{'role': 'user', 'content': 'a|reasoning|'},
                                  {'role': 'assistant', 'content': '<think>\nthinking of a\n</think>\n\nthe answer to a'}]
     assert json.loads((tmp_path / 'own.manifest.json').read_text())['dropped'] == {'cut short': 1}
+
+
+@pytest.mark.parametrize('reason', ['abort', 'error', 'insufficient_system_resource', 'ERROR'])
+def test_an_answer_that_the_server_broke_off_is_asked_for_again(server, tmp_path, reason):
+    rows = prompts(f'a|reasoning|finish:{reason}', 'b|reasoning|')
+    numbers = ask(server, rows, tmp_path / 'o.jsonl')
+    assert numbers['answers'] == 2 and numbers['faults'] == {'ConnectionError': 1}
+    assert len(server.bodies) == 3
+    assert {row['finish_reason'] for row in lines(tmp_path / 'o.jsonl')} == {'stop'}
+
+
+@pytest.mark.parametrize('reason', ['content_filter', 'safety', 'tool_calls', 'what_nobody_knows'])
+def test_what_the_model_did_not_end_is_asked_for_by_the_next_run(server, tmp_path, reason):
+    out = tmp_path / 'o.jsonl'
+    numbers = ask(server, prompts(f'a|reasoning|finish:{reason}', 'b|reasoning|'), out)
+    assert set(numbers['failed']) == {'a#0'} and reason in numbers['failed']['a#0']
+    assert [row['id'] for row in lines(out)] == ['b']
+    assert len(server.bodies) == 2   # not repeated: it would be refused again
+    assert ask(server, prompts(f'a|reasoning|finish:{reason}', 'b|reasoning|'), out)['answers'] == 1
+
+
+@pytest.mark.parametrize('reason', ['length', 'max_tokens', 'model_length', 'MAX_TOKENS'])
+def test_a_cut_answer_is_asked_for_again_with_more_tokens(server, tmp_path, reason):
+    out, rows = tmp_path / 'o.jsonl', prompts(f'a|reasoning|finish:{reason}')
+    assert ask(server, rows, out, max_tokens=100)['cut'] == 1
+    assert [row['finish_reason'] for row in lines(out)] == ['length']
+    assert ask(server, rows, out, max_tokens=100)['already'] == 1
+    assert len(server.bodies) == 1                   # as many tokens would cut it at the same place
+    for more in (200, None):
+        assert ask(server, rows, out, max_tokens=more)['answers'] == (more == 200)
+    distill.main(distill.Config(source=str(out), name='own', out_dir=str(tmp_path)))
+    assert len(lines(tmp_path / 'own.jsonl')) == 1   # the whole one
+
+
+@pytest.mark.parametrize('reason', ['stop', 'eos_token', 'end_turn', 'stop_sequence', 'STOP'])
+def test_what_the_model_ended_is_whole_whatever_it_is_called(server, tmp_path, reason):
+    rows = prompts(f'a|reasoning|finish:{reason}')
+    assert ask(server, rows, tmp_path / 'o.jsonl')['answers'] == 1
+
+
+def test_what_is_none_is_not_sent(server, tmp_path):
+    unsent = dict(max_tokens=None, seed=None, temperature=None, top_p=None)
+    ask(server, prompts('a|reasoning|'), tmp_path / 'o.jsonl', **unsent)
+    assert not {'max_tokens', 'seed', 'temperature', 'top_p'} & set(server.bodies[0])
+
+
+def test_an_empty_account_stops_the_run(server, tmp_path):
+    with pytest.raises(teacher.Stopped, match='answers 402'):
+        rows = prompts(*(f'x{i}|reasoning|402' for i in range(9)))
+        ask(server, rows, tmp_path / 'o.jsonl', concurrency=1)
+    assert len(server.bodies) == 1
+
+
+def test_a_stream_without_spaces_is_read_to_its_end(server, tmp_path):
+    numbers = ask(server, prompts('a|unspaced|'), tmp_path / 'o.jsonl')
+    assert numbers['answers'] == 1 and numbers['completion_tokens'] == 11 and not numbers['faults']
+
+
+@pytest.mark.parametrize('stream', [True, False])
+def test_half_a_character_from_the_server_or_the_rows_loses_no_row(server, tmp_path, stream):
+    data, out = tmp_path / 'in.jsonl', tmp_path / 'o.jsonl'
+    cut = {'prompt': 'c|reasoning|', 'id': 'c', 'note': 'cut \ud83d'}
+    rows = [*prompts('a|surrogate|', 'b|halves|'), cut]
+    data.write_text(''.join(json.dumps(row) + '\n' for row in rows))   # as escapes
+    teacher.main(Config(endpoint=server.url, model='teacher', data=[str(data)], out=str(out),
+                        stream=stream, backoff=0.01))
+    found = {row['id']: row for row in lines(out)}
+    assert found['a']['content'] == 'fine \ufffd' and found['b']['content'] == 'fine 😀'
+    assert found['c']['note'] == 'cut \ufffd'
+
+
+def test_a_server_on_this_machine_is_reached_while_the_hub_is_offline(server, tmp_path):
+    data = tmp_path / 'in.jsonl'
+    data.write_text(json.dumps(prompts('a|reasoning|')[0]) + '\n')
+    command = [sys.executable, str(ROOT / 'data' / 'teacher.py'), f'--endpoint={server.url}',
+               '--model=teacher', f"--data=['{data}']", f'--out={tmp_path / "o.jsonl"}',
+               '--retries=0']
+    offline = {**os.environ, 'HF_HUB_OFFLINE': '1'}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=offline)
+    assert done.returncode == 0 and '1 answers' in done.stdout, done.stderr
 
 
 def test_a_second_process_on_the_same_file_is_refused(server, tmp_path):

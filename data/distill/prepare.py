@@ -7,14 +7,17 @@ Reasoning traces of a teacher as a file for distillation (supervised fine-tuning
 The hub's open-r1/Mixture-of-Thoughts (Apache-2.0) holds 349,317 traces of DeepSeek-R1 in mathematics, code and science; `subset`
 takes one of the three. As a source also do, row by row,
     {"messages": [..., {"role": "assistant", "content": "<think>...</think>..."}]}      sample.py, Mixture-of-Thoughts, OpenR1
+    the same with "reasoning_content", "reasoning" or "thinking" beside the content, with content in
+    parts, or as ShareGPT's {"conversations": [{"from": "human", "value": ...}, ...]}
     {"prompt": chat or text, "reasoning": ..., "content": ...}                          data/teacher.py
     {"problem": ..., "gtruth_answer": ..., "message_thinking": ..., "message_content": ...}   logs of other projects
     {"prompt": ..., "samples": [{"response": ...}, ...]}                                sample.py without keep; one row a sample
 writes to out_dir
     NAME.jsonl   {"messages": [..., assistant: "<think>\\nreasoning\\n</think>\\n\\nanswer"], "task", "answer", "id"} and its manifest
 "task", "answer" and what else a reward needs are kept where the source has them, so that data/filter.py can verify the traces.
-Rows without reasoning, without an answer after it (cut short), or with the tags of the reasoning anywhere else are left out and
-counted; what is malformed stops it, named by file and line.
+Rows without reasoning, without an answer after it (cut short), with a finish_reason other than the
+model's own end, or with the tags of the reasoning anywhere else are left out and counted; what is
+malformed stops it, named by file and line.
 """
 import sys
 from collections import Counter
@@ -24,7 +27,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
 from configurator import run  # noqa: E402
-from data import source  # noqa: E402
+from data import source, teacher  # noqa: E402
 
 REPO = 'open-r1/Mixture-of-Thoughts'
 KEPT = ('task', 'answer', 'choices', 'numbers', 'target', 'language', 'tests', 'entry_point', 'setup', 'asserts', 'question', 'source',
@@ -52,8 +55,8 @@ def split_trace(text: str) -> tuple[str, str]:
 
 def traces_of(row: dict):
     """Yields (messages before the trace, reasoning, answer) of each trace in the row; reasoning None: still within the answer."""
-    if row.get('messages') is not None:
-        chat = source.chat_of(row, 'messages')
+    if row.get('messages') is not None or row.get('conversations') is not None:
+        chat = [with_reasoning(message) for message in source.chat_of(row, 'messages')]
         if chat[-1]['role'] != 'assistant' or len(chat) < 2:
             raise ValueError('the last message must be an assistant\'s, after at least one other')
         yield chat[:-1], None, chat[-1]['content']
@@ -70,11 +73,20 @@ def traces_of(row: dict):
         yield [{'role': 'user', 'content': problem}], row.get('message_thinking') or '', row.get('message_content') or ''
 
 
+def with_reasoning(message: dict) -> dict:
+    """The message; an assistant's reasoning from beside its content goes into the content."""
+    if message['role'] != 'assistant' or not any(message.get(key) for key in source.REASONING_KEYS):
+        return message
+    reasoning, answer = source.parts_of(message)
+    return {'role': 'assistant', 'content': f'<think>\n{reasoning}\n</think>\n\n{answer}'}
+
+
 def trace_row(row: dict, chat: list, reasoning: str | None, answer: str) -> dict:
     """The SFT row of one trace, without its id. Skip where it is no whole trace."""
     if not isinstance(answer, str) or not isinstance(reasoning, str | None):
         raise ValueError('reasoning and content must be strings')
-    if row.get('finish_reason') == 'length':
+    reason = row.get('finish_reason')
+    if reason is not None and str(reason).lower() not in teacher.ENDED:
         raise source.Skip('cut short')
     if reasoning is None:
         reasoning, answer = split_trace(answer)

@@ -17,7 +17,8 @@ writes to out_dir
 and its manifest (source, licence, hash, rows in and out, reasons).
 A split is chosen by `split` where the data set has several. pubmedqa in its original form: a folder with ori_pqal.json and
 test_ground_truth.json, whose ids are the split "test", all others "train". The options of gpqa, whose right one comes first
-there, are put in an order drawn from seed and question. Rows without a right answer or with two equal options are left out and counted;
+there, are put in an order drawn from seed and question. Rows without a right answer, with an empty
+option or with two equal ones are left out and counted;
 what is malformed stops it, named by file and line.
 """
 import json
@@ -51,8 +52,10 @@ class Config:
 
 def choice_row(question: str, choices: list[str], right: int, name: str, context: str = '', **more) -> dict:
     """The row of a question whose options are `choices`, of which number `right` (from 0) is the answer."""
-    if not 2 <= len(choices) <= len(LETTERS) or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise ValueError(f'the options must be 2 to {len(LETTERS)} strings with text in them, not {choices!r}')
+    if not 2 <= len(choices) <= len(LETTERS) or not all(isinstance(c, str) for c in choices):
+        raise ValueError(f'the options must be 2 to {len(LETTERS)} strings, not {choices!r}')
+    if not all(c.strip() for c in choices):
+        raise source.Skip('an empty option')
     if not 0 <= right < len(choices):
         raise ValueError(f'option {right} (from 0) cannot be right: there are {len(choices)}')
     choices = [c.strip() for c in choices]
@@ -106,7 +109,8 @@ def medqa(row: dict, number: int) -> dict:
 
 def gpqa(row: dict, seed: int) -> dict:
     question = source.text_of(row, 'Question')
-    choices = [source.text_of(row, key) for key in ('Correct Answer', 'Incorrect Answer 1', 'Incorrect Answer 2', 'Incorrect Answer 3')]
+    wrong = [row.get(f'Incorrect Answer {i}') for i in (1, 2, 3)]
+    choices = [row.get('Correct Answer'), *wrong]
     order = list(range(4))
     random.Random(f'{seed} {question}').shuffle(order)
     return choice_row(question, [choices[i] for i in order], order.index(0), f'gpqa/{source.text_of(row, "Record ID")}',
