@@ -6,18 +6,25 @@ the prompt already wrote for the assistant, for example '<think>'; every reward 
 `numbers`, `target`, `language` ... A row that lacks what its reward needs raises; a response, whatever it holds, only ever scores.
 No model text is evaluated as code but in the sandbox, and no input is slow.
 
-REWARDS names what `combined` can weigh, `grade` scores a batch, `prepare` checks before a run that its rewards can work.
-The grader of mathematics is graders/maths.py, programs run in graders/sandbox.py, the learned reward is preference.py.
-"""
+ACCURACY names the tasks, REWARDS what `combined` can weigh; `use_file` adds the functions of a file
+of one's own to both. `grade` scores a batch, `check_row` and `prepare` say before a run what its
+rewards would lack, `right` is what counts as right. The grader of mathematics is graders/maths.py,
+programs run in graders/sandbox.py, the learned reward is preference.py. """
 import difflib
+import hashlib
+import inspect
 import math
 import os
 import re
+import sys
 import time
+import traceback
+import types
 import unicodedata
 import zlib
-from collections import Counter
+from collections import ChainMap, Counter
 from fractions import Fraction
+from pathlib import Path
 
 from graders import sandbox
 from graders.language import language_counts
@@ -25,6 +32,7 @@ from graders.maths import FONTS, lists_equal, math_equal
 from graders.pool import Pool
 
 FAILURES = Counter()  # (reward, exception) -> samples that it scored 0; of this process
+EXAMPLES = {}  # (reward, exception) -> what the first of them said
 
 # ---------------------------------------------------------------- reasoning and answer
 
@@ -109,7 +117,7 @@ def answer_of(response, row, task=None):
     the words'. None when there is no answer and when there are several different ones.
     """
     found, end = answers_of(response, row), time.perf_counter() + 1.0
-    same = SAME.get(task or row.get('task'), _same_words)
+    same = SAME.get(task or row.get('task'), same_words)
     try:
         for other in found[1:]:
             if time.perf_counter() > end or not same(found[0], other, row):
@@ -140,12 +148,14 @@ def format_reward(response, row):
 
 
 def match_reward(response, row):
-    """1.0 when the answer equals row['answer'] but for case, white space (all around commas) and a full stop at the end."""
+    """1.0 when the answer is row['answer'], as same_words has it."""
     answer = answer_of(response, row, 'match')
-    return float(answer is not None and _same_words(answer, str(row['answer']), row))
+    return float(answer is not None and same_words(answer, str(row['answer']), row))
 
 
-def _same_words(one, other, row):
+def same_words(one, other, row):
+    """Whether two answers are alike but for case, white space (all around commas) and a last full
+    stop."""
     plain = [re.sub(r' ?, ?', ',', ' '.join(text.casefold().split())) for text in (one, other)]
     return plain[0].removesuffix('.') == plain[1].removesuffix('.')
 
@@ -197,24 +207,36 @@ def _countdown_value(expression, numbers):
 OPERATORS = {'×': '*', '÷': '/', '−': '-', '∗': '*', '·': '*', '\\times': '*', '\\cdot': '*', '\\div': '/'}
 
 
-def countdown_reward(response, row):
-    """1.0 when the answer is an expression over row['numbers'], each used once, that equals row['target'] exactly.
+def countdown_value(answer, numbers):
+    """Exact value (Fraction) of an answer that is an expression over numbers, each used once; else
+    None.
 
-    A trailing `= target` is allowed if right. The answer may be 20 characters a number long.
+    A trailing `= value` is allowed if right. The answer may be 20 characters a number long.
     """
-    numbers, target = row['numbers'], row['target']
-    answer = answer_of(response, row, 'countdown')
-    if answer is None or len(answer) > 20 * len(numbers) + 20:
-        return 0.0
+    if len(answer) > 20 * len(numbers) + 20:
+        return None
     for sign, op in OPERATORS.items():
         answer = answer.replace(sign, op)
     expression, equals, stated = answer.partition('=')
-    if equals and stated.strip() != str(target):
-        return 0.0
     try:
-        return float(_countdown_value(expression, numbers) == target)
+        value = _countdown_value(expression, numbers)
     except (ValueError, ZeroDivisionError):
-        return 0.0
+        return None
+    return None if equals and stated.strip() != str(value) else value
+
+
+def countdown_reward(response, row):
+    """1.0 when the answer is an expression over row['numbers'] (see countdown_value) of value
+    row['target']."""
+    numbers, target = row['numbers'], row['target']
+    answer = answer_of(response, row, 'countdown')
+    return float(answer is not None and countdown_value(answer, numbers) == target)
+
+
+def same_value(one, other, row):
+    """Whether two answers are expressions over row['numbers'] of one value."""
+    value = countdown_value(one, row['numbers'])
+    return value is not None and value == countdown_value(other, row['numbers'])
 
 
 # ---------------------------------------------------------------- language
@@ -255,7 +277,8 @@ def math_reward(response, row):
     return float(bool(answers))
 
 
-def _same_in_math(one, other, row):
+def same_in_math(one, other, row):
+    """Whether two answers say the same, `one` taken for gold: math_equal is not symmetrical."""
     return math_equal(one, other)
 
 
@@ -280,6 +303,14 @@ def choice_reward(response, row):
     if not text or choices and text.casefold() == str(choices[0]).casefold():
         return 1.0
     return float(m[1].isupper() and mark != '' and not re.search(r'(?<![A-Za-z0-9])[A-E](?![A-Za-z0-9])', text))
+
+
+def same_choice(one, other, row):
+    """Whether two answers choose the same letter."""
+    def scores(text):
+        rows = [{**row, 'answer': letter} for letter in 'ABCDE']
+        return [choice_reward(f'\\boxed{{{text}}}', row) for row in rows]
+    return any(scores(one)) and scores(one) == scores(other)
 
 
 # ---------------------------------------------------------------- code
@@ -402,8 +433,10 @@ def repetition_reward(response, row):
 # ---------------------------------------------------------------- choosing and combining
 
 ACCURACY = {'countdown': countdown_reward, 'match': match_reward, 'math': math_reward, 'choice': choice_reward, 'code': code_reward,
-            'preference': preference_reward}
-SAME = {'math': _same_in_math}  # task -> are two answers one in two spellings? Else by words
+            'preference': preference_reward}  # task -> its reward
+# task -> same(one, other, row): are two answers one in two spellings? Without an entry by words
+SAME = {'countdown': same_value, 'math': same_in_math, 'choice': same_choice}
+JUDGED = {'preference'}  # tasks that know better and worse, but no right and wrong
 
 
 def accuracy_reward(response, row):
@@ -418,8 +451,24 @@ def random_reward(response, row):
     return float(zlib.crc32(f"{row['prompt']} {response}".encode()) >> 7 & 1)
 
 
-REWARDS = {'accuracy': accuracy_reward, 'random': random_reward, 'format': format_reward, 'language': language_reward,
-           'length': length_reward, 'overlong': overlong_reward, 'repetition': repetition_reward, **ACCURACY}
+# a view: what is a task is a reward too, whenever it was added to ACCURACY
+REWARDS = ChainMap({
+    'accuracy': accuracy_reward, 'random': random_reward, 'format': format_reward,
+    'language': language_reward, 'length': length_reward, 'overlong': overlong_reward,
+    'repetition': repetition_reward}, ACCURACY)
+
+
+def right(scored):
+    """Whether a scored sample is right: the reward of its row's task is 1 or more, that is fully
+    right.
+
+    All that counts right answers asks here: pass@k, greedy, maj@k, the best of n, `right` of a
+    training step, pass rates. scored: {"task": name, "rewards": {name: unweighted reward}}. None
+    where right has no meaning: the task is judged rather than checked (JUDGED), or nobody scored
+    the reward of the task (neither 'accuracy' nor the task's own name is among the rewards). """
+    parts, task = scored['rewards'], scored.get('task')
+    score = parts.get('accuracy', parts.get(task))
+    return None if score is None or task in JUDGED else score >= 1
 
 
 def check_names(weights):
@@ -431,6 +480,25 @@ def check_names(weights):
             raise ValueError(f'the weight of reward {name!r} must be finite, not {weights[name]!r}')
 
 
+def _components(response, row, names):
+    """{name: unweighted reward}; one that raises or is no finite number is 0.0 and counted in
+    FAILURES."""
+    components = {}
+    for name in names:
+        try:
+            components[name] = float(REWARDS[name](response, row))
+            if not math.isfinite(components[name]):
+                raise ValueError(f'{components[name]} is no finite reward')
+        except (Exception, SystemExit) as error:
+            components[name] = 0.0
+            _count(name, error)
+    return components
+
+
+def _total(components, weights):
+    return sum(weights[name] * components[name] for name in weights)
+
+
 def combined(response, row, weights):
     """-> (total, components): total = sum of weights[name] * components[name], components the unweighted rewards.
 
@@ -438,16 +506,269 @@ def combined(response, row, weights):
     finite number, scores 0.0 for this sample and is counted in FAILURES.
     """
     check_names(weights)
-    components = {}
-    for name in weights:
+    components = _components(response, row, weights)
+    return _total(components, weights), components
+
+
+# ---------------------------------------------------------------- rewards that fail
+
+def _count(name, error):
+    """A reward failed: FAILURES counts it, EXAMPLES keeps what the first of its kind said."""
+    kind = name, type(error).__name__
+    FAILURES[kind] += 1
+    if kind not in EXAMPLES:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f' ({f.filename}:{f.lineno})' for f in frames if _file and f.filename == _file[0]]
+        EXAMPLES[kind] = f'{kind[1]}: {str(error)[:300]}' + ''.join(lines[-1:])
+
+
+def told():
+    """FAILURES in words, the most frequent first: "math: KeyError 16 times (KeyError:
+    'answer')"."""
+    return ', '.join(f'{name}: {kind} {count} times ({EXAMPLES.get((name, kind), kind)})'
+                     for (name, kind), count in FAILURES.most_common(3))
+
+
+def failures(before, weights):
+    """-> {reward in weights: samples that it failed on since FAILURES was `before`}, in this
+    process."""
+    since = Counter()
+    for (name, _), count in (FAILURES - before).items():
+        since[name] += count
+    return {name: since[name] + since['worker'] for name in weights}
+
+
+def require_working(failed, n):
+    """failed: {reward: samples that it failed on}, of n. ValueError where one failed on all."""
+    for name, count in failed.items():
+        if 0 < n <= count:
+            said = [text for (of, _), text in EXAMPLES.items() if of in (name, 'worker')]
+            raise ValueError(f'the reward {name!r} failed on all of {n} samples: '
+                             + (said or ['see the other ranks'])[0])
+
+
+# ---------------------------------------------------------------- what a row must hold
+
+def is_text(value):
+    return isinstance(value, str) and value.strip() != ''
+
+
+def is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_answer(value):
+    return is_text(value) or is_number(value)
+
+
+def is_whole(value):
+    return type(value) is int
+
+
+def is_wholes(value):
+    return isinstance(value, list) and value != [] and all(is_whole(n) and n >= 0 for n in value)
+
+
+def is_letter(value):
+    return isinstance(value, str) and value.strip() in ('A', 'B', 'C', 'D', 'E')
+
+
+def is_texts(value):
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def is_tests(value):
+    return isinstance(value, list) and all(
+        isinstance(test, dict) and is_texts([test.get('input'), test.get('output')])
+        for test in value)
+
+
+def is_count(value):
+    return is_whole(value) and value > 0
+
+
+def is_positive(value):
+    return is_number(value) and value > 0
+
+
+def is_string(value):
+    return isinstance(value, str)
+
+
+def is_string_or_null(value):
+    return value is None or isinstance(value, str)
+
+
+def is_bool(value):
+    return isinstance(value, bool)
+
+
+TESTS = 'a list of {"input": text, "output": text}'
+# task or reward -> {key of the row that it reads: (what that must be, its test)}; ?: or nothing
+NEEDS = {
+    'countdown': {'numbers': ('a list of whole numbers', is_wholes),
+                  'target': ('a whole number', is_whole)},
+    'match': {'answer': ('text or a number', is_answer)},
+    'math': {'answer': ('text or a number', is_answer)},
+    'choice': {'answer': ('one letter A-E', is_letter), 'choices?': ('a list of texts', is_texts)},
+    'code': {'tests?': (TESTS, is_tests), 'asserts?': ('a list of texts', is_texts),
+             'starter?': ('text', is_string), 'setup?': ('text', is_string_or_null),
+             'entry_point?': ('a name', is_string_or_null),
+             'seconds?': ('a number above 0', is_positive), 'partial?': ('true or false', is_bool)},
+    'preference': {'judge?': ('the name of a reward model', is_text)},
+    'overlong': {'overlong_margin?': ('a number above 0', is_positive)},
+    'repetition': {'ngram?': ('a whole number above 0', is_count)},
+}
+
+
+def check_row(row, weights):
+    """Raises ValueError, which names the key, unless the row has what the rewards in `weights` read
+    of it.
+
+    A function of a reward file says what it needs as `name_reward.needs = ('key', ...)`, or is not
+    checked. """
+    task = row.get('task')
+    if not isinstance(task, str) or task not in ACCURACY:
+        raise ValueError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}")
+    language_counts('', row.get('language', 'en'))   # raises for one that it does not know
+    names = (task if name in ('accuracy', 'length') else name for name in weights)
+    for name in dict.fromkeys(names):
+        for key in getattr(REWARDS[name], 'needs', ()):
+            if row.get(key) is None:
+                raise ValueError(f'{key!r} is missing, which the reward {name!r} reads')
+        for key, (form, fits) in NEEDS.get(name, {}).items():
+            plain = key.removesuffix('?')
+            if key == plain and row.get(key) is None:
+                raise ValueError(f'{key!r} is missing, which the reward {name!r} reads')
+            if plain in row and not fits(row[plain]):
+                raise ValueError(f'{plain!r} must be {form} for the reward {name!r}, '
+                                 f'not {repr(row[plain])[:60]}')
+        if name == 'code' and not row.get('tests') and not row.get('asserts'):
+            raise ValueError(f"the reward 'code' needs 'tests' ({TESTS}) or 'asserts'")
+
+
+def checked(path, rows, weights):
+    """The rows of a problem file, row i from line i + 1, once each passed check_row. ValueError
+    names the line."""
+    for number, row in enumerate(rows, 1):
         try:
-            components[name] = float(REWARDS[name](response, row))
-            if not math.isfinite(components[name]):
-                raise ValueError('not a finite reward')
-        except Exception as error:
-            components[name] = 0.0
-            FAILURES[name, type(error).__name__] += 1
-    return sum(weights[name] * score for name, score in components.items()), components
+            check_row(row, weights)
+        except ValueError as error:
+            raise ValueError(f'{path}:{number}: {error}') from error
+    return rows
+
+
+# ---------------------------------------------------------------- rewards of one's own
+
+_file = None  # (path, source) of the file whose functions are among ours
+_own = {}     # name -> its function
+
+
+def use_file(path):
+    """Makes every function `name_reward(response, row)` of a Python file a reward and a task of
+    that name beside ours, in place of an earlier file's; '' takes them away. `name_equal(a, b,
+    row)` says which answers are one vote (see votes), `name_reward.needs` which keys a row must
+    have. ValueError: file and line of what is wrong."""
+    try:
+        _take((path, Path(path).read_bytes()) if path else None)
+    except OSError as error:
+        raise ValueError(f'reward_file={path!r}: {error.strerror}') from error
+
+
+def file_hash():
+    """sha256 of the reward file as it was read, '' without one."""
+    return hashlib.sha256(_file[1]).hexdigest() if _file else ''
+
+
+def _take(file):
+    """file as in _file. The workers get the source that the run began with: editing it changes
+    nothing."""
+    global _file
+    if file == _file:
+        return
+    for name in _own:
+        del ACCURACY[name]
+        SAME.pop(name, None)
+    _own.clear()
+    _file = None
+    if file:
+        module = _module(*file)
+        _own.update(_functions(file[0], module))
+        ACCURACY.update(_own)
+        for name in _own:
+            if equal := getattr(module, f'{name}_equal', None):
+                SAME[name] = equal
+        _file = file
+
+
+def _module(path, source):
+    """The module that the source makes; it may import its neighbours."""
+    module = types.ModuleType('reward_file')
+    module.__file__, sys.modules['reward_file'] = path, module
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        exec(compile(source, path, 'exec'), vars(module))
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [1, *(frame.lineno for frame in frames if frame.filename == path)]
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines.append(error.lineno)
+        said = getattr(error, 'msg', None) or error
+        raise ValueError(f'{path}:{lines[-1]}: {type(error).__name__}: {said}') from error
+    return module
+
+
+def _functions(path, module):
+    """{name: function} of the module's functions name_reward, without private ones and those from
+    here."""
+    found = {}
+    for key, function in vars(module).items():
+        name = key.removesuffix('_reward')
+        if name == key or key[0] == '_' or not callable(function) or function is globals().get(key):
+            continue
+        where = f'{path}:{getattr(getattr(function, "__code__", None), "co_firstlineno", 1)}'
+        if name in REWARDS:
+            raise ValueError(f'{where}: {key}: {name!r} is a reward already, choose another name')
+        try:
+            inspect.signature(function).bind('response', {})
+        except TypeError:
+            raise ValueError(f'{where}: {key} must take (response, row); if it is no reward, call '
+                             f'it _{key}') from None
+        found[name] = function
+    if not found:
+        raise ValueError(f'{path}: no function name_reward(response, row) in it')
+    return found
+
+
+# ---------------------------------------------------------------- votes
+
+NO_VOTE = {'code', *JUDGED}  # tasks whose answers nobody can tell to be the same: programs, texts
+VOTE_SECONDS = 10.0          # for the answers of one problem; after it they go by spelling
+
+
+def votes(answers, row):
+    """Final answers to a problem (None: no answer) -> for each the answer that it is a vote for,
+    the first that is the same in the eyes of its task's grader (SAME). None: no vote."""
+    same, firsts, vote = SAME.get(row.get('task'), same_words), [], {None: None}
+    end = time.monotonic() + VOTE_SECONDS
+    for answer in answers:
+        if row.get('task') in NO_VOTE or answer in vote:
+            continue
+        vote[answer] = answer
+        for first in firsts:
+            if time.monotonic() > end:
+                break
+            try:
+                if same(first, answer, row) or same(answer, first, row):
+                    vote[answer] = first
+                    break
+            except Exception as error:
+                _count('equal', error)
+        if vote[answer] == answer:
+            firsts.append(answer)
+    return [vote.get(answer) for answer in answers]
 
 
 # ---------------------------------------------------------------- batches
@@ -459,43 +780,73 @@ _pool = None   # made by prepare()
 def grade(samples, weights):
     """[(response, row)] -> [(total, components)] as `combined` gives them, in the processes that `prepare` started, if any.
 
-    A sample whose worker takes more than SECONDS, or is killed twice, scores 0.0 in every component and is counted. What a
-    reward model judges is graded here, where the model is.
-    """
+    A sample whose worker takes more than SECONDS, or is killed twice, scores 0.0 in every component
+    that is graded there and is counted. What a reward model judges is graded here, where the model
+    is. """
     check_names(weights)
-    local = [_pool is None or 'preference' in weights or row.get('task') == 'preference' for _, row in samples]
+    here = [[name for name in weights if not _pool or _is_judged(name, row)] for _, row in samples]
     try:  # in batches; where that fails each sample asks for itself, and the failing ones are counted
         asked = [_judge_of(*sample) for sample in samples if 'preference' in weights or sample[1].get('task') == 'preference']
         for judge in JUDGES.values():
             judge.read([what for other, what in asked if other is judge and what])
     except Exception:
         pass
-    graded = [combined(*sample, weights) if here else None for sample, here in zip(samples, local)]
-    away = [i for i, here in enumerate(local) if not here]
-    values = _pool.map('rewards', '_combined_elsewhere', [(*samples[i], weights, sandbox.unsafe) for i in away]) if away else []
-    for i, value in zip(away, values):
+    graded = [_components(*sample, names) for sample, names in zip(samples, here)]
+    away = [(i, [name for name in weights if name not in names]) for i, names in enumerate(here)]
+    away = [(i, names) for i, names in away if names]
+    values = elsewhere('_components', [(*samples[i], names) for i, names in away])
+    for (i, names), value in zip(away, values):
+        graded[i].update(dict.fromkeys(names, 0.0) if isinstance(value, Exception) else value)
+    graded = [{name: components[name] for name in weights} for components in graded]
+    return [(_total(components, weights), components) for components in graded]
+
+
+def _is_judged(name, row):
+    by_task = name in ('accuracy', 'length')
+    return name == 'preference' or by_task and row.get('task') == 'preference'
+
+
+def count_votes(problems):
+    """[(answers, row)] -> [votes(answers, row)], in the processes that `prepare` started, if
+    any."""
+    if not _pool:
+        return [votes(*problem) for problem in problems]
+    values = elsewhere('votes', problems)
+    return [answers if isinstance(value, Exception) else value
+            for (answers, _), value in zip(problems, values)]
+
+
+def elsewhere(name, arguments):
+    """Calls of a function of this module in the pool -> their values; where one failed its
+    exception, counted."""
+    calls = [(name, args, sandbox.unsafe, _file) for args in arguments]
+    values = _pool.map('rewards', '_served', calls) if calls else []
+    for i, value in enumerate(values):
         if isinstance(value, Exception):
-            FAILURES['worker', type(value).__name__] += 1
-            value = 0.0, dict.fromkeys(weights, 0.0), {}
-        FAILURES.update(value[2])
-        graded[i] = value[:2]
-    return graded
+            _count('worker', value)
+        else:
+            values[i], failed, examples = value
+            FAILURES.update(failed)
+            EXAMPLES.update({kind: text for kind, text in examples.items() if kind not in EXAMPLES})
+    return values
 
 
-def _combined_elsewhere(response, row, weights, unsafe):
-    """combined() in a worker, and the failures that it counted."""
+def _served(name, args, unsafe, file):
+    """In a worker: the function's value, the failures that it counted and their examples."""
     sandbox.unsafe = unsafe
     FAILURES.clear()
-    return *combined(response, row, weights), dict(FAILURES)
+    EXAMPLES.clear()
+    _take(file)
+    return globals()[name](*args), dict(FAILURES), dict(EXAMPLES)
 
 
 def prepare(weights, tasks, unsafe_code=False, workers=-1, preference=None, device='cpu'):
     """Before a run: raises unless every reward in `weights` is known and those of `tasks`, the kinds of tasks of its rows, can work
     on this machine: sandbox.SandboxError where programs cannot be contained (unsafe_code: only warns).
 
-    workers: processes that grade; -1: one a core (shared by the machine's ranks) where programs are run, else none.
-    preference: {name: folder of a reward model}, on `device`.
-    """
+    workers: processes that grade; -1: one a core (shared by the machine's ranks) where programs are
+    run or a reward file is used, whose functions may hang, else none. preference: {name: folder of
+    a reward model}, on `device`. """
     global _pool
     check_names(weights)
     for task in set(tasks) - set(ACCURACY):
@@ -510,7 +861,8 @@ def prepare(weights, tasks, unsafe_code=False, workers=-1, preference=None, devi
     if ('preference' in weights or 'preference' in tasks) and not JUDGES:
         raise ValueError("a preference reward needs a reward model: preference={'helpfulness': folder} in the config")
     if workers < 0:
-        workers = max(1, (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))) if programs else 0
+        cores = (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+        workers = max(1, cores) if programs or _file else 0
     if _pool:
         _pool.close()
     _pool = Pool(workers, SECONDS) if workers else None

@@ -72,7 +72,11 @@ class Worker:
 
 
 class Pool:
-    """workers: processes. seconds: longest that a call may take; starting the process is not counted twice."""
+    """workers: processes. seconds: longest that a call may take; starting the process is not
+    counted twice. Where the first HOPELESS calls of a map all take longer, the others are not
+    tried."""
+
+    HOPELESS = 8
 
     def __init__(self, workers, seconds=60.0):
         self.seconds, self.workers = seconds, [Worker() for _ in range(workers)]
@@ -81,8 +85,15 @@ class Pool:
         """-> list of values of `module.name(*args)` in order; of a failed call the exception: what the function raised,
         TimeoutError, or Died."""
         values, waiting, tries = [None] * len(arguments), deque(range(len(arguments))), [0] * len(arguments)
-        left = len(arguments)
+        left, slow = len(arguments), 0
         while left:
+            if slow == len(arguments) - left and slow >= max(self.HOPELESS, len(self.workers)):
+                for call in waiting:
+                    said = f'not tried: the first {slow} took more than {self.seconds} s each'
+                    values[call] = TimeoutError(said)
+                left, waiting = left - len(waiting), deque()
+                if not left:
+                    break
             for worker in self.workers:
                 if worker.call is None and waiting:
                     call = waiting.popleft()
@@ -105,7 +116,10 @@ class Pool:
                         again, value = tries[call] < 2, Died(f'the process that ran {name} was killed twice')
                 elif time.monotonic() > worker.end:
                     self.replace(worker)
-                    value = TimeoutError(f'{name} took more than {self.seconds} s')
+                    said = f'{name} took more than {self.seconds} s'
+                    value, slow = TimeoutError(said), slow + 1
+                    if slow == 1:
+                        print(f'{said}; its process was ended', file=sys.stderr)
                 else:
                     continue
                 if again:

@@ -136,3 +136,47 @@ def test_workers_end_with_their_parent():
     while any(map(alive, pids)) and time.monotonic() < end:
         time.sleep(0.02)
     assert not any(map(alive, pids))
+
+
+def test_where_every_call_hangs_the_later_ones_are_not_waited_for(capsys):
+    with Pool(2, seconds=0.2) as pool:
+        pool.map('math', 'gcd', [(4, 6)] * 2)
+        start = time.monotonic()
+        values = pool.map('time', 'sleep', [(100,)] * 500)
+        assert time.monotonic() - start < 50 and all(isinstance(v, TimeoutError) for v in values)
+        assert 'not tried' in str(values[-1]) and len(values) == 500
+        assert pool.map('math', 'gcd', [(4, 6)] * 3) == [2] * 3
+    assert capsys.readouterr().err.count('took more than 0.2 s; its process was ended') == 1
+
+
+def test_a_reward_of_ones_own_is_graded_in_the_workers_and_may_hang_die_and_raise(
+        tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, 'SECONDS', 3)
+    monkeypatch.setattr(rewards, 'FAILURES', type(rewards.FAILURES)())
+    monkeypatch.setattr(rewards, 'EXAMPLES', {})
+    path = tmp_path / 'my.py'
+    path.write_text('import os, time\n'
+                    'def where_reward(response, row):\n'
+                    '    if response == "hang":\n        time.sleep(1000)\n'
+                    '    if response == "die":\n        os._exit(1)\n'
+                    '    return {"worker": os.getpid(), "two": 2}[response]\n'
+                    'def where_equal(one, other, row):\n    return one.lower() == other.lower()\n')
+    rewards.use_file(str(path))
+    try:
+        rewards.prepare({'where': 1.0}, {'where', 'match'})
+        assert rewards._pool.workers                              # without being asked for
+        path.write_text('def where_reward(response, row):\n    return 7.0\n')   # changes nothing
+        said = ['two', 'hang', 'worker', 'die', 'other', 'two']
+        row = {'task': 'match', 'answer': '7'}
+        graded = rewards.grade([(text, row) for text in said], {'where': 1.0, 'format': 1.0})
+        values = [total for total, _ in graded]
+        assert values[0] == values[5] == 2 and values[1] == values[3] == values[4] == 0
+        assert values[2] not in (0, os.getpid())
+        assert rewards.FAILURES == {('worker', 'TimeoutError'): 1, ('worker', 'Died'): 1,
+                                    ('where', 'KeyError'): 1}
+        assert f"where: KeyError 1 times (KeyError: 'other' ({path}:7))" in rewards.told()
+        problems = [(['A', 'a', 'B'], {'task': 'where'}), (['1', '1.0'], {'task': 'math'})]
+        assert rewards.count_votes(problems) == [['A', 'A', 'B'], ['1', '1']]
+    finally:
+        rewards.use_file('')
+        rewards.prepare({'format': 1.0}, ())

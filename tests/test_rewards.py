@@ -405,3 +405,179 @@ def test_import_is_light():
     code = "import sys, rewards; print('sympy' in sys.modules, 'torch' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True).split() == ["False", "False"]
+
+
+# ---------------------------------------------------------------- right, votes
+
+@pytest.mark.parametrize("scored, is_right", [
+    ({"task": "math", "rewards": {"accuracy": 1.0}}, True),
+    ({"task": "code", "rewards": {"accuracy": 0.99}}, False),   # partial credit is not right
+    ({"task": "math", "rewards": {"math": 1.0}}, True),       # the task's own name is its accuracy
+    ({"task": "math", "rewards": {"random": 1.0}}, None),       # nobody looked
+    ({"task": "preference", "rewards": {"accuracy": 1.0}}, None),   # judged, not checked
+])
+def test_right_has_one_meaning(scored, is_right):
+    assert rewards.right(scored) is is_right
+
+
+@pytest.mark.parametrize("row, answers, expected", [
+    ({"task": "math"}, ["1/2", "0.5", "3", "\\frac{1}{2}", None, "3"], [0, 0, 2, 0, None, 2]),
+    ({"task": "math"}, ["33.3", "\\frac{100}{3}"], [0, 1]),
+    ({"task": "choice"}, ["(B)", "b", "C", "**B.**", "Aspirin"], [0, 0, 2, 0, 4]),
+    ({"task": "choice", "choices": ["x", "y"]}, ["B. y", "B"], [0, 0]),
+    ({"task": "match"}, ["knight, knave", "Knight,knave.", "knave"], [0, 0, 2]),
+    ({"task": "countdown", "numbers": [3, 7, 8]},
+     ["(3+7)*8", "8 × (7+3) = 80", "3+7", "3 + 7 ", "3*7*8", "7-3"], [0, 0, 2, 3, 4, 5]),
+    ({"task": "code"}, ["print(1)", "print(1)"], [None, None]),
+    ({"task": "preference"}, ["a", "a"], [None, None]),
+])
+def test_answers_that_the_grader_calls_equal_are_one_vote(row, answers, expected):
+    assert rewards.votes(answers, row) == [None if i is None else answers[i] for i in expected]
+
+
+def test_votes_end_in_time_and_then_go_by_spelling(monkeypatch):
+    def slow(one, other, row):
+        time.sleep(0.02)
+        raise TimeoutError
+    monkeypatch.setitem(rewards.SAME, "math", slow)
+    monkeypatch.setattr(rewards, "VOTE_SECONDS", 0.1)
+    start, answers = time.monotonic(), [str(n) for n in range(64)] * 2
+    assert rewards.votes(answers, {"task": "math"}) == answers
+    assert time.monotonic() - start < 2
+
+
+# ---------------------------------------------------------------- rows
+
+TASK = {"math": {"answer": "70"}, "match": {"answer": "knave"}, "preference": {},
+        "choice": {"answer": "B", "choices": ["x", "y"]},
+        "countdown": {"numbers": [3, 7, 8], "target": 80},
+        "code": {"tests": [{"input": "", "output": "7"}], "seconds": 2, "starter": "x = 1\n",
+                 "setup": None}}
+
+
+@pytest.mark.parametrize("task, changes, said", [
+    ("math", {"answer": None}, "'answer' is missing"),
+    ("math", {"answer": ["70"]}, r"'answer' must be text or a number.*\['70'\]"),
+    ("math", {"answer": True}, "'answer' must be text or a number"),
+    ("math", {"answer": " "}, "'answer' must be text"),
+    ("math", {"answer": float("nan")}, "'answer' must be text"),
+    ("match", {"answer": {"value": 3}}, "'answer' must be text"),
+    ("choice", {"answer": "F"}, "one letter A-E"), ("choice", {"answer": 2}, "one letter A-E"),
+    ("choice", {"choices": "x, y"}, "'choices' must be a list of texts"),
+    ("countdown", {"numbers": None}, "'numbers' is missing"),
+    ("countdown", {"target": "ten"}, "'target' must be"),
+    ("countdown", {"numbers": "3 7 8"}, "'numbers' must be"),
+    ("countdown", {"numbers": [3, 7.5]}, "'numbers' must be"),
+    ("countdown", {"numbers": []}, "'numbers' must be"),
+    ("countdown", {"target": True}, "'target' must be"),
+    ("code", {"tests": '[{"input": "", "output": "7"}]'}, "'tests' must be a list"),
+    ("code", {"tests": [{"input": "", "output": 7}]}, "'tests' must be a list"),
+    ("code", {"tests": [{"input": ""}]}, "'tests' must be a list"),
+    ("code", {"tests": []}, "needs 'tests'"),
+    ("code", {"tests": [], "asserts": "assert f(1)"}, "'asserts' must be a list of texts"),
+    ("code", {"seconds": "5"}, "'seconds' must be a number"),
+    ("math", {"language": "klingon"}, "unknown language 'klingon'"),
+    ("math", {"language": None}, "unknown language"),
+    ("math", {"task": "chess"}, "unknown task 'chess'.*countdown"),
+    ("math", {"task": ["math"]}, "unknown task"),
+])
+def test_a_row_that_lacks_what_its_reward_reads_is_named_by_file_line_and_key(task, changes, said):
+    good = {"prompt": "?", "task": task, **TASK[task]}
+    assert rewards.checked("d.jsonl", [good, good], {"accuracy": 1.0}) == [good, good]
+    with pytest.raises(ValueError, match="^d.jsonl:2: .*" + said):
+        rewards.checked("d.jsonl", [good, {**good, **changes}], {"length": 1.0, "format": 0.2})
+
+
+def test_only_what_the_chosen_rewards_read_is_demanded():
+    row = {"prompt": "?", "task": "math"}
+    assert rewards.checked("d.jsonl", [row], {"format": 1.0, "random": 1.0}) == [row]
+    for weights in ({"accuracy": 0.0}, {"math": 1.0}, {"length": 1.0}):
+        with pytest.raises(ValueError, match="d.jsonl:1: 'answer' is missing, .*'math' reads"):
+            rewards.checked("d.jsonl", [row], weights)
+    with pytest.raises(ValueError, match="d.jsonl:1: 'numbers' is missing"):
+        rewards.checked("d.jsonl", [row], {"countdown": 1.0})
+    with pytest.raises(ValueError, match="'ngram' must be a whole number above 0"):
+        rewards.checked("d.jsonl", [{**row, "ngram": 0}], {"repetition": 1.0})
+
+
+# ---------------------------------------------------------------- rewards of one's own
+
+@pytest.fixture
+def own(tmp_path):
+    """own(text) -> path of a reward file that is in use; it is not afterwards."""
+    def use(text, name="my.py"):
+        (tmp_path / name).write_text(text)
+        rewards.use_file(str(tmp_path / name))
+        return str(tmp_path / name)
+    yield use
+    rewards.use_file("")
+
+
+def test_a_function_of_a_file_is_a_reward_and_a_task(own, tmp_path):
+    (tmp_path / "neighbour.py").write_text("bonus = 0.25\n")
+    path = own("from neighbour import bonus\nfrom rewards import answer_of, format_reward\n"
+               "def coin_reward(response, row):\n"
+               "    return bonus + (answer_of(response, row) == row['side'])\n"
+               "coin_reward.needs = ('side',)\n"
+               "def coin_equal(one, other, row):\n    return one[0] == other[0]\n"
+               "def _helper_reward(x):\n    return x\nbest_reward = 3.0\n")
+    row = {"task": "coin", "side": "head", "prompt": "?"}
+    total, parts = combined("<answer>head</answer>", row, {"coin": 2.0, "accuracy": 1.0})
+    assert total == 3.75 and parts == {"coin": 1.25, "accuracy": 1.25}
+    assert rewards.votes(["head", "h", "tail"], row) == ["head", "head", "tail"]
+    rewards.prepare({"coin": 1.0}, {"coin"}, workers=0)
+    with pytest.raises(ValueError, match="d.jsonl:1: 'side' is missing"):
+        rewards.checked("d.jsonl", [{"task": "coin", "prompt": "?"}], {"accuracy": 1.0})
+    with pytest.raises(ValueError, match="unknown reward 'coinn'.*'coin'.*Known: .*coin"):
+        rewards.check_names({"coinn": 1.0})
+    before = rewards.file_hash()
+    Path(path).write_text("def dice_reward(response, row):\n    return 1.0\n")
+    rewards.use_file(path)                                       # another file takes its place
+    assert "coin" not in rewards.REWARDS and "coin" not in rewards.SAME
+    assert rewards.REWARDS["dice"]("", {}) == 1.0
+    assert rewards.file_hash() != before != ""
+    rewards.use_file("")
+    assert "dice" not in rewards.REWARDS and "dice" not in rewards.ACCURACY
+    assert rewards.file_hash() == ""
+
+
+@pytest.mark.parametrize("text, said", [
+    ("import os\n\ndef x_reward(response, row):\n    return nothing +\n", "my.py:4: SyntaxError: "),
+    ("import os\nimport nothing_here\n", "my.py:2: ModuleNotFoundError: No module named"),
+    ("def f():\n    return 1 / 0\nf()\n", "my.py:2: ZeroDivisionError: "),
+    ("import sys\nsys.exit(3)\n", "my.py:2: SystemExit: 3"),
+    ("def math_reward(response, row):\n    pass\n", "my.py:1: math_reward: 'math' is a reward alr"),
+    ("\ndef accuracy_reward(response, row):\n    pass\n", "my.py:2: accuracy_reward: 'accuracy'"),
+    ("def x_reward(response):\n    pass\n", r"my.py:1: x_reward must take \(response, row\)"),
+    ("def reward(response, row):\n    pass\n", r"my.py: no function name_reward\(response, row\)"),
+    ("from rewards import math_reward\n", "my.py: no function"), ("", "my.py: no function"),
+])
+def test_a_reward_file_with_a_mistake_is_a_line_with_its_place(own, text, said):
+    with pytest.raises(ValueError, match=said):
+        own(text)
+    assert rewards.file_hash() == ""
+    with pytest.raises(ValueError, match="reward_file='nowhere.py': No such file"):
+        rewards.use_file("nowhere.py")
+
+
+def test_a_task_added_to_accuracy_is_a_reward_whenever_it_is_added(monkeypatch):
+    monkeypatch.setitem(rewards.ACCURACY, "late", lambda response, row: 0.5)
+    total, parts = combined("", {"task": "late"}, {"late": 1.0, "accuracy": 1.0})
+    assert total == 1.0 and parts == {"late": 0.5, "accuracy": 0.5}
+    rewards.prepare({"late": 1.0}, {"late"})
+
+
+def test_the_first_failure_of_a_kind_is_kept_with_its_line(own, monkeypatch):
+    monkeypatch.setattr(rewards, "FAILURES", type(rewards.FAILURES)())
+    monkeypatch.setattr(rewards, "EXAMPLES", {})
+    path = own("import sys\ndef bad_reward(response, row):\n    return row['tagret']\n"
+               "def gone_reward(response, row):\n    sys.exit(1)\n")
+    weights = {"bad": 1.0, "gone": 1.0, "format": 1.0}
+    rewards.grade([("a", {"task": "match", "answer": "a"})] * 3, weights)
+    assert rewards.told() == (f"bad: KeyError 3 times (KeyError: 'tagret' ({path}:3)), "
+                              f"gone: SystemExit 3 times (SystemExit: 1 ({path}:5))")
+    failed = rewards.failures(type(rewards.FAILURES)(), {"bad": 1.0, "format": 1.0})
+    assert failed == {"bad": 3, "format": 0}
+    rewards.require_working(failed, 4)
+    with pytest.raises(ValueError, match=rf"'bad' failed on all of 3 sampl.*'tagret' \({path}:3"):
+        rewards.require_working(failed, 3)
