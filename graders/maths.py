@@ -17,6 +17,8 @@ import time
 import unicodedata
 from fractions import Fraction
 
+from graders.units import factors, number_of, split as split_words
+
 
 # ---------------------------------------------------------------- one spelling
 
@@ -30,13 +32,26 @@ COMMANDS = {  # LaTeX command -> a character, or nothing for style; the others s
     **dict.fromkeys('emptyset varnothing'.split(), '⦃⦄'), 'cup': '∪', 'div': '/', 'pm': '±', 'mp': '∓', 'infty': '∞',
     **dict.fromkeys('circ degree'.split(), '°'), 'pi': 'π', 'sqrt': '√', 'lfloor': '⌊', 'rfloor': '⌋', 'lceil': '⌈',
     **dict.fromkeys('setminus smallsetminus backslash'.split(), '∖'),
+    **dict.fromkeys('ldots dots cdots dotsc dotsb'.split(), '⋯'), 'equiv': '≡', 'permil': '‰',
+    **dict.fromkeys('land wedge'.split(), ','), **dict.fromkeys('lor vee'.split(), '∨'),
     'rceil': '⌉', 'langle': '(', 'rangle': ')', 'lbrace': '⦃', 'rbrace': '⦄', 'colon': ':', 'dbinom': r'\binom '}
 SIGNS = str.maketrans({**dict.fromkeys('−–—', '-'), **dict.fromkeys('×·∙⋅∗', '*'), **dict.fromkeys('÷⁄∕', '/'),
-                       '∅': '⦃⦄', 'ℝ': '(-∞,∞)', '。': '.', '、': ','})
-FONTS = r'\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|boldsymbol|operatorname\*?)\s*\{([^{}]*)\}'
-CURRENCIES = {**dict.fromkeys(('€', 'EUR'), ' euro'), **dict.fromkeys(('£', 'GBP'), ' pound'), **dict.fromkeys(('₹', 'INR', 'Rs'), ' rupee'),
-              '¥': ' yen', '¢': ' cent', 'USD': ' dollar'}
-MATRIX = r'\{(?:[pbBV]?matrix|array)\}'
+                       '∅': '⦃⦄', '。': '.', '、': ','})
+TEXT_FONTS, SYMBOL_FONTS = 'text(?:bf|it|rm|normal)?|mbox|mathrm|textup', \
+    r'math(?:bf|it|sf)|boldsymbol|operatorname\*?'
+INSIDE = r'\s*\{((?:[^{}]|\{[^{}]*\})*)\}'
+FONTS = rf'\\(?:{TEXT_FONTS}|{SYMBOL_FONTS}){INSIDE}'
+UPRIGHT = re.compile(rf'\\({TEXT_FONTS}){INSIDE}')
+CURRENCIES = {  # symbol or code -> the unit that is put after the number
+    '¤': 'dollar', 'USD': 'dollar', 'US¤': 'dollar', '€': 'euro', 'EUR': 'euro',
+    '£': 'sterling', 'GBP': 'sterling', '₹': 'rupee', 'INR': 'rupee', 'Rs': 'rupee',
+    '¥': 'yenyuan', 'JPY': 'yen', 'CNY': 'yuan', 'RMB': 'yuan', '₩': 'won', '₽': 'ruble',
+    '¢': 'cent'}
+CURRENCY = '(US¤|[¤€£₹¥₩₽]|(?<![A-Za-z])(?:USD|EUR|GBP|INR|JPY|CNY|RMB|Rs\\.?))'
+MATRIX = r'\{(?:[pbBV]?(?:small)?matrix\*?|array)\}'
+REALS = (r'(?i)^ ?(?:[a-z] (?:is|can be) )?(?:(?:the )?set of )?'
+         r'(?:(?:all|any|every) (?:the )?(?:possible )?reals?(?: numbers?| values?)?'
+         r'|the real numbers|real numbers)(?:,? ?(?:of|for|in)? [a-z])? ?$')
 
 
 def _mixed(m):
@@ -45,19 +60,65 @@ def _mixed(m):
     return f'({whole}+{top}/{bottom})' if int(top) < int(bottom) else m[0]
 
 
-SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
+def _dotted(m):
+    """0.\\dot1 2\\dot3 -> 0.\\overline{123}"""
+    return '\\overline{' + ''.join(re.findall(r'\d', m[0])) + '}'
+
+
+def _system(m):
+    """Equations below each other -> ⟬row⏎row⟭, without the marks that align them."""
+    return '⟬' + (m[1] if m[1] else re.sub(r'(?<!\\)&', ' ', m[2])) + '⟭'
+
+
+BEFORE_NFKC = [(re.compile(pattern), new) for pattern, new in (
     (r'[⁰¹²³⁴-⁹⁻]+', lambda m: '^{' + unicodedata.normalize('NFKC', m[0]).replace('−', '-') + '}'),
-    (r'[¼-¾⅐-⅞]', lambda m: ' ' + unicodedata.normalize('NFKC', m[0])),  # then NFKC and SIGNS
-    (r'\\begin' + MATRIX + r'(?:\{[lcr| ]*\})?', '⟦'), (r'\\end' + MATRIX, '⟧'), (r'\\\\(?:\[\w*\])?', '⏎'),
-    (r',\\!\s*|\{,\}', ','), (r'\\!', ''), (r'\\[,;:> ]|~', ' '), (r'\\[()\[\]]|\\?\$', ''), (r'\\%', '%'),
-    (r'\\\{', '⦃'), (r'\\\}', '⦄'), (r'\\\|', '|'), (r'\\mathbb\s*(?:R|\{R\})', '(-∞,∞)'), *[(FONTS, r' \1 ')] * 2,
+    (r'[₀-₉]+', lambda m: '_{' + unicodedata.normalize('NFKC', m[0]) + '}'),
+    (r'[¼-¾⅐-⅞]', lambda m: ' ' + unicodedata.normalize('NFKC', m[0])),
+    (r'[ℝℤℕℚℂ]', lambda m: f"\\mathbb{{{unicodedata.normalize('NFKC', m[0])}}}"),
+)]
+SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
+    (r'\\left ?\\\{ ?\\begin ?\{array\}(?:\{[lcr| ]*\})?(.*?)\\end\{array\} ?\\right ?\.|'
+     r'\\begin\{(?:align(?:ed|\*)?|gathered)\}(.*?)\\end\{(?:align(?:ed|\*)?|gathered)\}',
+     _system),
+    (r'\\begin ?\{d?cases\}', '⟬'), (r'\\end ?\{d?cases\}', '⟭'),
+    (r'\\begin ?\{v(?:small)?matrix\}', '⟪'), (r'\\end ?\{v(?:small)?matrix\}', '⟫'),
+    (r'\\begin ?' + MATRIX + r'(?:\{[lcr| ]*\})?', '⟦'), (r'\\end' + MATRIX, '⟧'),
+    (r'\\\\(?:\[\w*\])?', '⏎'), (r',\\!\s*|\{,\}', ','), (r'\\!', ''), (r'\\[,;:> ]|~', ' '),
+    (r'\\[()\[\]]|\$', ''), (r'\\%', '%'),
+    (r'\\\{', '⦃'), (r'\\\}', '⦄'), (r'\\\|', '|'),
+    (r'\\mathbb\s*(?:R|\{R\})|\\(?:R|reals)(?![A-Za-z])', '(-∞,∞)'),
+    (r'\\mathbb\s*([A-Z])', r'\\mathbb{\1}'),
+    (r'\\mu ?\\(?:mathrm|text)\{ ?(?=[A-Za-z])', r'\\mathrm{ μ'),
+    *[(FONTS, r' \1 ')] * 2,
+    (REALS, '(-∞,∞)'),
+    (r'(?i)^ ?(?:the )?(?:set of )?(?:all )?(?:the )?integers ?$', r'\\mathbb{Z}'),
+    (r'(?i)^ ?(?:the )?empty set ?$', '⦃⦄'),
+    (r'(\d) and (?:a|one) half(?![a-z])', r'(\1+1/2)'),
     (r'\\([A-Za-z]+)\s*', lambda m: COMMANDS.get(m[1], m[0])), (r'\^\s*(?:°|\{\s*°\s*\})', '°'), (r'\{\s*\}', ''),
     (r'° ?C(?![A-Za-z])', ' celsius'), (r'° ?F(?![A-Za-z])', ' fahrenheit'),
-    (r'^([-+]?) ?([€£₹¥]|USD|EUR|GBP|INR|Rs\.?) ?([\d.,]+)$', lambda m: m[1] + m[3] + CURRENCIES[m[2].strip('.')]),
-    (r'([€£₹¥¢]) *$', lambda m: CURRENCIES[m[1]]),
-    (r'\{([^{}]*)\\choose([^{}]*)\}', r'\\binom{\1}{\2}'), (r'\\(?:bar|dot) ?(?=\{ ?\d)', r'\\overline'),
-    (r'\\overline ?\{ ?([A-Z]{2}) ?\}', r'\1'), (r'\\pmod ?\{? ?(\w+) ?\}?', r' (mod \1)'),  # a segment; 3 (mod 7)
-    (r'(?<!\d)(\d+\.\d*?)(\d)\2{2,} ?(?:\\[lc]?dots|\.\.\.)', r'\1\\overline{\2}'), (r'^\*\*(.+)\*\*$', r'\1'),  # 0.333..., bold type
+    (CURRENCY + r' ?(\d[\d.,]*) ?([kKMB])(?![A-Za-z])',
+     lambda m: f'{m[1]}{m[2]} ' + {'K': 'thousand', 'M': 'million', 'B': 'billion'}[m[3].upper()]),
+    (r'(^|[,;=≈∨(] ?)([-+]?) ?' + CURRENCY +
+     r' ?([-+]?(?:\d[\d.,]*\d|\d))(?= ?$| ?[,;.∨)]| ?[A-Za-z/]{3})',
+     lambda m: f"{m[1]}{m[2]}{m[4]} {CURRENCIES[m[3].strip('.')]} "),
+    (r'(?<=[\d}]) ?([¤€£₹¥¢₩₽])(?= |$|,)', lambda m: f' {CURRENCIES[m[1]]}'),
+    ('¤', ''),
+    (r'\{([^{}]*)\\choose([^{}]*)\}', r'\\binom{\1}{\2}'),
+    (r'\\dot ?\{? ?\d ?\}?(?:\d* ?\\dot ?\{? ?\d ?\}?)?', _dotted),
+    (r'\d\u0307(?:\d*\d\u0307)?|(?:\d\u0305)+', _dotted),
+    (r'\\(?:bar|overline) ?(\d)', r'\\overline{\1}'), (r'\\bar ?(?=\{ ?\d)', r'\\overline'),
+    (r'(?<![\d)])(\d*\.\d*) ?\((\d+)\)(?![\d^!])', r'\1\\overline{\2}'),  # 0.(27)
+    (r'\\overline ?\{ ?([A-Z]{2}) ?\}', r'\1'),  # a segment
+    (r'(?<=\d) +([kM]?) ?\\Omega(?![A-Za-z])', r' \1Ω'), (r'(?<=[\d)]) factorial(?![a-z])', '!'),
+    (r'\( ?(\d[\dA-F]*) ?\) ?(?=_)', r'\1'),  # (1101)_2
+    (r'(?<=\d) ?_ ?\{ ?(two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen) ?\}',
+     lambda m: f'_{{{number_of(m[1])}}}'),
+    (r'\( ?\\?[pb]?mod(?:ulo)?(?![A-Za-z]) ?(?:\{([^{}]*)\}|(\w+)) ?\)|'
+     r'\\?(?<![A-Za-z])[pb]?mod(?:ulo)?(?![A-Za-z]) ?(?:\{([^{}]*)\}|(\w+))',
+     lambda m: f' (mod {next(filter(None, m.groups()), "")})'),
+    (r'(?<!\d)(\d+\.\d*?)(\d)\2{2,} ?(?:⋯|\.\.\.)', r'\1\\overline{\2}'),
+    (r'(\d\.\d+) ?(?:⋯|\.\.\.)$', r'\1'), (r'\.{3,}|。{3,}', '⋯'),
+    (r'^\*\*(.+)\*\*$', r'\1'),  # bold type
     (r'^([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])$', lambda m: '[('[m[1] == ']'] + m[2] + '])'[m[3] == '[']),  # ]0, 1[ is (0, 1)
     (r'\*\*', '^'), (r'<=', '≤'), (r'>=', '≥'), (r'!=', '≠'), (r'\+/?-', '±'),
     (r'\b(sin|cos|tan) ?\^ ?(?:-1|\{ ?-1 ?\})', r'arc\1'), (r'(?<![A-Za-z])sqrt(?![A-Za-z])', '√'),
@@ -83,63 +144,67 @@ def _plain(text):
     """text with one spelling for what LaTeX, Unicode and ASCII write differently: operators as single characters."""
     _bounded(text)
     text = ''.join(c for c in text if unicodedata.category(c) != 'Cf').split('####')[-1].strip()
+    boxed = re.match(r'[\s$]*\\(?:boxed|fbox) *\{', text)
+    if boxed and _enclosed(inner := text[boxed.end() - 1:].rstrip(' .$')):
+        text = inner[1:-1].strip()
     money = '\\$' in text or text.count('$') == 1 and text.lstrip('-')[:1] == '$'
-    for i, (pattern, new) in enumerate(SPELLINGS):
-        if i == 2:
-            text = _bounded(unicodedata.normalize('NFKC', text).translate(SIGNS))  # one character may have become 18
+    if money:
+        text = re.sub(r'\\text\{ ?\\\$ ?\}', '¤', text).replace('\\$', '¤')
+        text = text.replace('$', '¤') if '¤' not in text else text
+    words = re.sub(FONTS, r' \1 ', text[:200]).strip(' .$')
+    if re.fullmatch(r'[A-Za-z][A-Za-z -]*', words) and (value := number_of(words)) is not None:
+        return str(value)
+    for pattern, new in BEFORE_NFKC:
         text = pattern.sub(new, text)
-    return text.strip(' ').rstrip(' .,;') + ' dollar' * (money and text[-1:].isdigit())
+    text = _bounded(unicodedata.normalize('NFKC', text).translate(SIGNS))  # 1 character may be 18
+    for pattern, new in SPELLINGS:
+        text = pattern.sub(new, text)
+    return text.strip(' ').rstrip(' .,;')
 
 
-LATIN = 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ'
-SCALES = {'hundred': 10 ** 2, 'thousand': 10 ** 3, 'million': 10 ** 6, 'billion': 10 ** 9, 'trillion': 10 ** 12}
-UNITS = {alias: group.split()[0] for group in (
-    'mm millimeter millimetre|cm centimeter centimetre|meter m metre|km kilometer kilometre|inch in inche|foot ft feet|'
-    'yard yd|mile mi|gram g|kg kilogram|mg milligram|pound lb|ounce oz|second s sec|minute min|hour h hr|day|week wk|'
-    'month|year yr|dollar buck usd|cent|euro eur|rupee inr|yen|joule J|degree deg °|radian rad|percent % pct percentage|liter l litre|'
-    'ml milliliter|celsius|fahrenheit|cup|am a.m|pm p.m').split('|') for alias in group.split()}
-UNITS.update(mph='mile/hour', kmh='km/hour', kph='km/hour')
-KNOWN_UNITS = set(UNITS.values())
-WORDS = {word: n for n, word in enumerate('zero one two three four five six seven eight nine ten eleven twelve'.split())}
-NO_UNIT = set('not but to is are was maybe either neither if than vs times plus minus over of none half dozen'.split())
-
-
-def _unit(text):
-    """'5 square feet' -> ('5', 'foot^2', 1); '5 million' -> ('5', None, 10**6); 'x+1' -> ('x+1', None, 1)."""
-    stem = re.sub(r' ?\^ ?(?:[23]|\{[23]\})$', '', text)
-    head = stem.rstrip(LATIN + '°% ./-')
-    tail, power = stem[len(head):], text[len(stem):].strip(' ^{}')
-    words = [w if w == 'J' else w.lower() for w in tail.split()]
-    if not words or head[-1:] not in list('0123456789)}]⌋⌉!π∞') or len(tail) == 1 and tail in LATIN or \
-            not NO_UNIT.isdisjoint(words) or '°' in tail and '\\' in head:  # 2x; 5 not 6; sin 30°
-        return text, None, 1
-    scale = SCALES.get(words[0].removesuffix('s'), 1)
-    words = [w.strip('.') for w in words[scale > 1:]]
-    if words and words[0] in ('square', 'sq', 'cubic', 'cu'):
-        power = '2' if words.pop(0).startswith('sq') else '3'
-    known = ['/'.join(UNITS.get(part) or UNITS.get(part.removesuffix('s'), '?') for part in w.split('/')) for w in words]
-    known = [None if '?' in k else k for k in known]
-    if len(words) > 4 or not all(k or w == 'per' or w == 'old' or len(w) > 3 and w not in FUNCTIONS for k, w in zip(known, words)):
-        return text, None, 1
-    unit = ' '.join(k or w for k, w in zip(known, words)).replace(' per ', '/')
-    return head, (unit + '^' + power if unit and power else unit) or None, scale
+def _upright(text):
+    """The words of up to three letters in \\text{} and the like: names or units, no products."""
+    found = set()
+    for font, inside in UPRIGHT.findall(text[:LONGEST]):
+        words = re.findall(r'(?<![A-Za-z\\])[A-Za-z]{1,3}(?![A-Za-z])', inside)
+        found.update(word for word in words
+                     if font != 'mathrm' or not (len(word) == 2 and word.isupper()))  # a segment
+    return found
 
 
 # ---------------------------------------------------------------- scalars to sympy
 
-FUNCTIONS = {name: {'ln': 'log', 'abs': 'Abs', 'ceil': 'ceiling'}.get(name, name.replace('arc', 'a')) for name in (
-    'sin cos tan cot sec csc sinh cosh tanh ln log lg exp abs floor ceil arcsin arccos arctan asin acos atan'.split())}
+RENAMED = {'ln': 'log', 'abs': 'Abs', 'ceil': 'ceiling', 'tg': 'tan', 'ctg': 'cot', 'cotg': 'cot',
+           'cosec': 'csc', 'arctg': 'atan', 'arcctg': 'acot', 'arcctan': 'acot'}
+FUNCTIONS = {name: RENAMED.get(name, name.replace('arc', 'a')) for name in (
+    'sin cos tan cot sec csc sinh cosh tanh ln log lg exp abs floor ceil arcsin arccos arctan '
+    'asin acos atan tg ctg cotg cosec arctg arcctg arccot arcsec arccsc'.split())}
+# Letters that stand for things in a row, where the order tells: tosses, numerals, results ...
+CODES = [set(code) for code in ('HT', 'IVX', 'XL', 'XC', 'CD', 'CM', 'WLD', 'BG', 'MF', 'TF', 'YN',
+                                'RGBWY', 'NSEW')]
 GREEK = set('alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon '
             'phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell'.split())
+def _is_word(token, upright):
+    """Is a run of two or three letters a word, in which they do not commute? SAS, IV, HT, III,
+    and all that stood in \\text{}; but xyz is a product and AB a segment."""
+    if token.isupper():
+        return len(token) > 2 or token in upright or token[0] == token[1] or \
+            any(code.issuperset(token) for code in CODES)
+    return token in upright or 'ii' in token and set(token) <= set('ivx')
+
+
+WORDS = re.compile(  # A to B; Mia: but a b and Ax are products
+    r'(?=.*[A-Za-z]{2})[A-Za-z]+(?: [A-Za-z]+)+|(?=...)[A-Z][a-z]*[aeiouy][a-z]*')
 TOKEN = re.compile(r'\d+(?:\.\d*)?(?:[eE][+-]?\d+(?![\d.]))?|\.\d+|\\[A-Za-z]+|[A-Za-z]+|\S')
-CLOSING = {'(': ')', '[': ']', '{': '}', '|': '|', '⌊': '⌋', '⌈': '⌉'}
+CLOSING = {'(': ')', '[': ']', '{': '}', '|': '|', '⌊': '⌋', '⌈': '⌉', '⟪': '⟫'}
 
 
 class _Clock:
     """tick() raises TimeoutError once the call's time is over; every loop ticks, so that no signal is needed."""
 
-    def __init__(self):
+    def __init__(self, *texts):
         self.end = time.perf_counter() + SECONDS
+        self.upright = set().union(*map(_upright, texts))  # words that are no products
 
     def tick(self):
         if time.perf_counter() > self.end:
@@ -166,13 +231,20 @@ class _Parser:
 
     def __init__(self, text, clock, prime=''):
         self.sp, self.clock, self.prime, self.depth, self.bars, self.tokens = _sympy(), clock, prime, 0, 0, []
-        for token in TOKEN.findall(text):
-            if token.lstrip('\\') in FUNCTIONS:
+        if WORDS.fullmatch(text) and FUNCTIONS.keys().isdisjoint(text.split()):
+            raise ValueError('words')
+        for m in TOKEN.finditer(text):
+            token = m[0]
+            if token.lstrip('\\') in FUNCTIONS and (
+                    token not in ('tg', 'ctg') or re.match(r' ?[\w(\\^{√°]', text[m.end():])):
                 self.tokens.append(token.lstrip('\\'))
             elif token.isascii() and token.isalpha():  # xy is x times y, but longer runs are words
                 if len(token) > 3 or token.lower() in ('yes', 'no', 'odd', 'all'):
                     raise ValueError(f'a word: {token!r}')
-                self.tokens += token
+                if len(token) > 1 and _is_word(token, clock.upright):
+                    self.tokens.append(token)
+                else:
+                    self.tokens += token
             else:
                 self.tokens.append(token)
         self.tokens.reverse()  # the next token is tokens[-1]
@@ -221,7 +293,8 @@ class _Parser:
                 factors.append(self.negative(factor) if minus else factor)
             elif token[0] in '0123456789.' or argument and (token in FUNCTIONS or token == '('):
                 break
-            elif token[0].isalpha() or token[0] in '([{√⌊⌈∞\\' or token == '|' and not self.bars:
+            elif token[0].isalpha() or token[0] in '([{√⌊⌈⟪∞\\' or \
+                    token == '|' and not self.bars:
                 factors.append(self.power())
             else:
                 break
@@ -269,6 +342,8 @@ class _Parser:
                 raise ValueError('an exponent too large')
             value = Fraction(token)
             return self.sp.Rational(value.numerator, value.denominator)
+        if token == '⟪':
+            return self.determinant()
         if token in CLOSING:
             self.bars += token == '|'
             tree = self.sum(CLOSING[token])
@@ -298,6 +373,25 @@ class _Parser:
         while parts[0] == '{' and parts[-1] not in ('}', ''):
             parts.append(self.take())
         return '_' + ''.join(parts).strip('{}')
+
+    def determinant(self):
+        """Of the rows up to ⟫, by the minors of the first."""
+        rows = [[self.sum()]]
+        while separator := self.take('&', '⏎'):
+            if separator == '&':
+                rows[-1].append(self.sum())
+            elif self.peek() != '⟫':
+                rows.append([self.sum()])
+        if not self.take('⟫') or len(rows) > 4 or any(len(row) != len(rows) for row in rows):
+            raise ValueError('a determinant that is not square, or too large')
+        return self.minors(rows)
+
+    def minors(self, rows):
+        if len(rows) == 1:
+            return rows[0][0]
+        terms = [self.node('Mul', x, self.minors([row[:i] + row[i + 1:] for row in rows[1:]]))
+                 for i, x in enumerate(rows[0])]
+        return self.node('Add', *(self.negative(t) if i % 2 else t for i, t in enumerate(terms)))
 
     def function(self, name):
         base = self.atom(digit=True) if self.take('_') else self.sp.Integer(10) if name == 'lg' else None
@@ -481,14 +575,17 @@ FLIP = {'<': '>', '>': '<', '≤': '≥', '≥': '≤', '≠': '≠'}
 THOUSANDS = re.compile(r'(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)')
 
 
+DEPTH = {**dict.fromkeys('([{⦃⟦⌊⌈⟪⟬', 1), **dict.fromkeys(')]}⦄⟧⌋⌉⟫⟭', -1)}
+
+
 def _depths(text):
     """How many brackets are open after each character."""
-    return list(itertools.accumulate((c in '([{⦃⟦⌊⌈') - (c in ')]}⦄⟧⌋⌉') for c in text))
+    return list(itertools.accumulate(DEPTH.get(c, 0) for c in text))
 
 
 def _enclosed(text):
     """True when the first bracket closes at the very end."""
-    return text[-1] in ')]}⦄⟧' and 0 not in _depths(text[:-1])
+    return text[-1:] in list(')]}⦄⟧⟭') and 0 not in _depths(text[:-1])
 
 
 def _split(text, separators):
@@ -509,9 +606,11 @@ def _name(side):
 
 
 def _read(text, clock, depth=0):
-    """An answer as a tuple: ('scalar', tree, unit, literal if decimal), ('list' or 'set' or 'union', items),
-    ('tuple', brackets, items), ('matrix', rows), ('eq', name, sides, texts), ('rel', operators, texts, interval, name),
-    or, where nothing else can be read, ('text', words)."""
+    """An answer as a tuple: ('scalar', tree, Words or None, text if a numeral, text), ('list' or
+    'set' or 'union', items), ('tuple', brackets, items), ('matrix', rows), ('eq', name, sides,
+    texts), ('rel', operators, texts, interval, name), ('mod', name, residue, modulus), ('approx',
+    exact, rounded), ('given', main, letter, domain, text), ('cases', rows), or, where nothing else
+    can be read, ('text', words)."""
     clock.tick()
     try:
         if depth > DEEPEST or not text:
@@ -521,7 +620,107 @@ def _read(text, clock, depth=0):
         return 'text', ' '.join(re.sub(r'\{ ?(\w) ?\}', r'\1', text.strip(" .,'\"()")).casefold().split())
 
 
+GIVEN = [(re.compile(pattern), domain) for pattern, domain in (  # x = 3k, k ∈ ℤ
+    (r'(.*[^,; ])(?:[,;]| ?\(|(?= ?(?:where|for|with|when)\b)) ?(?:where |for |with |when )?'
+     r'(?:all |any |some |every |each )?(?:integers? )?([A-Za-z]) ?∈ ?([^,;]+?) ?\)?', None),
+    (r'(.*[^,; ])(?:[,;]| ?\(| (?=where|for|with|when)) ?(?:where |for |with |when )?'
+     r'(?:([A-Za-z]) (?:is )?)?(?:all |any |an? |some |every )?(?:arbitrary )?integers?'
+     r'(?: ([A-Za-z]))? ?\)?', '\\mathbb{Z}'))]
+SETS = {'Z': '\\mathbb{Z}', 'N': '\\mathbb{N}', 'Q': '\\mathbb{Q}', 'R': '(-∞,∞)',
+        'C': '\\mathbb{C}'}
+VARIABLES = re.compile(r'(?<![A-Za-z\\])[A-Za-z]{1,3}(?![A-Za-z])')
+
+
+def _given(text, clock, depth):
+    """'x = 3k, k ∈ ℤ' -> ('given', 'x = 3k' as read, 'k', 'ℤ', 'x = 3k'); None where the text
+    does not end in such a condition on a letter of it."""
+    if '∈' not in text and 'integer' not in text:
+        return None
+    for pattern, domain in GIVEN:
+        if m := pattern.fullmatch(text):
+            main, letter = m[1].strip(), m[2] or domain and m[3]
+            where = domain or m[3].replace(' ', '')
+            letters = {c for run in VARIABLES.findall(main) if run not in FUNCTIONS for c in run}
+            if letter in letters and _depths(main)[-1] == 0:
+                return 'given', _read(main, clock, depth), letter, SETS.get(where, where), main
+    return None
+
+
+def _congruence(text, clock):
+    """'x ≡ 3 (mod 7)' -> ('mod', 'x', 3, 7), a list of such for several residues; None for
+    other texts."""
+    m = re.fullmatch(r'(.*\S) ?\(mod ([^()]+)\)', text)
+    if not m or '(mod' in m[1]:
+        return None
+    modulus, name, items = _Parser(m[2], clock).parse(), None, []
+    for item in _split(m[1], '∨,')[::2]:
+        sides = _split(item, '≡=')[::2]
+        if len(sides) > 2 or len(sides) == 2 and not _name(sides[0]):
+            raise ValueError('a congruence that is not solved')
+        name = _name(sides[0]) if len(sides) == 2 else name
+        items.append(('mod', name, _Parser(sides[-1], clock).parse(), modulus))
+    return ('list', items) if len(items) > 1 else items[0]
+
+
+def _all_of(items, clock):
+    """x > 1, x < 5, as _read gives them -> 1 < x < 5; where nothing is in all, what is in any."""
+    numbers = _Numbers(256, True, clock)
+
+    def end(tree):
+        if tree[0] != 'scalar' or tree[1].free_symbols:
+            raise ValueError('an end that is no number')
+        return numbers.inexact(numbers.value(tree[1], {}))
+
+    parts, every = None, []
+    for item in items:
+        intervals = item[3][1] if item[3][0] == 'union' else [item[3]]
+        every += intervals
+        both = []
+        for one, other in itertools.product(parts or intervals, intervals if parts else [None]):
+            if other:
+                (low, a), (high, b) = ((x[2], x[1]) for x in (one, other))
+                (low, a) = max(((one[2][0], one[1][0]), (other[2][0], other[1][0])),
+                               key=lambda x: (end(x[0]), x[1] == '('))
+                (high, b) = min(((one[2][1], one[1][1]), (other[2][1], other[1][1])),
+                                key=lambda x: (end(x[0]), x[1] == ']'))
+                if not (end(low) < end(high) or end(low) == end(high) and a + b == '[]'):
+                    continue
+                one = 'tuple', a + b, [low, high]
+            both.append(one)
+        parts = both
+        if not parts or len(parts) > 20:
+            break
+    parts = parts or every
+    interval = parts[0] if len(parts) == 1 else ('union', sorted(parts, key=lambda x: end(x[2][0])))
+    return 'rel', [], [], interval, items[0][4]
+
+
+def _cases(text, clock, depth):
+    """'x & x > 0 ⏎ -x & x ≤ 0' -> ('cases', [(value, condition), ...]); a system of equations
+    is the list of them."""
+    rows = [[cell.strip(' ,;.') for cell in _split(row, '&')[::2]]
+            for row in _split(text, '⏎')[::2] if row]
+    rows = [[''.join(row)] if len(row) == 2 and row[1][:1] in tuple('=<>≤≥') else row
+            for row in rows]
+    if not 1 <= len(rows) <= 20 or len({len(row) for row in rows}) > 1 or len(rows[0]) > 2:
+        raise ValueError('neither cases nor a system')
+    if len(rows[0]) == 1:
+        return _read(', '.join(row[0] for row in rows), clock, depth)
+    return 'cases', [(_read(value, clock, depth),
+                      _read(re.sub(r'^(?:if|when|for|where)\b ?', '', condition), clock, depth))
+                     for value, condition in rows]
+
+
 def _structure(text, clock, depth):
+    if '⟬' in text:
+        if text[0] == '⟬' and _enclosed(text):
+            return _cases(text[1:-1], clock, depth)
+        if text[0] == '(' and _enclosed(text):
+            return _read(text[1:-1].strip(), clock, depth)
+    if given := _given(text, clock, depth):
+        return given
+    if '(mod' in text and (congruence := _congruence(text, clock)):
+        return congruence
     for separators in (';', '∨,'):
         pieces = _split(text, separators)
         texts = pieces[::2] if separators == ';' else [t for piece in pieces[::2] for t in _signs(piece)]
@@ -529,8 +728,14 @@ def _structure(text, clock, depth):
             items = [_read(t, clock, depth) for t in texts]
             if separators == ';':
                 items = [('tuple', '()', item[1]) if item[0] == 'list' else item for item in items]
-            if '∨' in pieces and all(item[0] == 'rel' and item[3] for item in items):
-                return 'union', [item[3] for item in items]
+            if all(item[0] == 'rel' and item[3] for item in items):
+                if '∨' in pieces:
+                    return 'union', [item[3] for item in items]
+                if len({item[4] for item in items}) == 1:
+                    try:
+                        return _all_of(items, clock)
+                    except (ValueError, ArithmeticError):
+                        pass  # ends that are no numbers
             return 'list', items
     pieces = _split(text, '=≈<>≤≥≠∈')
     if len(pieces) > 1:
@@ -547,6 +752,9 @@ def _structure(text, clock, depth):
         if text[0] == '⟦':
             rows = [_split(row, '&')[::2] for row in _split(inner, '⏎')[::2] if row]
             return 'matrix', [[_read(cell, clock, depth) for cell in row] for row in rows]
+        given = re.fullmatch(r'([^|:]+?) ?[|:] ?([A-Za-z] ?∈ ?[^|:]+)', inner)
+        if text[0] == '⦃' and given and (given := _given(f'{given[1]},{given[2]}', clock, depth)):
+            return given  # {3k | k ∈ ℤ}
         builder = re.fullmatch(r'[A-Za-z](?: ?∈ ?\(-∞,∞\))? ?[|:](.*[=<>≤≥≠].*)', inner) if text[0] == '⦃' else None
         if builder:  # {x | x > 1}
             return _read(builder[1].strip(), clock, depth)
@@ -556,21 +764,31 @@ def _structure(text, clock, depth):
             return 'set', inside[1] if inside[0] == 'list' else [inside]
         if len(pieces) > 1:
             return 'tuple', text[0] + text[-1], [_read(t, clock, depth) for t in pieces]
-        if text[0] == '{' or inner[:1] == '⟦':
+        if text[0] in '{(' or inner[:1] == '⟦':
             return _read(inner, clock, depth)
     if '⟦' in text:
-        return 'matrix', [[('scalar', cell, None, '') for cell in row] for row in _matrix(text, clock)]
-    if text.casefold() in WORDS:
-        text = str(WORDS[text.casefold()])
+        return 'matrix', [[_scalar(cell) for cell in row] for row in _matrix(text, clock)]
+    if (number := number_of(text)) is not None:
+        return _scalar(_sympy().Rational(number.numerator, number.denominator))
     pieces = _split(text, ':')
     if len(pieces) > 3:  # 1:2:3
         first, *others = (_Parser(t, clock).parse() for t in pieces[::2])
-        return 'tuple', '::', [('scalar', _sympy().Mul(x, _sympy().Pow(first, -1, evaluate=False), evaluate=False), None, '') for x in others]
-    head, unit, scale = _unit(text)
+        inverse = _sympy().Pow(first, -1, evaluate=False)
+        return 'tuple', '::', [_scalar(_sympy().Mul(x, inverse, evaluate=False)) for x in others]
+    head, words = text, None
+    if not re.search(r'(?<![A-Za-z])(?:sin|cos|tan|cot|sec|csc|c?tg) ?[^A-Za-z]*°', text):
+        head, words = split_words(text, clock.upright, FUNCTIONS)
     tree = _Parser(head, clock).parse()
-    if scale > 1:
+    if words and words.scale != 1:
+        scale = _sympy().Rational(words.scale.numerator, words.scale.denominator)
         tree = _sympy().Mul(scale, tree, evaluate=False)
-    return 'scalar', tree, unit, head if re.fullmatch(r'-?\d*\.\d+', head) else ''
+    if words and words.power > 1:
+        tree = _sympy().Pow(tree, words.power, evaluate=False)
+    return _scalar(tree, words, head if re.fullmatch(r'-?\d*\.?\d+', head) else '', text)
+
+
+def _scalar(tree, words=None, numeral='', text=''):
+    return 'scalar', tree, words, numeral, text
 
 
 def _matrix(text, clock):
@@ -634,11 +852,14 @@ def _relation(sides, ops, clock, depth):
             raise ValueError('a chain through ∈')
         return _read(sides[1], clock, depth)
     if set(ops) <= {'=', '≈'}:
-        if '≈' in ops:  # exact = rounded: keep the exact part
+        if '≈' in ops:
             k = ops.index('≈')
-            sides = sides[:2] if k == 0 and _name(sides[0]) else sides[:k + 1]
-        if len(sides) == 1:
-            return _read(sides[0], clock, depth)
+            if k == 0 and _name(sides[0]):  # x ≈ 11
+                sides = sides[:2]
+            else:
+                exact = _read(sides[0], clock, depth) if k == 0 else \
+                    _relation(sides[:k + 1], ops[:k], clock, depth)
+                return 'approx', exact, [_read(s, clock, depth) for s in sides[k + 1:]]
         if _name(sides[-1]) and not _name(sides[0]):
             sides = sides[::-1]
         name = _name(sides[0])
@@ -677,6 +898,15 @@ def _same(g, p, clock):
     """Is the answer p the same as the gold g? Both as _read returns them."""
     clock.tick()
     kinds = {g[0], p[0]}
+    if 'approx' in kinds:
+        return _same_rounded(g, p, clock)
+    if 'given' in kinds:
+        return _same_given(g, p, clock)
+    if kinds == {'mod'}:
+        return _same_congruence(g, p, clock)
+    if kinds == {'cases'}:
+        return len(g[1]) == len(p[1]) and all(any(
+            _same(a, c, clock) and _same(b, d, clock) for c, d in p[1]) for a, b in g[1])
     if 'eq' in kinds:
         return _same_equation(g, p, clock)
     if kinds == {'rel'}:
@@ -762,45 +992,133 @@ def _same_relation(g, p, clock):
         return False
 
 
-def _same_scalar(g, p, clock):
-    sp, (a, unit, literal), (b, other, other_literal) = _sympy(), g[1:], p[1:]
-    units = {unit, other}
-    for known, factor in (('percent', sp.Integer(1)), ('degree', sp.pi)):
-        if known in units and units <= {known, None, 'radian'} and len(units) == 2:
-            factor = sp.Mul(factor, sp.Rational(1, 100 if known == 'percent' else 180), evaluate=False)
-            scaled = [sp.Mul(x, factor, evaluate=False) if u == known else x for x, u in ((a, unit), (b, other))]
-            if _equal(*scaled, clock):
-                return True
-    if unit != other and unit and other and KNOWN_UNITS >= {part for u in units for part in u.split('^')[0].split('/')}:
-        return False  # 5 cents, 5 dollars
-    if a.is_Symbol and b.is_Integer and a.name[0].isdigit():  # 52 for 52_8
-        return a.name.split('_')[0] == str(b)
-    if _equal(a, b, clock):
+def _same_rounded(g, p, clock):
+    """100/3 ≈ 33.3 is the same as its exact part, and as 33.3 where that is what it rounds to."""
+    if _same(*(x[1] if x[0] == 'approx' else x for x in (g, p)), clock):
         return True
-    decimal, exact = (literal, b) if literal else (other_literal, a)
-    if len(decimal.strip('-0.').replace('.', '')) < 10 or literal and other_literal or exact.free_symbols:
+    if g[0] == p[0]:
         return False
-    try:  # a decimal of ten digits or more, rounded right
-        numbers, places = _Numbers(256, True, clock), len(decimal) - 1 - decimal.index('.')
-        gap = numbers.inexact(numbers.value(exact, {})) - numbers.inexact(Fraction(decimal))
+    (_, exact, rounded), other = (g, p) if g[0] == 'approx' else (p, g)
+    exact, other = (x[2][-1] if x[0] == 'eq' else x for x in (exact, other))
+    if {exact[0], other[0], *(r[0] for r in rounded)} != {'scalar'}:
+        return False
+    numeral, places = other[3], len(other[3].partition('.')[2])
+    return ('.' in numeral or len(numeral.strip('-')) > 1) and any(
+        _rounds_to(exact[1], r[3], clock) and len(r[3].partition('.')[2]) >= places and
+        factors(other[2], r[2]) for r in rounded) and bool(
+        factors(other[2], exact[2])) and _rounds_to(exact[1], numeral, clock)
+
+
+def _rounds_to(tree, numeral, clock):
+    """Is numeral, a text, what tree rounds to at as many places?"""
+    if not numeral or tree.free_symbols:
+        return False
+    try:
+        numbers, places = _Numbers(256, True, clock), len(numeral.partition('.')[2])
+        gap = numbers.inexact(numbers.value(tree, {})) - numbers.inexact(Fraction(numeral))
         return bool(abs(gap) <= numbers.inexact(Fraction(1, 2 * 10 ** places)))
     except (ValueError, ArithmeticError):
         return False
 
 
-def math_equal(gold, answer):
-    """Do two answers, as text in LaTeX, Unicode or ASCII, say the same? TimeoutError when SECONDS do not suffice to tell.
+def _same_given(g, p, clock):
+    """x = 3k, k ∈ ℤ: the same but for the name of the letter, in the same domain."""
+    if g[0] != p[0]:
+        one, other = (g, p) if g[0] == 'given' else (p, g)
+        integers = one[1][0] == 'rel' and one[3] != '(-∞,∞)'  # those between 1 and 5, not all
+        return not integers and _same(one[1], other, clock)
+    if g[3] != p[3]:
+        return False
+    if g[2] == p[2]:
+        return _same(g[1], p[1], clock)
+    runs = VARIABLES.findall(p[4])  # the letter is bound: 3n, n ∈ ℤ is 3k, k ∈ ℤ
+    if any(g[2] in run for run in runs if run not in FUNCTIONS):
+        return False
+    renamed = VARIABLES.sub(
+        lambda m: m[0] if m[0] in FUNCTIONS else m[0].replace(p[2], g[2]), p[4])
+    return _same(g[1], _read(renamed, clock), clock)
 
-    Numbers, fractions, mixed numbers, percent, units, thousands separators, degrees, intervals, inequalities, sets, lists, tuples,
-    matrices, equations, expressions and words. Exact but for decimals of ten digits or more, which may be rounded.
+
+def _same_congruence(g, p, clock):
+    if g[1] and p[1] and g[1] != p[1] or not _equal(g[3], p[3], clock):
+        return False
+    if _equal(g[2], p[2], clock):
+        return True
+    trees = g[2], p[2], g[3]
+    if not (g[1] or p[1]) or any(tree.free_symbols for tree in trees):
+        return False
+    a, b, m = (_Numbers(256, True, clock).value(tree, {}) for tree in trees)
+    return all(isinstance(x, Fraction) for x in (a, b, m)) and m > 0 and (a - b) % m == 0
+
+
+def _same_scalar(g, p, clock):
+    if _same_quantity(g, p, clock):
+        return True
+    if bool(g[2]) == bool(p[2]) or (g[2] or p[2]).sure:
+        return False
+    try:  # 5 N as the product that it may be too
+        return _equal(*(x[1] if not x[2] else _Parser(x[4], clock).parse() for x in (g, p)), clock)
+    except (ValueError, ArithmeticError):
+        return False
+
+
+def _same_quantity(g, p, clock):
+    """Do two scalars agree in value, once their units are the same?"""
+    sp, (_, a, one, numeral, _), (_, b, other, other_numeral, _) = _sympy(), g, p
+    pairs, units = factors(one, other), [words.units if words else {} for words in (one, other)]
+    if not pairs:
+        return False
+
+    def times(tree, factor, pi=0):
+        factor = sp.Rational(factor.numerator, factor.denominator)
+        return sp.Mul(tree, factor, sp.Pow(sp.pi, pi), evaluate=False)
+
+    for unit, factor, pi in (('percent', Fraction(1, 100), 0), ('degree', Fraction(1, 180), 1)):
+        if {unit: 1} in units and {} in units:  # 28% is 0.28, and 28 too
+            scaled = [times(x, factor, pi) if u else x for x, u in zip((a, b), units)]
+            if _equal(*scaled, clock):
+                return True
+    for first, second, pi in pairs[:4]:
+        if (first, second, pi) != (1, 1, 0):
+            if _equal(times(a, first), times(b, second, pi), clock):
+                return True
+            continue
+        if a.is_Symbol and b.is_Integer and a.name[0].isdigit():  # 52 for 52_8
+            return a.name.split('_')[0] == str(b)
+        if b.is_Symbol and a.is_Integer and b.name == f'{a}_10' or _equal(a, b, clock):
+            return True
+    decimal, exact = (numeral, b) if '.' in numeral else (other_numeral, a)
+    if '.' in numeral and '.' in other_numeral or '.' not in decimal or \
+            len(decimal.strip('-0.').replace('.', '')) < 10:
+        return False
+    return _rounds_to(exact, decimal, clock)  # ten digits or more, rounded right
+
+
+def _spellings(text):
+    """An answer as _plain spells it, and then in other readings of its commas and segments."""
+    plain = _plain(text)
+    plains = [plain, THOUSANDS.sub(lambda m: m[0].replace(',', ''), plain)]
+    if reversed_ := re.sub(r'(\\overline\s*\{ ?)([A-Z])([A-Z])(?= ?\})', r'\1\3\2', text):
+        plains += [_plain(reversed_)] if reversed_ != text else []
+    return plains
+
+
+def math_equal(gold, answer):
+    """Do two answers, as text in LaTeX, Unicode or ASCII, say the same? TimeoutError when SECONDS
+    do not suffice to tell.
+
+    Numbers, fractions, mixed numbers, percent, units, thousands separators, degrees, intervals,
+    inequalities, congruences, sets, lists, tuples, matrices, equations, expressions and words.
+    Exact but for decimals of ten digits or more, which may be rounded, and for what says itself
+    that it is rounded, 100/3 ≈ 33.3. A unit may be missing on one side; where both name one, or a
+    counted noun, these must be the same or convert into each other.
     """
     if gold.strip() == answer.strip():
         return True
     _sympy()  # its import is not on the clock
-    clock = _Clock()
+    clock = _Clock(gold, answer)
     try:
-        golds, answers = ([text, THOUSANDS.sub(lambda m: m[0].replace(',', ''), text)]
-                          for text in (_plain(gold), _plain(answer)))
+        golds, answers = (_spellings(text) for text in (gold, answer))
         if golds[0] and golds[0] == answers[0]:
             return True
         for texts, others, comma in ((golds, answers, r'-?0,\d{3,}'), (answers, golds, r'-?\d+,\d+')):
@@ -827,7 +1145,7 @@ def lists_equal(gold, answers):
     as for math_equal.
     """
     _sympy()
-    clock = _Clock()
+    clock = _Clock(gold, *answers[:100])
     try:
         g = _read(_plain(gold), clock)
         if g[0] not in ('list', 'set') or len(g[1]) < 2 or not answers:

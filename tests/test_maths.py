@@ -629,12 +629,337 @@ O(n) | O(n^2)
 \log_2 8 | \log_8 2
 '''
 
+# Words that are no products; words after a number that change it; units and nouns that differ.
+WORDS_DIFFER = r'''
+SAS | SSA
+IV | VI
+HT | TH
+WLL | LLW
+RGB | BGR
+AMY | MAY
+III | I^3
+II | I^2
+HH | H^2
+TTT | T^3
+XIX | XXI
+ASA | AAS
+SSS | S^3
+\text{SAS} | \text{SSA}
+\text{HT} | \text{TH}
+\text{IV} | \text{VI}
+\text{IV} | VI
+\mathrm{SAS} | \mathrm{SSA}
+\textbf{RGB} | \textbf{BGR}
+\text{dog} | \text{god}
+\text{AB} | \text{BA}
+\text{by SAS} | \text{by SSA}
+A to B | B to A
+Mia | Mai
+Ian | Ina
+IX | XI
+XL | LX
+HTT | TTH
+(HT, TH) | (TH, TH)
+\{HHT\} | \{HTH\}
+BGB | GBB
+MCD | CMD
+CAB | BAC
+\text{III} | \text{I}^3
+2\text{ SAS} | 2\text{ SSA}
+5 | 5 squared
+5 | 5 cubed
+5 | 5 tenths
+5 | 5 \text{ thousandths}
+5 | 5 dozens
+5 | 5 crore
+3 | 3 quarters
+12 | 12 halves
+5 | 5 hundredths
+5 | 5 millionths
+5 | 5 thirds
+5 | 5 sixteenths
+5 | 5 twenty-fifths
+5 | 5 gross
+5 | 5 score
+5 | 5 lakh
+5 | 5 lakhs
+5 | 5\text{ million}
+5 | 5 hundreds
+5 | 5 tens
+5 | 5 per mille
+5 | 5‰
+5 | 5 万
+5 | 5亿
+3 | 3万
+5 | 5千
+5 | 5 grand
+5 | 5 factorial
+5 | 5 doubled
+\$20 profit | \$20 loss
+10° above zero | 10° below zero
+10^\circ \text{ above zero} | 10^\circ \text{ below zero}
+2 days earlier | 2 days later
+2 days before | 2 days after
+5 miles east | 5 miles west
+5 miles north | 5 miles east
+90^\circ clockwise | 90^\circ counterclockwise
+90 degrees clockwise | 90 degrees anticlockwise
+\$20 surplus | \$20 deficit
+\$20 credit | \$20 debt
+20 | \$20 loss
+10 | 10 degrees below zero
+5 floors up | 5 floors down
+5% increase | 5% decrease
+300 BC | 300 AD
+5 gallons | 5 quarts
+5 tons | 5 kg
+3 knots | 3 mph
+5 watts | 5 kilowatts
+5 dimes | 5 cents
+8 milliseconds | 8 seconds
+10 decades | 10 years
+5 apples | 5 oranges
+5 boys | 5 girls
+5 GB | 5 MB
+5 kB | 5 MB
+5 bits | 5 bytes
+5 mm | 5 nm
+5 Hz | 5 kHz
+5 acres | 5 hectares
+5 ounces | 5 pounds
+5 pints | 5 cups
+5 nickels | 5 dimes
+5 euros | 5 dollars
+5元 | 5角
+5 km | 5 miles
+5 degrees | 5 radians
+5 arcminutes | 5 degrees
+5 m^2 | 5 m^3
+5 square feet | 5 feet
+5 m/s | 5 m/s^2
+5 J | 5 W
+5 N | 5 kg
+5 hours | 5 days
+5\text{ kW} | 5\text{ MW}
+5 mW | 5 MW
+5 \mu\text{m} | 5\text{ mm}
+5 quarters | 5 dimes
+5 pennies | 5 nickels
+5 rupees | 5 paise
+5 公斤 | 5 克
+5米 | 5厘米
+5 cats | 5 dogs
+5 cm | 5 apples
+5 pairs | 5 dozen
+5 centuries | 5 decades
+5 weeks | 5 fortnights
+5 furlongs | 5 miles
+5 red balls | 5 blue balls
+5 liters | 5 milliliters
+5 kPa | 5 Pa
+5 volts | 5 amps
+60 min | 1 min
+5 apples per day | 5 apples per hour
+5 dollars per hour | 5 dollars
+4 cups | 4 mugs
+3 pm | 3 am
+5 € | 5 £
+5 USD | 5 EUR
+5 AUD | 5 CAD
+£5 | 5 lb
+5 percent | 5 per mille
+5 percent | 5 cm
+5 tons | 5 grams
+5 | 5 半
+5 twins | 5 triplets
+2 | 2cd
+5 | 5A
+5 | 5 of 6
+1 | 1 dozen
+5 | 5 Millionen
+5 | 5 mil
+5 | 5 bn
+5 | 5 ppm
+5 | 5 basis points
+7 | 7 halves
+5 | 5 negative
+12 | a dozen dozen
+20 | twenty-one
+7 | 7 \times
+5 inclusive | 5 exclusive
+25^\circ C | 25^\circ F
+'''
+
+# The same where order does not matter, units that convert, spellings of other countries and books.
+WORDS_SAME = r'''
+AB | BA
+\overline{AB} | BA
+\overline{DC} | CD
+PQ | QP
+xyz | zyx
+ab | ba
+abc | cab
+x^2y | yx^2
+\text{SAS} | SAS
+SAS | SAS
+\mathrm{SAS} | \text{SAS}
+\text{dog} | dog
+60 min | 1 h
+60 minutes | 1 hour
+1 km | 1000 m
+5 cm | 50 mm
+1 dollar | 100 cents
+2 dozen | 24
+5 crore | 50000000
+3 feet | 1 yard
+3 feet | 36 inches
+1 kg | 1000 g
+1 year | 12 months
+5 dimes | 50 cents
+1 m/s | 3.6 km/h
+1 L | 1000 mL
+1 GB | 1000 MB
+1 GB | 1024 MB
+180 degrees | \pi radians
+5 N m | 5 J
+5 apples | 5
+5 | 5 apples
+5 apple | 5 apples
+5 metres | 5 m
+5 inches | 5 in
+5 feet | 5 ft
+5 sq ft | 5 square feet
+5 cm^2 | 5 square centimeters
+5 cubic meters | 5 m^3
+5 | 5 Hz
+5 Hz | 5 hertz
+8 m/s | 8\,\mathrm{m\,s^{-1}}
+8 m/s | 8 meters per second
+5 | 5元
+30000 | 3万
+5元 | 5 yuan
+3 万元 | 30000 元
+-20 | \$20 loss
+-10 | 10 degrees below zero
+5N | 5 N
+5N | 5 \cdot N
+9 years | 9 years old
+20 | \$20 profit
+20 | 20 dollars profit
+$20 profit | 20 dollars profit
+5 | 5\text{ N}
+5 | 5\text{ men}
+5 | 5 kW
+0.5 | 5 tenths
+6 | 12 halves
+25 | 5 squared
+5 people | 5 persons
+\$5 million | 5000000
+\$5 million | 5 million dollars
+£5 | 5 pounds
+¥5 | 5 yuan
+¥5 | 5 yen
+5 children | 5 child
+5 lb | 5 pounds
+5 colours | 5 colors
+1 day | 24 hours
+1 week | 7 days
+5 kWh | 5000 Wh
+1/1000 | 1‰
+20 | $20
+-5 | -\$5
+5 | 5 km/h
+(5\text{ cm}) | 5
+33.3 | \frac{100}{3}\approx 33.3
+33.3 | x = \frac{100}{3} \approx 33.3
+1.41 | \sqrt{2}\approx 1.414
+67 | \frac{200}{3}\approx 67
+1,2,\ldots | 1,2,…
+1,2,\ldots,10 | 1, 2, \dots, 10
+1,2,... | 1,2,\cdots
+x\equiv 3\pmod 7 | x \equiv 3 \pmod{7}
+x\equiv 3\pmod 7 | x≡3 (mod 7)
+x\equiv 3\pmod 7 | x \equiv 3 \bmod 7
+x\equiv 3\pmod 7 | 3 \pmod 7
+x\equiv 3\pmod 7 | x = 3 mod 7
+x\equiv 3\pmod 7 | x\equiv 10 \pmod{7}
+x \equiv 1, 4 \pmod 7 | x \equiv 4 \pmod 7 \text{ or } x\equiv 1 \pmod 7
+x=3k, k\in\mathbb{Z} | 3k
+x=3k, k\in\mathbb{Z} | x=3n, n\in\mathbb{Z}
+x=3k, k\in\mathbb{Z} | 3k, \text{ where } k \text{ is an integer}
+x=3k, k\in\mathbb{Z} | 3k \text{ for any integer } k
+x=3k, k\in\mathbb{Z} | x = 3k \quad (k \in \mathbb{Z})
+x=3k, k∈ℤ | x=3k, k\in Z
+x=\frac{\pi}{2}+k\pi, k \in \mathbb Z | \frac{\pi}{2}+k\pi
+\{3k \mid k\in\mathbb{Z}\} | 3k, k \in \mathbb{Z}
+x>1, x<5 | 1<x<5
+x>1 \text{ and } x<5 | (1,5)
+x<5, x \ge 1 | 1 \le x < 5
+x > 1 \land x < 5 | 1<x<5
+x>0, x \ne 1 | (0,1)\cup(1,\infty)
+x<1, x>5 | x<1 \text{ or } x>5
+0.\dot1\dot8 | \frac{2}{11}
+0.(27) | \frac{3}{11}
+0.\bar3 | \frac13
+0.\dot{1}\dot{8} | 0.\overline{18}
+0.\dot12\dot3 | \frac{123}{999}
+0.1(6) | 1/6
+0.1\bar6 | 1/6
+0.\overline3 | 1/3
+0.\dot 3 | 1/3
+0.3̅ | 1/3
+\begin{smallmatrix}1&2\\3&4\end{smallmatrix} | \begin{pmatrix}1&2\\3&4\end{pmatrix}
+\left(\begin{smallmatrix}1\\2\end{smallmatrix}\right) | \begin{pmatrix}1\\2\end{pmatrix}
+\begin{vmatrix}1&2\\3&4\end{vmatrix} | -2
+\begin{vmatrix}1&0&0\\0&2&0\\0&0&3\end{vmatrix} | 6
+\begin{cases}x=1\\y=2\end{cases} | x=1, y=2
+\begin{cases}x=1\\y=2\end{cases} | (1,2)
+\left\{\begin{array}{l}x=1\\y=2\end{array}\right. | x=1,y=2
+\begin{cases}1 & x>0\\x & x\le0\end{cases} | \begin{cases}x, & x\le0\\1, & \text{if } x>0\end{cases}
+f(x)=\begin{cases}1 & x>0\\x & x\le0\end{cases} | \begin{cases}1 & x>0\\x & 0\ge x\end{cases}
+\begin{aligned} x&=1\\ y&=2\end{aligned} | x=1,y=2
+20 | twenty
+20 | \text{twenty}
+twenty-one | 21
+\frac12 | one half
+\frac12 | one-half
+\frac12 | \text{one half}
+\frac23 | two thirds
+105 | one hundred and five
+1.5 | one and a half
+\frac34 | three quarters
+all real numbers | \mathbb{R}
+\text{all real numbers} | (-\infty,\infty)
+\mathbb{R} | \text{All real numbers}
+x \in \mathbb{R} | all reals
+ℝ | all real x
+\text{the set of all real numbers} | \mathbb{R}
+(1101)_2 | 1101_2
+1101_2 | 1101_{2}
+1101₂ | 1101_2
+(1101)_{2} | 1101_2
+1101_{two} | 1101_2
+13 | (13)_{10}
+\tan x | \mathrm{tg}\,x
+\tan x | tg x
+\cot x | ctg x
+\cot x | \operatorname{ctg} x
+\arctan 1 | arctg 1
+\tan 45^\circ | tg 45°
+24 | two dozen
+5.5 | 5 and a half
+43_5 | \boxed{43_5.}
+8.25 | \sqrt{68}\approx 8.246
+5 | 5\,\Omega
+'''
+
 
 def lines(text):
     return [tuple(side.strip() for side in line.split(' | ', 1)) for line in text.strip('\n').split('\n')]
 
 
-SAME_PAIRS, DIFFERENT_PAIRS = SAME + lines(MORE_SAME), DIFFERENT + lines(MORE_DIFFERENT)
+SAME_PAIRS = SAME + lines(MORE_SAME) + lines(WORDS_SAME)
+DIFFERENT_PAIRS = DIFFERENT + lines(MORE_DIFFERENT) + lines(WORDS_DIFFER)
 
 HOSTILE = [
     "9**9**9**9", "9^{9^{9^{9}}}", "9!!!!!!!!", "(((9!)!)!)!", "10^{10^{10}}", "2^{300000}", "\\binom{10^9}{10^8}",
@@ -653,6 +978,26 @@ HOSTILE = [
     "⟦1&2⏎3&4⟧" * 100, "⟦" + "1&" * 20 + "1⟧+" * 20, "+".join(["⟦9⟧^3"] * 150), "⟦" + "9!&" * 300 + "1⟧⟦" + "1⏎" * 30 + "1⟧",
     "-".join(["⟦" + "x^{99}&" * 9 + "1⟧"] * 9), "(-∞,∞)∖⦃" + "9!," * 300 + "1⦄", "|x-" + "9!" * 400 + "|<1", "n!" * 490, "1:" * 490 + "2",
     "1" * 500 + "." + "1" * 499, "⑪" * 500 + "." + "⑪" * 499, "1" * 495 + "." + "1" * 495 + "...", "⑪" * 200 + "." + "⑪" * 200, "ﷺ" * 999, "1²" * 490,
+    # cases, determinants, congruences, conditions, units and words
+    "\\$1 " * 240, "$" * 3+"1 dollar"*100, "1 " + "km " * 320, "1 " + "km^2 s^{-1} " * 80,
+    "1" + "/km" * 330, "1 per mille " * 80, "\\begin{cases}" * 70,
+    "\\begin{cases}" * 30 + "\\end{cases}" * 30, "⟬" * 990, "⟬" * 490 + "1" + "⟭" * 490,
+    "⟪" * 990, "⟪" * 490 + "1" + "⟫" * 490, "⟪" + "1&1&1&1⏎" * 100 + "⟫",
+    "⟪1&1&1&1⏎1&1&1&1⏎1&1&1&1⏎1&1&1&1⟫" * 25, "⟪9!&x^{99}⏎x^{98}&9!⟫" * 40,
+    "(mod 7)" * 140, "1 mod " * 160, "x≡1," * 240 + "2 (mod 7)", "k∈Z," * 240,
+    "3k, " * 200 + "k ∈ Z", "where " * 160 + "k integer", "x>1," * 240 + "x<5",
+    "x≠1," * 240 + "x≠2", ",".join(f"x≠{i}" for i in range(150)),
+    ",".join(f"x≠\\sqrt{{{i}}}" for i in range(90)), "|x|>1,"*150+"|x|<5", "0.\\dot1\\dot8" * 80,
+    "0.(1)" * 190, "\\dot1" * 190, "one hundred " * 80, "a half " * 140, "twenty-" * 140 + "one",
+    "≡" * 990, "≈" .join(["1.5"] * 240), "x≈" * 490 + "1", "1 \\approx 1.0 " * 70,
+    "3" + "万" * 990, "3 " + "万亿" * 490, "3 " + "平方" * 490 + "米", "5 " + "half " * 190,
+    "5 googol " * 110, "5 " + "googol " * 130, "5 " + "dozen " * 160, "5" + " squared" * 120,
+    "9" * 400 + " " + "cubed " * 90, "\\text{" + "ab " * 300 + "}", "\\text{ab}" * 110,
+    "⟬" + "x&x>1⏎" * 160 + "⟭", "⟬" + "x=1⏎" * 240 + "⟭",
+    "\\left\\{\\begin{array}{l}" * 40, "\\begin{aligned}" * 60, "5 " + "a-" * 480 + "a",
+    "5 " + "é" * 990, "5" + "'" * 990, "5 " + "pound " * 160, "5 " + "pound ton degree year " * 40,
+    "tg" * 490, "ctg " * 240, "(" * 400 + "5 km" + ")" * 400, "{x|" * 300, "\\{3k|k∈Z," * 80,
+    "k integer " * 95, "∈" * 990, " ∈" * 490, "k ∈ " * 240, ", k∈" * 240 + ")"*10,
     "²" * 990, "\x00", "\\" * 990, "x" * 10 ** 6, "(" * 10 ** 6, "$" * 10 ** 6,
 ]
 
@@ -678,6 +1023,16 @@ def test_more_of_the_same(gold, answer):
 
 @pytest.mark.parametrize("gold, answer", lines(MORE_DIFFERENT))
 def test_more_that_differ(gold, answer):
+    assert not math_equal(gold, answer) and not math_equal(answer, gold)
+
+
+@pytest.mark.parametrize("gold, answer", lines(WORDS_SAME))
+def test_words_that_say_the_same(gold, answer):
+    assert math_equal(gold, answer) and math_equal(answer, gold)
+
+
+@pytest.mark.parametrize("gold, answer", lines(WORDS_DIFFER))
+def test_words_that_differ(gold, answer):
     assert not math_equal(gold, answer) and not math_equal(answer, gold)
 
 
