@@ -5,6 +5,10 @@ The hub's files: what a checkpoint looks like on disk, and how it gets into memo
     config.json           config_in, config_out: between the hub's keys and those of model.ModelConfig
     *.safetensors         checkpoint_files, check_tensors, load_tensors, save_tensors: shards and their index, FP8 blocks expanded
 
+What a file holds and this code does not use is never passed over in silence: keys of config.json
+and tensors that would change the result are refused by name, and so is a second set of weights
+beside the first; keys that nobody knows are told.
+
 Weights are read one tensor at a time into memory that is already the model's, so loading peaks at the model and its largest tensor. Of a
 DTensor (FSDP2, sharded before it had memory) each rank reads the rows that it keeps and no others. Every file is closed after each
 tensor: pages of an open one would stay mapped, and count as a second copy.
@@ -17,6 +21,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -60,61 +65,241 @@ def read_json(path):
         raise ValueError(f'{path}: not valid JSON: {error}') from None
 
 
-def config_in(config, where='config.json'):
-    """config: dict of a config.json, in the hub's style or transformers 5's -> the same in the names and values of model.ModelConfig,
-    other keys left in. ValueError names the key that is wrong."""
+REQUIRED = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+            'intermediate_size')
+
+# What a key that is absent stands for: the defaults of transformers' configuration of the family.
+# Keys that are in none of these tables are judged by the tables that follow.
+ALL = dict(rms_norm_eps=1e-6, initializer_range=0.02, tie_word_embeddings=False)
+GQA = dict(ALL, head_dim=None, num_key_value_heads=None)
+MLA = dict(ALL, num_key_value_heads=None, q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128,
+           qk_rope_head_dim=64, v_head_dim=128, moe_layer_freq=1, aux_loss_alpha=0.001)
+FAMILIES = {
+    'deepseek_v2': dict(
+        MLA, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, n_routed_experts=64,
+        n_shared_experts=2, num_experts_per_tok=None, moe_intermediate_size=1407,
+        first_k_dense_replace=0, n_group=None, topk_group=None, topk_method='greedy',
+        scoring_func='softmax', norm_topk_prob=False, routed_scaling_factor=1.0,
+        num_nextn_predict_layers=0),
+    'deepseek_v3': dict(
+        MLA, max_position_embeddings=4096, bos_token_id=0, eos_token_id=1, n_routed_experts=256,
+        n_shared_experts=1, num_experts_per_tok=8, moe_intermediate_size=2048,
+        first_k_dense_replace=3, n_group=8, topk_group=4, topk_method='noaux_tc',
+        scoring_func='sigmoid', norm_topk_prob=True, routed_scaling_factor=2.5,
+        num_nextn_predict_layers=0),    # where that is absent the files decide, see from_pretrained
+    'qwen2': dict(GQA, max_position_embeddings=32768, num_key_value_heads=32, bos_token_id=None,
+                  eos_token_id=None),
+    'qwen3': dict(GQA, max_position_embeddings=32768, num_key_value_heads=32, head_dim=128,
+                  bos_token_id=None, eos_token_id=None),
+    'llama': dict(GQA, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2),
+}
+OTHER_NAMES = {
+    'num_mtp_layers': 'num_nextn_predict_layers',
+    'num_local_experts': 'n_routed_experts',
+    'num_experts': 'n_routed_experts',
+}  # in transformers 5, of the DeepSeek families
+NULLABLE = (
+    'q_lora_rank',
+    'n_routed_experts',
+    'n_shared_experts',
+    'num_key_value_heads',
+    'head_dim',
+    'bos_token_id',
+    'eos_token_id',
+    'n_group',
+    'topk_group',
+)  # elsewhere null is: absent
+
+# Keys that change what a model computes, and the values that mean what is computed here: others are
+# refused.
+OFF, ONE = (None, False, 0, [], {}), (None, 1)
+ONLY = {
+    'hidden_act': ('silu', 'swish'), 'hidden_activation': ('silu', 'swish', None),
+    'attention_bias': OFF, 'qkv_bias': OFF, 'mlp_bias': OFF, 'use_bias': OFF, 'bias': OFF,
+    'lm_head_bias': OFF, 'use_sliding_window': OFF, 'sliding_window': OFF,
+    'sliding_window_pattern': OFF, 'attention_chunk_size': OFF, 'no_rope_layers': OFF,
+    'no_rope_layer_interval': OFF, 'index_topk': OFF, 'use_mrope': OFF, 'mrope_section': OFF,
+    'rope_interleaved': OFF, 'rope_interleave': (True, None), 'rope_ratio': ONE,
+    'rope_local_base_freq': OFF, 'partial_rotary_factor': ONE, 'rotary_pct': ONE, 'alibi': OFF,
+    'is_causal': (True, None), 'use_qk_norm': OFF, 'qk_layernorm': OFF, 'qk_norm': OFF,
+    'clip_qkv': OFF, 'query_pre_attn_scalar': OFF, 'attn_temperature_tuning': OFF,
+    'attn_logit_softcapping': OFF, 'final_logit_softcapping': OFF, 'logits_soft_cap': OFF,
+    'attention_multiplier': OFF, 'embedding_multiplier': ONE, 'residual_multiplier': ONE,
+    'lm_head_multiplier': ONE, 'logits_scaling': ONE, 'logit_scale': ONE, 'scale_emb': ONE,
+    'scale_depth': OFF, 'scale_embeddings': OFF, 'normalize_embeddings': OFF, 'norm_type': OFF,
+    'parallel_attn': OFF, 'use_parallel_residual': OFF, 'mlp_layer_types': OFF,
+    'per_layer_config': OFF, 'pruned_heads': OFF, 'is_encoder_decoder': OFF,
+    'add_cross_attention': OFF, 'text_config': OFF, 'vision_config': OFF,
+    'compression_config': OFF, 'swiglu_limit': OFF, 'use_bidirectional_attention': OFF,
+    'scale_embedding': OFF, 'rescale_embeddings': OFF, 'layer_rope_theta': OFF, 'mup_enabled': OFF,
+    'mla_use_nope': OFF, 'num_kv_shared_layers': OFF, 'num_experts': OFF, 'num_local_experts': OFF,
+    'apply_residual_connection_post_layernorm': OFF,
+}
+HARMLESS = set("""
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures
+    attn_implementation chunk_size_feed_forward cls_token_id cross_attention_hidden_size
+    decoder_start_token_id dtype ep_size finetuning_task id2label is_decoder is_llama_config
+    keys_to_ignore_at_inference label2id max_window_layers model_type name_or_path num_labels
+    original_max_position_embeddings output_attentions output_hidden_states output_router_logits
+    output_scores pad_token_id prefix pretraining_tp problem_type qk_head_dim quantization_config
+    return_dict return_dict_in_generate router_aux_loss_coef sep_token_id seq_aux
+    task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torch_dtype torchscript
+    transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version
+    use_bfloat16 use_cache
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length max_new_tokens min_length min_p
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences remove_invalid_values
+    repetition_penalty suppress_tokens temperature top_k top_p typical_p
+""".split())
+SCALING = {   # what is used of rope_scaling, by its type
+    'default': (),
+    'yarn': ('factor', 'original_max_position_embeddings', 'beta_fast', 'beta_slow', 'truncate',
+             'mscale', 'mscale_all_dim', 'attention_factor', 'attn_factor'),
+    'llama3': ('factor', 'original_max_position_embeddings', 'low_freq_factor', 'high_freq_factor'),
+}
+FP8 = {'quant_method', 'weight_block_size', 'fmt', 'activation_scheme', 'scale_fmt',
+       'modules_to_not_convert', 'ignored_layers'}   # what is quantised is seen by the tensors
+
+
+def config_in(config, where='config.json', family=True):
+    """config: dict of a config.json, in the hub's style or transformers 5's -> the same in the
+    names and values of model.ModelConfig, other keys left in. family: keys that are absent take the
+    family's defaults; else they are left to those of ModelConfig. ValueError names the key that is
+    wrong, or would change the result and is not supported; a warning those that are not known."""
     if not isinstance(config, dict):
         raise ValueError(f'{where}: holds no JSON object')
-    config = dict(config)
-    known = ('deepseek_v2', 'deepseek_v3', 'qwen2', 'qwen3', 'llama')
-    kind = {'kimi_k2': 'deepseek_v3'}.get(config.get('model_type'), config.get('model_type'))
-    if kind not in known:
-        raise ValueError(f'{where}: model_type {kind!r} (architectures {config.get("architectures")}) is not supported; '
-                         f'supported: {", ".join(known)}, kimi_k2')
-    required = ['vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size']
-    missing = [name for name in required if name not in config]
+    model_type = config.get('model_type')
+    kind = 'deepseek_v3' if model_type == 'kimi_k2' else model_type
+    if kind not in FAMILIES:
+        raise ValueError(f'{where}: model_type {kind!r} (architectures '
+                         f'{config.get("architectures")}) is not supported; supported: '
+                         f'{", ".join(FAMILIES)}, kimi_k2')
+    mla = kind.startswith('deepseek')
+    config = {name: value for name, value in config.items()
+              if value is not None or name in NULLABLE}
+    for other, name in OTHER_NAMES.items() if mla else ():
+        if other in config and config.setdefault(name, config[other]) != config.pop(other):
+            raise ValueError(f'{where}: {name} and {other} are the same and differ')
+    missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise ValueError(f'{where}: missing {", ".join(missing)}')
     config['model_type'] = kind
-    none = ('q_lora_rank', 'n_routed_experts', 'n_shared_experts')   # null: none of these; elsewhere the default
-    config = {name: value for name, value in config.items() if value is not None or name in none}
-    rope = config.pop('rope_parameters', {})
-    scaling = config.pop('rope_scaling', {})
-    if not isinstance(rope, dict) or not isinstance(scaling, dict):
-        raise ValueError(f'{where}: rope_scaling must be an object, got {scaling or rope!r}')
-    config['rope_theta'] = rope.get('rope_theta', config.get('rope_theta', 10000.0))
-    if rope.get('rope_type', rope.get('type', 'default')) != 'default':
-        scaling = {name: value for name, value in rope.items() if name != 'rope_theta'}
-    kind_of_rope = scaling.get('rope_type') or scaling.get('type') or 'default'
-    if kind_of_rope not in ('default', 'yarn', 'llama3'):
-        raise ValueError(f'{where}: rope_scaling type {kind_of_rope!r} is not supported; supported: yarn, llama3')
-    if kind_of_rope != 'default':
-        numbers = {name: value for name, value in scaling.items() if name not in ('type', 'rope_type')}
-        numbers.setdefault('original_max_position_embeddings', config.get('max_position_embeddings'))
-        config['rope_scaling'] = {'rope_type': kind_of_rope, **numbers}
-    if kind.startswith('deepseek'):
-        v3 = kind == 'deepseek_v3'
-        config = {'topk_method': 'noaux_tc' if v3 else 'greedy', 'scoring_func': 'sigmoid' if v3 else 'softmax', 'norm_topk_prob': v3, **config}
+    check_keys(config, kind, where, family)
+    defaults = FAMILIES[kind] if family else {}
+    if mla:     # of the router, for new models too
+        defaults = {**{name: FAMILIES[kind][name] for name in
+                       ('topk_method', 'scoring_func', 'norm_topk_prob')}, **defaults}
+    config = {**defaults, **config}
+    heads, width = config['num_attention_heads'], config['hidden_size']
+    if mla:
+        if family and config['num_key_value_heads'] not in (None, heads):
+            raise ValueError(f'{where}: num_key_value_heads={config["num_key_value_heads"]} is not '
+                             f'num_attention_heads={heads}: latent attention has as many')
+        if family and config['n_routed_experts'] and config['num_experts_per_tok'] is None:
+            raise ValueError(f'{where}: missing num_experts_per_tok')
+        config['num_key_value_heads'] = heads
+        for name in ('n_group', 'topk_group'):
+            if config.get(name, 1) is None:     # no groups
+                config[name] = 1
+        if config.get('num_experts_per_tok', 0) is None:
+            del config['num_experts_per_tok']
     else:
-        heads, width = config['num_attention_heads'], config['hidden_size']
-        if 'head_dim' not in config and all(isinstance(x, int) and x > 0 for x in (heads, width)):
+        if config.get('head_dim') is None and all(type(x) is int and x > 0 for x in (heads, width)):
             if width % heads:
-                raise ValueError(f'{where}: hidden_size={width} is not a multiple of num_attention_heads={heads}, and no head_dim is given')
+                raise ValueError(f'{where}: hidden_size={width} is not a multiple of '
+                                 f'num_attention_heads={heads}, and no head_dim is given')
             config['head_dim'] = width // heads
-        config.setdefault('num_key_value_heads', heads)
-    refused = {'sliding windows': config.get('use_sliding_window'), 'MLP biases': config.get('mlp_bias'),
-               f'the activation {config.get("hidden_act")!r}': config.get('hidden_act', 'silu') != 'silu',
-               'attention biases': kind != 'qwen2' and config.get('attention_bias')}
-    quantised = config.get('quantization_config') or {}
-    if quantised and (quantised.get('quant_method') != 'fp8' or quantised.get('weight_block_size') != [BLOCK, BLOCK]):
-        refused[f'quantization_config {quantised.get("quant_method")!r} with weight_block_size={quantised.get("weight_block_size")}'] = True
-    for what in (what for what, found in refused.items() if found):
-        raise ValueError(f'{where}: {what}: not supported')
+        if config.get('num_key_value_heads') is None:
+            config['num_key_value_heads'] = heads
+    config['rope_theta'], config['rope_scaling'] = rope_in(config, where)
     return config
 
 
-def config_out(cfg, dtype):
-    """-> dict for config.json in the hub's style, with the keys that transformers and vLLM need to load it right."""
+def check_keys(config, kind, where, tell):
+    """ValueError names a key whose value would change the result, a warning (where `tell`) those
+    that are not known."""
+    mla, only = kind.startswith('deepseek'), dict(ONLY)
+    if kind == 'qwen2':
+        del only['attention_bias']     # its biases are implied
+    if kind.startswith('qwen'):
+        del only['sliding_window']     # counts with use_sliding_window alone
+    for name in config.keys() & only.keys():
+        if config[name] not in only[name]:
+            needed = ' or '.join(repr(value) for value in only[name][:2] if value is not None)
+            raise ValueError(f'{where}: {name}={config[name]!r} is not supported, only {needed}')
+    for name in ('layer_types', 'attention_types'):
+        if others := {str(t) for t in config.get(name, ())} - {'full_attention', 'attention'}:
+            raise ValueError(f'{where}: {name} with {", ".join(sorted(others))} is not supported, '
+                             'only full_attention')
+    widths = [config.get(f'qk_{part}_dim') for part in ('nope_head', 'rope_head', 'head')]
+    if mla and None not in widths and sum(widths[:2]) != widths[2]:
+        raise ValueError(f'{where}: qk_head_dim={widths[2]} is not qk_nope_head_dim + '
+                         f'qk_rope_head_dim = {sum(widths[:2])}')
+    quantised = config.get('quantization_config') or {}
+    method, block = quantised.get('quant_method'), quantised.get('weight_block_size')
+    if quantised and (method != 'fp8' or block != [BLOCK, BLOCK]):
+        raise ValueError(f'{where}: quantization_config {method!r} with weight_block_size={block} '
+                         f'is not supported, only fp8 in blocks of [{BLOCK}, {BLOCK}]')
+    if quantised.get('fmt', 'e4m3') != 'e4m3':
+        raise ValueError(f'{where}: quantization_config fmt={quantised["fmt"]!r} is not supported')
+    for name in sorted(quantised.keys() - FP8):
+        raise ValueError(f'{where}: quantization_config {name}={quantised[name]!r} is not '
+                         'supported')
+    known = {*REQUIRED, *FAMILIES[kind], *only, *HARMLESS, 'layer_types', 'attention_types',
+             'rope_theta', 'rope_scaling', 'rope_parameters', 'sliding_window', 'attention_bias'}
+    known |= {'auto_map', 'head_dim'} if mla else set()    # of older releases, and the rope width
+    unknown = [f'{name}={config[name]!r}'[:80] for name in sorted(config.keys() - known)
+               if config[name] not in (*OFF, '')]
+    if unknown and tell:
+        warnings.warn(f'{where}: not known here and not used: {", ".join(unknown)}; if the model '
+                      'needs one of them, its results are not those of its release')
+
+
+def rope_in(config, where):
+    """Takes rope_parameters, rope_scaling and rope_theta out of config -> the base, and the scaling
+    {'rope_type': ..., and its numbers} or None. Two that contradict each other are a ValueError."""
+    thetas, scalings = {'rope_theta': config.pop('rope_theta', None)}, {}
+    for key in ('rope_parameters', 'rope_scaling'):
+        numbers = config.pop(key, None) or {}
+        if not isinstance(numbers, dict):
+            raise ValueError(f'{where}: {key} must be an object, got {numbers!r}')
+        numbers = {name: value for name, value in numbers.items() if value is not None}
+        kinds = [numbers.pop(name, None) for name in ('rope_type', 'type')]
+        kind = kinds[0] or kinds[1] or 'default'
+        if kinds[1] not in (None, kind):
+            raise ValueError(f'{where}: {key} has rope_type {kind!r} and type {kinds[1]!r}')
+        if kind not in SCALING:
+            raise ValueError(f'{where}: {key} type {kind!r} is not supported; supported: '
+                             'yarn, llama3')
+        thetas[key] = numbers.pop('rope_theta', None)
+        if numbers.pop('partial_rotary_factor', 1) != 1:
+            raise ValueError(f'{where}: {key} with a partial_rotary_factor is not supported')
+        for name in sorted(numbers.keys() - set(SCALING[kind])):
+            used = ', '.join(SCALING[kind]) or 'rope_theta'
+            raise ValueError(f'{where}: {key} holds {name}={numbers[name]!r}, which is not '
+                             f'supported in the type {kind!r}; used are {used}')
+        if kind != 'default':
+            scalings[key] = {'rope_type': kind, **numbers}
+    thetas = {key: theta for key, theta in thetas.items() if theta is not None}
+    for name, found in (('rope_theta', thetas), ('a scaling', scalings)):
+        if any(value != next(iter(found.values())) for value in found.values()):
+            raise ValueError(f'{where}: {" and ".join(found)} give {name} and differ: '
+                             + ' and '.join(repr(value) for value in found.values()))
+    scaling, length = next(iter(scalings.values()), None), 'original_max_position_embeddings'
+    if scaling:
+        inside, outside = scaling.get(length), config.get(length)
+        if None not in (inside, outside) and inside != outside:
+            raise ValueError(f'{where}: {length} is {outside!r}, and {inside!r} in the scaling')
+        fallback = config.get('max_position_embeddings') if outside is None else outside
+        scaling[length] = fallback if inside is None else inside
+    return next(iter(thetas.values()), 10000.0), scaling
+
+
+def config_out(cfg, dtype, attention_factor=1.0):
+    """-> dict for config.json in the hub's style, with the keys that transformers and vLLM need to
+    load it right. attention_factor: YaRN's on cos and sin, written beside an attn_factor, which
+    vLLM reads and transformers does not."""
     config = asdict(cfg)
     mla_keys = [f.name for f in fields(cfg)][[f.name for f in fields(cfg)].index('q_lora_rank'):]
     for name in (['head_dim'] if cfg.mla else mla_keys):
@@ -128,6 +313,8 @@ def config_out(cfg, dtype):
         del config['attention_bias']   # Qwen2's biases are implied
     if cfg.rope_scaling:               # the hub's older loaders read `type`
         config['rope_scaling'] = {'type': cfg.rope_scaling['rope_type'], **cfg.rope_scaling}
+        if 'attn_factor' in cfg.rope_scaling:
+            config['rope_scaling']['attention_factor'] = attention_factor
     return config
 
 
@@ -136,32 +323,59 @@ def config_out(cfg, dtype):
 
 
 def checkpoint_files(folder):
-    """-> {tensor name: (path of its shard, shape)} over all shards. Errors name a shard that is missing or damaged."""
+    """-> {tensor name: (path of its shard, shape, dtype as safetensors spells it)} over all shards.
+    Errors name a shard that is missing or damaged, and two files that hold the same tensor, of
+    which one must be old: no order between them is right. A file of other tensors that no index
+    names is told and left out, an adapter beside the weights refused."""
     index = folder / 'model.safetensors.index.json'
+    present, named = sorted(p.name for p in folder.glob('*.safetensors')), []
     if index.exists():
-        named = read_json(index)
-        if not isinstance(named, dict) or not isinstance(named.get('weight_map'), dict) or not named['weight_map']:
+        content = read_json(index)
+        named = content.get('weight_map') if isinstance(content, dict) else None
+        if not isinstance(named, dict) or not named:
             raise ValueError(f'{index}: no "weight_map" of tensor names to files')
-        names = sorted(set(named['weight_map'].values()))
-    else:
-        names = [name for name in ('model.safetensors',) if (folder / name).exists()] or sorted(p.name for p in folder.glob('*.safetensors'))
-    if not names:
-        raise FileNotFoundError(f'{folder}: no *.safetensors file')
-    files = {}
-    for name in names:
-        if not (folder / name).exists():
+        named = sorted(set(named.values()))
+    for name in named:
+        if name not in present:
             raise FileNotFoundError(f'{folder / name} is named by {index.name} but does not exist; download it again')
+    if not present:
+        raise FileNotFoundError(f'{folder}: no *.safetensors file')
+    files, others = {}, []
+    for name in named + [name for name in present if name not in named]:
         try:
             with safe_open(folder / name, 'pt') as shard:
-                files.update({key: (folder / name, shard.get_slice(key).get_shape()) for key in shard.keys()})
+                slices = {key: shard.get_slice(key) for key in shard.keys()}
+                found = {key: (folder / name, part.get_shape(), part.get_dtype())
+                         for key, part in slices.items()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f'{folder / name}: damaged or truncated ({error}); download it again') from None
+        if any('.lora_' in key for key in found) or name.startswith('adapter_model'):
+            raise ValueError(f'{folder / name} is an adapter, which is not applied here: merge it '
+                             'into the weights, or move it away')
+        if twice := sorted(found.keys() & files.keys()):
+            first = files[twice[0]][0].name
+            by = f' ({index.name} names the first)' if first in named and name not in named else ''
+            raise ValueError(f'{folder}: both {first} and {name} hold {twice[0]}{by}; remove the '
+                             'one that is not this model')
+        ours = any(key.startswith(('model.', 'lm_head.')) for key in found)
+        if name in named or not named and ours:
+            files.update(found)
+        else:
+            others.append((name, found))
+    if not files:      # none has the names of a model: the caller says which are wrong
+        return {key: place for _, found in others for key, place in found.items()}
+    for name, found in others:
+        warnings.warn(f'{folder / name} is not read: {len(found)} tensors, the first '
+                      f'{min(found, default=None)}, ' + (f'that {index.name} does not name' if named
+                                                         else 'not of this model'))
     return files
 
 
 def check_tensors(cfg, places, files, folder):
-    """places: {hub name: (tensor, index)} on the meta device. ValueError names every tensor that is missing, unexpected or misshapen,
-    numbers that differ in a range: layers.{0-3,7}."""
+    """places: {hub name: (tensor, index)} on the meta device. ValueError names every tensor that is
+    missing, unexpected, misshapen or of a dtype that is not read, numbers that differ in a range:
+    layers.{0-3,7}. Copies of embedding and head that the MTP layer has in the files are compared: a
+    warning where they differ."""
     wrong = []
     for name, (tensor, index) in places.items():
         shape = list(tensor[index].shape)
@@ -169,16 +383,36 @@ def check_tensors(cfg, places, files, folder):
             wrong.append(f'missing {name}')
         elif files[name][1] != shape:
             wrong.append(f'misshapen {name}: {files[name][1]} in the file, {shape} by config.json')
+        elif files[name][2] not in ('F64', 'F32', 'F16', 'BF16', 'F8_E4M3'):
+            wrong.append(f'{files[name][2]} is no dtype to load: {name}')
         scale = files.get(name + '_scale_inv')
+        if scale and name in files and files[name][2] != 'F8_E4M3':
+            wrong.append(f'{files[name][2]} with scales as for FP8: {name}')
         if scale and scale[1] != [-(-n // BLOCK) for n in shape]:
             wrong.append(f'misshapen {name}_scale_inv: {scale[1]} in the file, {[-(-n // BLOCK) for n in shape]} by config.json')
-    mtp = f'model.layers.{cfg.num_hidden_layers}.'
-    copies = {'lm_head.weight'} if cfg.tie_word_embeddings else set()
-    copies |= {mtp + 'embed_tokens.weight', mtp + 'shared_head.head.weight'} if cfg.num_nextn_predict_layers else set()
+    mtp, embedding = f'model.layers.{cfg.num_hidden_layers}.', 'model.embed_tokens.weight'
+    head = embedding if cfg.tie_word_embeddings else 'lm_head.weight'
+    copies = {'lm_head.weight': embedding} if cfg.tie_word_embeddings else {}
+    if cfg.num_nextn_predict_layers:
+        copies |= {mtp + 'embed_tokens.weight': embedding, mtp + 'shared_head.head.weight': head}
     stray = [name for name in files if name not in places and name.removesuffix('_scale_inv') not in places]
     wrong += [f'unexpected {name}' for name in stray if name not in copies and not name.endswith('rotary_emb.inv_freq')]
     if wrong:
         raise ValueError(f'{folder}: the weights do not fit config.json: ' + '; '.join(in_ranges(wrong)))
+    for copy, shared in copies.items():
+        if copy.startswith(mtp) and differ(files, copy, shared):
+            warnings.warn(f'{folder}: {copy} is not {shared}, which the MTP layer shares here: '
+                          'what it predicts is not what the release does')
+
+
+def differ(files, a, b, rows=2**14):
+    """Whether both tensors are there, and are not equal"""
+    if a not in files or b not in files:
+        return False
+    shape = files[a][1]
+    return files[b][1] != shape or any(
+        not torch.equal(*(read(files, name, slice(i, i + rows)).float() for name in (a, b)))
+        for i in range(0, shape[0], rows))
 
 
 def in_ranges(names):

@@ -101,19 +101,25 @@ class ModelConfig:
 
     @classmethod
     def from_hub(cls, config, where='config.json'):
-        """config: dict of a config.json, in the hub's style or transformers 5's. ValueError names the key that is wrong."""
-        config = hub.config_in(config, where)
+        """config: dict of a config.json, in the hub's style or transformers 5's; keys that are
+        absent take the family's defaults. ValueError names the key that is wrong or not supported.
+        """
+        return cls.checked(hub.config_in(config, where), where)
+
+    @classmethod
+    def checked(cls, config, where):
         cfg = cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
         cfg.check(where)
         return cfg
 
     @classmethod
     def new(cls, values, where='model'):
-        """From values that a user wrote: ValueError names one that there is not, which a file of the hub may hold."""
+        """From values that a user wrote, others as they stand above: ValueError names one that
+        there is not, which a file of the hub may hold."""
         for key in values.keys() - {f.name for f in fields(cls)}:
             near = difflib.get_close_matches(key, [f.name for f in fields(cls)], n=1, cutoff=0)[0]
             raise ValueError(f'{where}: unknown key {key!r}; the nearest known one is {near!r}')
-        return cls.from_hub(values, where)
+        return cls.checked(hub.config_in(values, where, family=False), where)
 
     @classmethod
     def read(cls, path, **changes):
@@ -142,6 +148,16 @@ class ModelConfig:
             wrong = [name for name in needed if not (type(s.get(name)) in (int, float) and s[name] > 0)]
             if wrong:
                 raise ValueError(f'{where}: rope_scaling needs a number > 0 for {", ".join(wrong)}, got {s}')
+            for name, value in s.items():
+                if name == 'truncate' and type(value) is not bool or \
+                        name not in ('truncate', 'rope_type') and type(value) not in (int, float):
+                    raise ValueError(f'{where}: rope_scaling: {name} cannot be {value!r}')
+            if 'attn_factor' in s and 'attention_factor' in s:
+                product = yarn_factor(s)
+                if not math.isclose(product, s['attention_factor'], rel_tol=1e-6):
+                    raise ValueError(f'{where}: rope_scaling: attention_factor must be '
+                                     f'{product:.7g}, as attn_factor={s["attn_factor"]} makes it, '
+                                     'or be left out')
         if self.mla and self.n_routed_experts:
             if self.n_routed_experts % self.n_group or self.topk_group > self.n_group:
                 raise ValueError(f'{where}: {self.n_routed_experts} experts do not split into n_group={self.n_group} '
@@ -192,13 +208,24 @@ def rope_frequencies(cfg):
     # YaRN: long wavelengths are interpolated, short ones kept, with a ramp between
     def dim(rotations):
         return d * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(cfg.rope_theta))
-    lo, hi = max(math.floor(dim(s.get('beta_fast') or 32)), 0), min(math.ceil(dim(s.get('beta_slow') or 1)), d - 1)
+    lo, hi = dim(s.get('beta_fast') or 32), dim(s.get('beta_slow') or 1)
+    if s.get('truncate', True):
+        lo, hi = math.floor(lo), math.ceil(hi)
+    lo, hi = max(lo, 0), min(hi, d - 1)
     ramp = ((torch.arange(d // 2, dtype=torch.float32) - lo) / (hi - lo or 0.001)).clamp(0, 1)
     scale = s.get('attention_factor')
-    if scale is None:
-        both = s.get('mscale') and s.get('mscale_all_dim')
-        scale = yarn_mscale(factor, s['mscale']) / yarn_mscale(factor, s['mscale_all_dim']) if both else yarn_mscale(factor, 1.0)
-    return f / factor * ramp + f * (1 - ramp), scale
+    return f / factor * ramp + f * (1 - ramp), yarn_factor(s) if scale is None else scale
+
+
+def yarn_factor(s):
+    """-> YaRN's factor on cos and sin where rope_scaling has no attention_factor. attn_factor
+    multiplies it, as in vLLM and SGLang (transformers does not know that key)."""
+    scale = yarn_mscale(s['factor'], 1.0)
+    if s.get('mscale') and s.get('mscale_all_dim'):
+        scale = yarn_mscale(s['factor'], s['mscale']) / yarn_mscale(
+            s['factor'], s['mscale_all_dim']
+        )
+    return scale * s.get('attn_factor', 1.0)
 
 
 def yarn_mscale(factor, mscale):
@@ -640,6 +667,18 @@ class Transformer(nn.Module):
         if cfg.num_nextn_predict_layers and not any(name.startswith(f'model.layers.{cfg.num_hidden_layers}.') for name in files):
             warnings.warn(f'{folder}: config.json promises an MTP layer, the files hold none (transformers drops it); the model has none')
             cfg.num_nextn_predict_layers = 0
+        if cfg.mla and f'model.layers.{cfg.num_hidden_layers}.eh_proj.weight' in files \
+                and not {'num_nextn_predict_layers', 'num_mtp_layers', *changes} \
+                & hub.read_json(folder / 'config.json').keys():
+            cfg.num_nextn_predict_layers = 1    # not said there: it is what the files hold
+        pair = 'lm_head.weight', 'model.embed_tokens.weight'
+        if cfg.tie_word_embeddings and hub.differ(files, *pair):
+            warnings.warn(
+                f'{folder}: config.json ties the head to the embedding, but lm_head.weight '
+                'in the files is another: the model has the head of the files, untied (as '
+                'transformers 5 does)'
+            )
+            cfg.tie_word_embeddings = False
         with torch.device('meta'):
             model = cls(cfg)
         hub.check_tensors(cfg, model.hub_tensors(), files, folder)
@@ -657,7 +696,9 @@ class Transformer(nn.Module):
         beside `folder` and moved in when complete: a full disk leaves what was there. OSError says where.
         state_dict: whole tensors to write where the model's own are sharded."""
         tensors = {name: tensor.detach()[index] for name, (tensor, index) in self.hub_tensors(state_dict).items()}
-        hub.save_tensors(folder, tensors, hub.config_out(self.cfg, dtype or self.model.embed_tokens.weight.dtype), dtype, max_shard_bytes)
+        kept = dtype or self.model.embed_tokens.weight.dtype
+        config = hub.config_out(self.cfg, kept, rope_frequencies(self.cfg)[1])
+        hub.save_tensors(folder, tensors, config, dtype, max_shard_bytes)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,264 @@ def test_a_wrong_value_is_named_with_its_file(tmp_path, change, said):
     with pytest.raises(ValueError) as error:
         Transformer.from_pretrained(tmp_path)
     assert said in str(error.value) and str(error.value).startswith(str(path)) and '\n' not in str(error.value)
+
+
+SIZES = dict(vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+             intermediate_size=48)
+COMMON = dict(attention_dropout=0.0, hidden_act='silu', initializer_range=0.02, use_cache=True,
+              torch_dtype='bfloat16', transformers_version='4.48.3')
+QWEN = dict(SIZES, **COMMON, num_key_value_heads=2, bos_token_id=1, eos_token_id=1,
+            rms_norm_eps=1e-6, max_window_layers=2, use_sliding_window=False,
+            tie_word_embeddings=False)
+LLAMA = dict(SIZES, **COMMON, num_key_value_heads=2, bos_token_id=1, eos_token_id=[1, 2],
+             rms_norm_eps=1e-5, attention_bias=False, mlp_bias=False, pretraining_tp=1,
+             architectures=['LlamaForCausalLM'])
+DEEPSEEK = dict(
+    SIZES, **COMMON, architectures=['DeepseekV3ForCausalLM'], attention_bias=False,
+    auto_map={'AutoConfig': 'configuration_deepseek.DeepseekV3Config'}, aux_loss_alpha=0.001,
+    bos_token_id=0, eos_token_id=1, ep_size=1, first_k_dense_replace=1, kv_lora_rank=16,
+    max_position_embeddings=163840,
+    moe_intermediate_size=16, moe_layer_freq=1, n_group=4, topk_group=2, n_routed_experts=8,
+    n_shared_experts=1, norm_topk_prob=True, num_experts_per_tok=3, num_key_value_heads=4,
+    num_nextn_predict_layers=1, q_lora_rank=24, qk_nope_head_dim=8, qk_rope_head_dim=8,
+    v_head_dim=12, rms_norm_eps=1e-6, rope_theta=10000, routed_scaling_factor=2.5,
+    scoring_func='sigmoid',
+    seq_aux=True, tie_word_embeddings=False, topk_method='noaux_tc',
+    rope_scaling=dict(type='yarn', factor=40, beta_fast=32, beta_slow=1, mscale=1.0,
+                      mscale_all_dim=1.0, original_max_position_embeddings=4096))
+YARN_8B = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=32768,
+               attn_factor=0.8782488562869419)
+RELEASED = {    # the keys of the hub's config.json, with small sizes
+    'Qwen2.5-7B-Instruct': dict(QWEN, model_type='qwen2', max_position_embeddings=32768,
+                                sliding_window=131072, rope_theta=1000000.0),
+    'Qwen2.5-Math-1.5B': dict(QWEN, model_type='qwen2', max_position_embeddings=4096,
+                              sliding_window=4096, use_mrope=False, rope_theta=10000,
+                              tie_word_embeddings=True),
+    'Qwen3-8B': dict(QWEN, model_type='qwen3', head_dim=8, attention_bias=False, rope_scaling=None,
+                     max_position_embeddings=40960, sliding_window=None, rope_theta=1000000),
+    'DeepSeek-R1-0528-Qwen3-8B': dict(QWEN, model_type='qwen3', head_dim=8, attention_bias=False,
+                                      rope_scaling=YARN_8B, max_position_embeddings=131072,
+                                      sliding_window=None, rope_theta=1000000),
+    'Llama-3.2-1B-Instruct': dict(
+        LLAMA, model_type='llama', head_dim=8, max_position_embeddings=131072, rope_theta=500000.0,
+        tie_word_embeddings=True, rope_scaling=dict(
+            factor=32.0, high_freq_factor=4.0, low_freq_factor=1.0,
+            original_max_position_embeddings=8192, rope_type='llama3')),
+    'SmolLM2-135M-Instruct': {
+        **LLAMA, 'model_type': 'llama', 'is_llama_config': True, 'rope_interleaved': False,
+        'pad_token_id': 2, 'rope_scaling': None, 'rope_theta': 100000, 'tie_word_embeddings': True,
+        'max_position_embeddings': 8192,
+        'transformers.js_config': {'kv_cache_dtype': {'fp16': 'float16'}}},
+    'DeepSeek-V3.1': dict(DEEPSEEK, model_type='deepseek_v3', quantization_config=dict(
+        activation_scheme='dynamic', fmt='e4m3', quant_method='fp8', scale_fmt='ue8m0',
+        weight_block_size=[128, 128])),
+    'Kimi-K2-Instruct': dict(DEEPSEEK, model_type='kimi_k2', n_group=1, topk_group=1,
+                             rope_theta=50000.0, num_nextn_predict_layers=0,
+                             routed_scaling_factor=2.827),
+    'DeepSeek-V2-Lite': dict(DEEPSEEK, model_type='deepseek_v2', pretraining_tp=1, q_lora_rank=None,
+                             scoring_func='softmax', topk_method='greedy', n_group=1,
+                             norm_topk_prob=False, topk_group=1, num_nextn_predict_layers=0,
+                             routed_scaling_factor=1.0),
+    'Moonlight-16B-A3B': dict(DEEPSEEK, model_type='deepseek_v3', pretraining_tp=1,
+                              q_lora_rank=None, rope_scaling=None, max_position_embeddings=8192,
+                              rms_norm_eps=1e-5,
+                              num_nextn_predict_layers=0, n_group=1, topk_group=1),
+}
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('name', RELEASED)
+def test_the_configuration_of_a_released_model_is_read_without_a_word(name):
+    config = RELEASED[name]
+    cfg = ModelConfig.from_hub(config)
+    same = config.keys() & {'max_position_embeddings', 'rms_norm_eps', 'rope_theta', 'q_lora_rank',
+                            'n_group', 'routed_scaling_factor', 'num_nextn_predict_layers',
+                            'tie_word_embeddings'}
+    assert {key: getattr(cfg, key) for key in same} == {key: config[key] for key in same}
+    assert bool(cfg.rope_scaling) == bool(config.get('rope_scaling'))
+    again = ModelConfig.from_hub(json.loads(json.dumps(hub.config_out(cfg, torch.bfloat16, 1.0))))
+    if 'attn_factor' in (cfg.rope_scaling or {}):
+        assert again.rope_scaling.pop('attention_factor') == 1.0
+    assert again == cfg
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('kind', ['deepseek_v2', 'deepseek_v3', 'qwen2', 'qwen3', 'llama'])
+def test_keys_that_are_absent_take_the_defaults_of_the_family(kind):
+    transformers = pytest.importorskip('transformers')
+    given = {**SIZES, 'num_attention_heads': 32, 'hidden_size': 256}
+    given |= {'num_experts_per_tok': 6} if kind == 'deepseek_v2' else {}
+    theirs = transformers.AutoConfig.for_model(kind, **given).to_dict()
+    ours = ModelConfig.from_hub({'model_type': kind, **given})
+    # null is no groups there; where heads share a latent, a number of key heads has no meaning
+    theirs |= {key: 1 for key in ('n_group', 'topk_group') if theirs.get(key, 1) is None}
+    compared = [key for key in vars(ours) if key in theirs and not (
+        ours.mla and key in ('head_dim', 'num_key_value_heads', 'num_nextn_predict_layers'))]
+    assert {'max_position_embeddings', 'rms_norm_eps', 'tie_word_embeddings'} <= set(compared)
+    assert {key: getattr(ours, key) for key in compared} == {key: theirs[key] for key in compared}
+    assert ours.rope_theta == theirs['rope_parameters']['rope_theta']
+    written = {key: value for key, value in theirs.items() if value is not None}
+    if ours.mla:
+        written['num_key_value_heads'] = 32
+    read = ModelConfig.from_hub(written)     # as transformers 5 writes them
+    assert all(getattr(read, key) == getattr(ours, key) for key in compared)
+
+
+def test_a_key_without_a_default_is_demanded_and_a_new_model_keeps_ours():
+    with pytest.raises(ValueError, match='missing num_experts_per_tok'):
+        ModelConfig.from_hub({'model_type': 'deepseek_v2', **SIZES})
+    new = ModelConfig.new({'model_type': 'deepseek_v3', **SIZES})
+    assert (new.max_position_embeddings, new.routed_scaling_factor) == (512, 1.0)
+    assert (new.q_lora_rank, new.kv_lora_rank, new.n_group) == (None, 32, 1)
+    assert (new.topk_method, new.norm_topk_prob) == ('noaux_tc', True)
+
+
+@pytest.mark.parametrize('name, change, said', [
+    ('Qwen3-8B', {'hidden_act': 'gelu'}, "hidden_act='gelu'"),
+    ('Qwen3-8B', {'attention_bias': True}, 'attention_bias=True'),
+    ('Qwen3-8B', {'layer_types': ['full_attention', 'sliding_attention']},
+     'layer_types with sliding_attention'),
+    ('Qwen3-8B', {'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5'),
+    ('Qwen3-8B', {'final_logit_softcapping': 30.0}, 'final_logit_softcapping=30.0'),
+    ('Qwen3-8B', {'num_experts': 8}, 'num_experts=8'),
+    ('Qwen2.5-7B-Instruct', {'use_mrope': True}, 'use_mrope=True'),
+    ('Qwen2.5-7B-Instruct', {'is_causal': False}, 'is_causal=False'),
+    ('Llama-3.2-1B-Instruct', {'mlp_bias': True}, 'mlp_bias=True'),
+    ('Llama-3.2-1B-Instruct', {'sliding_window': 4096}, 'sliding_window=4096'),
+    ('Llama-3.2-1B-Instruct', {'rope_interleaved': True}, 'rope_interleaved=True'),
+    ('Llama-3.2-1B-Instruct', {'logits_scaling': 8.0}, 'logits_scaling=8.0'),
+    ('DeepSeek-V3.1', {'rope_interleave': False}, 'rope_interleave=False'),
+    ('DeepSeek-V3.1', {'num_key_value_heads': 2},
+     'num_key_value_heads=2 is not num_attention_heads=4'),
+    ('DeepSeek-V3.1', {'qk_head_dim': 24}, 'qk_head_dim=24'),
+    ('DeepSeek-V3.1', {'num_mtp_layers': 0}, 'num_nextn_predict_layers and num_mtp_layers'),
+    ('DeepSeek-V3.1', {'quantization_config': {**RELEASED['DeepSeek-V3.1']['quantization_config'],
+                                               'fmt': 'e5m2'}}, "fmt='e5m2'"),
+    ('DeepSeek-V3.1', {'quantization_config': {**RELEASED['DeepSeek-V3.1']['quantization_config'],
+                                               'bits': 4}}, 'quantization_config bits=4'),
+    ('Qwen3-8B', {'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}}, "type 'linear'"),
+    ('Qwen3-8B', {'rope_scaling': {'rope_type': 'default', 'mrope_section': [1, 1, 2]}},
+     'mrope_section=[1, 1, 2]'),
+    ('Qwen3-8B', {'rope_scaling': {'rope_type': 'default', 'type': 'mrope'}}, "type 'mrope'"),
+    ('Qwen3-8B', {'rope_parameters': {'full_attention': {'rope_type': 'default'}}},
+     'full_attention='),
+    ('Qwen3-8B', {'rope_parameters': {'rope_theta': 5.0}},
+     'rope_theta and rope_parameters give rope_theta'),
+    ('Qwen3-8B', {'rope_scaling': {**YARN_8B, 'finetuned': True}},
+     'rope_scaling holds finetuned=True'),
+    ('Qwen3-8B', {'rope_scaling': {**YARN_8B, 'low_freq_factor': 1.0}},
+     'rope_scaling holds low_freq_factor=1.0'),
+    ('Qwen3-8B', {'rope_scaling': {**YARN_8B, 'partial_rotary_factor': 0.5}},
+     'partial_rotary_factor'),
+    ('Qwen3-8B', {'rope_scaling': {**YARN_8B, 'attention_factor': 1.2}},
+     'attention_factor must be 1,'),
+    ('Qwen3-8B', {'rope_scaling': {**YARN_8B, 'beta_fast': '32'}}, "beta_fast cannot be '32'"),
+    ('Qwen3-8B', {'rope_scaling': YARN_8B, 'original_max_position_embeddings': 4096},
+     'is 4096, and 32768'),
+    ('Qwen3-8B', {'rope_scaling': YARN_8B, 'rope_parameters': {**YARN_8B, 'factor': 2.0}},
+     'give a scaling and differ'),
+    ('Llama-3.2-1B-Instruct',
+     {'rope_scaling': {**RELEASED['Llama-3.2-1B-Instruct']['rope_scaling'],
+                       'attention_factor': 1.0}},
+     'holds attention_factor=1.0'),
+])
+def test_a_key_that_would_change_the_result_is_refused_by_name(name, change, said):
+    with pytest.raises(ValueError) as error:
+        ModelConfig.from_hub({**RELEASED[name], **change}, 'x/config.json')
+    assert said in str(error.value) and str(error.value).startswith('x/config.json: ')
+
+
+def test_a_key_that_nobody_knows_is_told():
+    config = {**RELEASED['Qwen3-8B'], 'frobnication': 0.5, 'quiet': None, 'attention_dropout': 0.1,
+              'auto_map': {'AutoModel': 'modeling.Own'}}
+    with pytest.warns(UserWarning,
+                      match="attention_dropout=0.1, auto_map=.*'modeling.Own'.*, frobnication=0.5;"
+                      ) as told:
+        ModelConfig.from_hub(config, 'x/config.json')
+    assert len(told) == 1 and 'quiet' not in str(told[0].message)
+
+
+# ---- several files
+
+
+def test_old_shards_beside_a_newer_file_are_refused_whichever_is_right(tmp_path):
+    made(DENSE).save_pretrained(tmp_path, max_shard_bytes=10_000)
+    save_file(made(DENSE, vocab_size=97).state_dict(), tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError,
+                       match='both model-00001-of-00011.safetensors and model.safetensors hold .*'
+                                         r'\(model.safetensors.index.json names the first\)'):
+        Transformer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize('other', ['model-copy.safetensors', 'a.safetensors',
+                                   'model.fp16.safetensors'])
+def test_two_files_with_the_same_names_and_no_index_are_refused(tmp_path, other):
+    made(DENSE).save_pretrained(tmp_path)
+    (tmp_path / other).write_bytes((tmp_path / 'model.safetensors').read_bytes())
+    with pytest.raises(ValueError) as error:
+        Transformer.from_pretrained(tmp_path)
+    assert other in str(error.value) and ' model.safetensors ' in str(error.value)
+
+
+def test_shards_without_an_index_are_one_model(tmp_path):
+    model = made(DENSE)
+    model.save_pretrained(tmp_path, max_shard_bytes=10_000)
+    (tmp_path / 'model.safetensors.index.json').unlink()
+    assert same(Transformer.from_pretrained(tmp_path), model)
+
+
+def test_an_adapter_beside_the_weights_is_refused_and_what_is_no_part_of_them_told(tmp_path):
+    model = made(DENSE)
+    model.save_pretrained(tmp_path)
+    save_file({'layers.0.attention.wq.weight': torch.zeros(2)},
+              tmp_path / 'consolidated.safetensors')
+    with pytest.warns(UserWarning,
+                      match='consolidated.safetensors is not read: 1 tensors, the first layers.0'):
+        assert same(Transformer.from_pretrained(tmp_path), model)
+    lora = {'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight': torch.zeros(2)}
+    save_file(lora, tmp_path / 'adapter_model.safetensors')
+    with pytest.raises(ValueError, match='adapter_model.safetensors is an adapter'):
+        Transformer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize('name, change, said', [
+    ('model.layers.0.mlp.up_proj.weight', lambda t: t.to(torch.int8), 'I8 is no dtype to load: {}'),
+    ('model.layers.0.mlp.up_proj.weight_scale_inv', lambda t: torch.ones(1, 1),
+     'F32 with scales as for FP8: {}'),
+])
+def test_a_tensor_of_another_quantisation_is_refused(tmp_path, name, change, said):
+    made(DENSE).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / 'model.safetensors')
+    tensors[name] = change(tensors.get(name))
+    save_file(tensors, tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError) as error:
+        Transformer.from_pretrained(tmp_path)
+    assert said.format('model.layers.0.mlp.up_proj.weight') in str(error.value)
+
+
+def test_copies_that_the_mtp_layer_has_in_the_files_are_compared(tmp_path):
+    made(MOE).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / 'model.safetensors')
+    copy = 'model.layers.3.shared_head.head.weight'
+    for factor, told in ((1.0, 0), (2.0, 1)):
+        save_file({**tensors, copy: factor * tensors['lm_head.weight']},
+                  tmp_path / 'model.safetensors')
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter('always')
+            Transformer.from_pretrained(tmp_path)
+        assert len(seen) == told
+        assert not told or f'{copy} is not lm_head.weight' in str(seen[0].message)
+
+
+def test_where_config_says_nothing_of_an_mtp_layer_the_files_decide(tmp_path):
+    for layers in (0, 1):
+        made(MOE, num_nextn_predict_layers=layers).save_pretrained(tmp_path)
+        config = json.loads((tmp_path / 'config.json').read_text())
+        del config['num_nextn_predict_layers']
+        (tmp_path / 'config.json').write_text(json.dumps(config))
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert Transformer.from_pretrained(tmp_path).cfg.num_nextn_predict_layers == layers
 
 
 def test_broken_files_are_named(tmp_path):

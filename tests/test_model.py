@@ -1,5 +1,6 @@
 """model.py against transformers: stored logits of the shared fixtures where they are, and random models built here."""
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from decode import Cache, Region
-from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
+from model import (ModelConfig, Transformer, rope_frequencies, sequence_balance_loss,
+                   update_router_bias)
 
 FIXTURES = Path(__file__).resolve().parents[2] / 'shared' / 'fixtures'
 NAMES = ['deepseek-v3', 'deepseek-v3-fp8', 'moonlight', 'deepseek-v2-lite', 'deepseek-v2', 'qwen2', 'qwen3', 'llama3']
@@ -116,6 +118,59 @@ def test_we_load_what_transformers_makes_and_saves(family, tmp_path):
         ours = Transformer.from_pretrained(tmp_path)
         assert (ours(ids) - expected).abs().max() < 2e-4 * max(1.0, expected.std().item())
     assert ours.num_params() == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize('change', [{'attention_factor': 1.3}, {'truncate': False},
+                                    {'beta_fast': 4, 'beta_slow': 2},
+                                    {'mscale': 1.5, 'mscale_all_dim': 0.5}, {'attn_factor': 0.8}])
+def test_every_key_of_yarn_counts_as_in_transformers(change, tmp_path):
+    """And attn_factor, which only vLLM and SGLang read: it multiplies 0.1 ln(factor) + 1."""
+    transformers = pytest.importorskip('transformers')
+    plain = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16)
+    model, without = (small('qwen3', rope_scaling=scaling,
+                            rope_theta=100.0) for scaling in ({**plain, **change}, plain))
+    model.save_pretrained(tmp_path)
+    if 'attn_factor' in change:
+        config = json.loads((tmp_path / 'config.json').read_text())['rope_scaling']
+        product = 0.8 * (0.1 * math.log(4) + 1)
+        assert config['attn_factor'] == 0.8 and config['attention_factor'] == pytest.approx(product)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.randint(0, 96, (2, 40))
+    with torch.no_grad():
+        ours, expected = model(ids), theirs(ids).logits
+        assert (ours - expected).abs().max() < 2e-4 * max(1.0, expected.std().item())
+        assert (ours - without(ids)).abs().max() > 1e-3     # and the key does something
+
+
+def test_attn_factor_of_the_released_model_makes_its_scores_as_sharp_as_without_yarn():
+    """R1-0528-Qwen3-8B: 0.8782 (0.1 ln 4 + 1) = 1; without it scores are (0.1 ln 4 + 1)^2 = 1.3
+    times as large."""
+    released = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=32768,
+                    attn_factor=0.8782488562869419)
+    cfg = ModelConfig(**{**FAMILIES['qwen3'], 'rope_scaling': released})
+    assert rope_frequencies(cfg)[1] == pytest.approx(1.0, abs=1e-7)
+
+
+def test_a_head_in_the_files_that_is_not_the_embedding_is_not_dropped(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    model = small('qwen2', tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    path, ids = tmp_path / 'config.json', torch.randint(0, 96, (2, 12))
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'tie_word_embeddings': True}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with pytest.warns(UserWarning,
+                      match='ties the head to the embedding, but lm_head.weight in the files is'):
+        read = Transformer.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(read(ids),
+                           model(ids)) and (read(ids) - theirs(ids).logits).abs().max() < 2e-4
+    read.save_pretrained(tmp_path / 'again')
+    written = json.loads((tmp_path / 'again' / 'config.json').read_text())
+    assert written['tie_word_embeddings'] is False
+    tensors = load_file(tmp_path / 'model.safetensors')
+    save_file({**tensors, 'lm_head.weight': tensors['model.embed_tokens.weight'].clone()},
+              tmp_path / 'model.safetensors')
+    assert Transformer.from_pretrained(tmp_path).cfg.tie_word_embeddings     # an equal copy is one
 
 
 @pytest.mark.parametrize('family', FAMILIES)
