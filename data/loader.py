@@ -2,88 +2,39 @@
 Rows from JSONL files, and batches of packed documents.
 
     rows = read_rows('out/data/sft.jsonl')                       # every row checked, mistakes with file and line
-    docs = [(ids, mask), ...]                                    # tokenised by the script; mask: tokens with loss
+    docs = tokenise(['out/data/sft.jsonl'], tokenizer)           # data/tokens.py
     batches = PackedBatches(docs, batch_size=64, row_len=1024, seed=1, rank=rank, world=world)
     batch = next(batches)                                        # endless; batches.state() is the checkpoint's cursor
 """
 import bisect
-import codecs
-import gzip
-import json
 import zlib
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from data.source import chat_of, from_json, missing
+from data.source import read_rows  # noqa: F401: scripts take it from here
+from data.tokens import Documents
 
 
-def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
+def best_fit(lengths: np.ndarray, row_len: int) -> np.ndarray:
     """
-    The rows of a .jsonl or .jsonl.gz file, one JSON object a line, so row i is line i + 1. require: keys each row
-    must have, not null; `messages` must be a chat, `prompt` a chat or a string, where a chat is a non-empty list of
-    {"role": "system" | "user" | "assistant" | "tool", "content": str}; content in parts is joined,
-    and ShareGPT's "conversations" become "messages" (chat_of in data/source.py).
-    Raises ValueError with file and line for a row that is anything else, for a file without rows or a damaged .gz.
-    FileNotFoundError names the command that makes the file, where one does.
+    Best-fit decreasing: lengths [n], which descend -> the row of each [n] int32. Each goes into the
+    fullest row with room left, of equally full ones into that opened last.
     """
-    path, rows, number = Path(path), [], 0
-    try:
-        with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
-            for number, line in enumerate(file, 1):
-                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                rows.append(parse_row(line, require))
-    except ValueError as error:
-        raise ValueError(f'{path}:{number}: {error}') from error
-    except FileNotFoundError:
-        raise missing(path) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f'{path}: damaged after line {number}: {error}') from error
-    if not rows:
-        raise ValueError(f'{path}: no rows in it')
-    return rows
-
-
-def parse_row(line: bytes, require: tuple) -> dict:
-    """One row; ValueError says what is wrong with it."""
-    if not line.strip():
-        raise ValueError('blank line')
-    try:
-        row = from_json(line.rstrip().decode('utf-8'))
-    except json.JSONDecodeError as error:
-        raise ValueError(f'no JSON: {error.msg} at column {error.colno}') from error
-    except RecursionError:
-        raise ValueError('no row: nested too deep') from None
-    if not isinstance(row, dict):
-        raise ValueError(f'a row must be a JSON object, not {type(row).__name__}')
-    for key in require:
-        named = 'conversations' if key == 'messages' and row.get(key) is None else key
-        if row.get(named) is None:
-            raise ValueError(f'{key!r} is missing; the row has {", ".join(map(repr, row)) or "no keys"}')
-    for key in {'messages', 'prompt'}.intersection(require):
-        chat = chat_of(row, key)
-        if not isinstance(row.get(key), str):   # a prompt that is text stays so
-            row[key] = chat
-    return row
-
-
-def best_fit(lengths: list[int], row_len: int) -> list[list[int]]:
-    """Best-fit decreasing: rows of positions in lengths, which descend; each goes into the fullest row with room left, of equally
-    full ones into that opened last."""
-    rows, room = [], []   # room: sorted distinct amounts left over; open_rows: amount -> rows with it
-    open_rows = {}
-    for i, length in enumerate(lengths):
+    rows, count = np.empty(len(lengths), dtype=np.int32), 0
+    room, open_rows = [], {}   # sorted distinct amounts left over; amount -> rows with it
+    for i in range(len(lengths)):
+        length = int(lengths[i])
         at = bisect.bisect_left(room, length)
         if at == len(room):
-            rows.append([])
-            row, left = rows[-1], row_len
+            row, left = count, row_len
+            count += 1
         else:
             left = room[at]
             row = open_rows[left].pop()
             if not open_rows[left]:
                 del room[at], open_rows[left]
-        row.append(i)
+        rows[i] = row
         left -= length
         if left and left not in open_rows:
             bisect.insort(room, left)
@@ -97,8 +48,10 @@ class PackedBatches:
     Endless batches of rows of packed documents, best-fit decreasing. Each epoch holds every document once and shuffles,
     by (seed, epoch), which of the equally long documents share a row and the order of the rows; a batch may span two.
 
-    docs: [(ids, mask), ...], sequences of equal length: token ids, and whether to learn to predict that token (a
-    document's first token is never predicted). batch_size: rows of the batch over all ranks, of which this one yields
+    docs: Documents, or [(ids, mask), ...], sequences of equal length: token ids, and whether to
+    learn to predict that token (a document's first token is never predicted; with learn_all every
+    other one is, whatever the mask says).
+    batch_size: rows of the batch over all ranks, of which this one yields
     rows rank·B to (rank + 1)·B, B = batch_size / world: the whole batch is the same for any world.
     A batch is a dict of int64 tensors [B, row_len]:
         input_ids    tokens, then pad_id
@@ -111,39 +64,43 @@ class PackedBatches:
     for no loss, and a batch_size that world does not divide.
     """
 
-    def __init__(self, docs: list, batch_size: int, row_len: int, seed: int = 0, rank: int = 0, world: int = 1,
-                 pad_id: int = 0):
+    def __init__(self, docs: Documents | list, batch_size: int, row_len: int, seed: int = 0,
+                 rank: int = 0, world: int = 1, pad_id: int = 0, learn_all: bool = False):
         if batch_size <= 0 or batch_size % world or not 0 <= rank < world:
             raise ValueError(f'batch_size={batch_size} must be a multiple of world={world}, and rank={rank} below it')
-        if not docs:
+        if not len(docs):
             raise ValueError('no documents to pack')
-        for i, (ids, mask) in enumerate(docs):
-            if not 0 < len(ids) <= row_len:
-                raise ValueError(f'document {i} (from 0) has {len(ids)} tokens, a row {row_len}')
-            if len(ids) != len(mask):
-                raise ValueError(f'document {i} (from 0) has {len(ids)} tokens and a mask of {len(mask)}')
-        self.lengths = np.array([len(ids) for ids, _ in docs], dtype=np.int64)
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids, _ in docs])
-        self.mask = np.concatenate([np.asarray(mask, dtype=bool) for _, mask in docs])
-        self.mask[self.starts] = False
-        learnt = np.add.reduceat(self.mask, self.starts, dtype=np.int64)
-        if learnt.min() == 0:
-            raise ValueError(f'document {learnt.argmin()} (from 0) has no token to learn after its first')
-        self.slots = best_fit(np.sort(self.lengths)[::-1].tolist(), row_len)   # the same in every epoch: only lengths
-        self.rows, self.fill = len(self.slots), float(self.lengths.sum() / (len(self.slots) * row_len))
+        self.docs = docs = docs if isinstance(docs, Documents) else Documents.of(docs)
+        self.learn_all, lengths = learn_all, docs.lengths
+        for i in np.flatnonzero((lengths == 0) | (lengths > row_len))[:1]:
+            raise ValueError(f'{docs.where(i)} has {lengths[i]} tokens, a row {row_len}')
+        learnt = lengths - 1 if learn_all else docs.learnt()
+        if learnt.min() <= 0:
+            raise ValueError(f'{docs.where(learnt.argmin())} has no token to learn after its first')
+        slots = best_fit(np.sort(lengths)[::-1], row_len)   # the same in every epoch: only lengths
+        self.slots = np.argsort(slots, kind='stable').astype(np.int32)   # row after row
+        self.ends = np.cumsum(np.bincount(slots), dtype=np.int64)        # of each row in `slots`
+        self.rows = len(self.ends)
+        self.fill = float(lengths.sum(dtype=np.int64) / (self.rows * row_len))
         self.batch_size, self.row_len, self.seed, self.pad_id = batch_size, row_len, seed, pad_id
         self.rank, self.world = rank, world
-        self.data = zlib.crc32(self.mask.tobytes(), zlib.crc32(self.ids.tobytes(), zlib.crc32(self.lengths.tobytes())))
+        self.data = docs.identity + (' learn all' if learn_all else '')
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int):
-        """The documents of each of the epoch's rows."""
-        rng = np.random.default_rng([self.seed, epoch])
-        shuffled = rng.permutation(len(self.lengths))
-        ranking = shuffled[np.argsort(-self.lengths[shuffled], kind='stable')]
+        """Draws the order of the epoch's rows, and which of the equally long documents go where."""
+        rng, lengths = np.random.default_rng([self.seed, epoch]), self.docs.lengths
+        shuffled = rng.permutation(len(lengths))
+        longest_first = np.argsort(-lengths[shuffled], kind='stable')
+        self.ranking = shuffled[longest_first].astype(np.int32)
+        self.order = rng.permutation(self.rows).astype(np.int32)
         self.epoch, self.row = epoch, 0
-        self.order = [ranking[self.slots[row]] for row in rng.permutation(self.rows)]
+
+    def documents_of(self, row: int) -> np.ndarray:
+        """The numbers of the documents in the epoch's row."""
+        slot = self.order[row]
+        begin = self.ends[slot - 1] if slot else 0
+        return self.ranking[self.slots[begin:self.ends[slot]]]
 
     def __iter__(self):
         return self
@@ -151,7 +108,7 @@ class PackedBatches:
     def __next__(self) -> dict[str, torch.Tensor]:
         chosen, mine = [], self.batch_size // self.world
         for _ in range(self.batch_size):
-            chosen.append(self.order[self.row])
+            chosen.append(self.documents_of(self.row))
             self.row += 1
             if self.row == self.rows:
                 self.start_epoch(self.epoch + 1)
@@ -165,10 +122,12 @@ class PackedBatches:
         for b, row in enumerate(rows):
             end = 0
             for d, doc in enumerate(row):
-                n, start = self.lengths[doc], self.starts[doc]
-                here, end, ids = slice(end, end + n), end + n, self.ids[start:start + n]
+                ids, mask = self.docs[doc]
+                n = len(ids)
+                here, end = slice(end, end + n), end + n
+                learn = np.ones(n, dtype=bool) if self.learn_all else mask.astype(bool)
                 batch['input_ids'][b, here] = ids
-                batch['labels'][b, here][:-1] = np.where(self.mask[start + 1:start + n], ids[1:], -100)
+                batch['labels'][b, here][:-1] = np.where(learn[1:], ids[1:].astype(np.int64), -100)
                 batch['positions'][b, here] = np.arange(n)
                 batch['doc_ids'][b, here] = d
         return {key: torch.from_numpy(array) for key, array in batch.items()}

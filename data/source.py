@@ -7,6 +7,7 @@ Rows as other projects publish them, in; rows as the scripts here read them, out
 
 read() knows .jsonl, .json (a list, a dict of rows by id, or one object a line), .csv and .parquet, each also .gz but the last.
 """
+import codecs
 import csv
 import fnmatch
 import gzip
@@ -154,6 +155,64 @@ def valid_text(value):
     if isinstance(value, dict):
         return {valid_text(key): valid_text(item) for key, item in value.items()}
     return value
+
+
+def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
+    """
+    The rows of a .jsonl or .jsonl.gz file, one JSON object a line, so row i is line i + 1.
+    require: keys each row must have, not null; `messages` must be a chat, `prompt` a chat or text,
+    where a chat is a non-empty list of {"role": one of ROLES, "content": str}; content in parts is
+    joined, and ShareGPT's "conversations" become "messages" (chat_of).
+    Raises ValueError with file and line for a row that is anything else, for a file without rows or
+    a damaged .gz. FileNotFoundError names the command that makes the file, where one does.
+    """
+    rows = []
+    for number, line in enumerate(lines_of(path), 1):
+        try:
+            rows.append(parse_row(line, require))
+        except ValueError as error:
+            raise ValueError(f'{path}:{number}: {error}') from error
+    if not rows:
+        raise ValueError(f'{path}: no rows in it')
+    return rows
+
+
+def lines_of(path):
+    """Yields the lines of a .jsonl or .jsonl.gz file as bytes, less a byte order mark; errors as
+    read_rows."""
+    path, number = Path(path), 0
+    try:
+        with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
+            for number, line in enumerate(file, 1):
+                yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f'{path}: damaged after line {number}: {error}') from error
+
+
+def parse_row(line: bytes, require: tuple) -> dict:
+    """One row; ValueError says what is wrong with it."""
+    if not line.strip():
+        raise ValueError('blank line')
+    try:
+        row = from_json(line.rstrip().decode('utf-8'))
+    except json.JSONDecodeError as error:
+        raise ValueError(f'no JSON: {error.msg} at column {error.colno}') from error
+    except RecursionError:
+        raise ValueError('no row: nested too deep') from None
+    if not isinstance(row, dict):
+        raise ValueError(f'a row must be a JSON object, not {type(row).__name__}')
+    for key in require:
+        named = 'conversations' if key == 'messages' and row.get(key) is None else key
+        if row.get(named) is None:
+            keys = ', '.join(map(repr, row)) or 'no keys'
+            raise ValueError(f'{key!r} is missing; the row has {keys}')
+    for key in {'messages', 'prompt'}.intersection(require):
+        chat = chat_of(row, key)
+        if not isinstance(row.get(key), str):   # a prompt that is text stays so
+            row[key] = chat
+    return row
 
 
 def read_json(name, f):

@@ -10,6 +10,7 @@ and PATTERNS holds the pre-tokenizers that are accepted: regex engines differ, s
 """
 import base64
 import codecs
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,8 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 import tiktoken
+
+from data.source import REASONING_KEYS, parts_of
 
 _CONTRACTED, _DIGITS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"\p{N}{1,3}"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -222,6 +225,17 @@ class Tokenizer:
                            ("generation_config.json", generation)):
             (folder / name).write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
+    def fingerprint(self) -> str:
+        """A hash of all that the ids and the mask of a chat depend on."""
+        digest = hashlib.sha256()
+        for token, i in sorted(self.ranks.items()):
+            digest.update(b"%d %d " % (i, len(token)) + token)
+        template = self.chat_template or ""
+        dated = self.date.isoformat() if "strftime_now" in template else ""
+        rest = [self.spec, self._named, template, self.template_args, dated]
+        digest.update(json.dumps(rest, sort_keys=True).encode())
+        return digest.hexdigest()
+
     def check_model(self, vocab_size: int, where: str) -> None:
         """ValueError unless a model with an embedding of `vocab_size` rows can be this tokenizer's: rows for all tokens, and no more rows
         without one than come from rounding up."""
@@ -401,8 +415,10 @@ class Tokenizer:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(f"message {message!r} is not a dict with a role")
         message = self._guarded(message, TAGS if message["role"] == "assistant" else ())
-        if message["role"] == "assistant" and message.get("reasoning_content"):
-            reasoning, answer = message.pop("reasoning_content"), message.get("content") or ""
+        beside = any(message.get(key) for key in REASONING_KEYS)
+        if message["role"] == "assistant" and beside:
+            reasoning, answer = parts_of(message)
+            message = {k: v for k, v in message.items() if k not in REASONING_KEYS}
             message["content"] = f"<think>\n{reasoning}\n</think>\n\n{answer}"
         return message
 
