@@ -10,6 +10,7 @@ ACCURACY names the tasks, REWARDS what `combined` can weigh; `use_file` adds the
 of one's own to both. `grade` scores a batch, `check_row` and `prepare` say before a run what its
 rewards would lack, `right` is what counts as right. The grader of mathematics is graders/maths.py,
 programs run in graders/sandbox.py, the learned reward is preference.py. """
+import builtins
 import difflib
 import hashlib
 import inspect
@@ -17,6 +18,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 import time
 import traceback
 import types
@@ -318,53 +320,174 @@ def same_choice(one, other, row):
 PROGRAM_SECONDS = 30  # for all tests of a program together; those that did not run by then are failed
 
 
+LISTED = r'(?:(?:[-*+]|\d+[.)])[ \t]+)?'  # a fence may begin a list's item
+FENCE = re.compile(r'([ \t]*' + LISTED + r')(`{3,}|~{3,}(?!~))([^`]*)')
+PYTHON = re.compile(r'py(?:thon)?[\d.]*')
+STRING = re.compile(r"""#.*|\"{3}|'{3}|"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?""")
+DEFINED = re.compile(r'^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)', re.MULTILINE)
+ASSIGNED = re.compile(r'^[ \t]*(\w+)[ \t]*=(?!=)', re.MULTILINE)
+IMPORTED = re.compile(r'^[ \t]*(?:from[ \t]+\S+[ \t]+)?import[ \t]+(.*)', re.MULTILINE)
+BUILTINS = set(dir(builtins))
+CALLED = re.compile(r'(?<![.\w])(?<!def )(?<!class )(\w+)[ \t]*\(')
+READS = re.compile(r'\binput\s*\(|\bstdin\b|\bopen\(0\b|\bfileinput\b|/dev/stdin')
+PRINTS = re.compile(r'\bprint\b|\bstdout\b|\bos\.write\b')
+
+
+def _open_string(line, quote):
+    """The triple quote that is open after a line of Python, or ''; `quote`: that open before it."""
+    pos = 0
+    while True:
+        if quote:
+            end = line.find(quote, pos)
+            if end < 0:
+                return quote
+            pos, quote = end + 3, ''
+        found = STRING.search(line, pos)
+        if not found:
+            return ''
+        pos = found.end()
+        quote = found[0] if found[0] in ('"""', "'''") else ''
+
+
+def _fenced(text, strings):
+    """Blocks fenced with ``` or ~~~, three or more, as (kind, text without the indent of its
+    fence); None where one is never closed. strings: what a triple-quoted string of Python holds is
+    no fence."""
+    blocks, lines, quote = [], None, ''
+    for line in text.split('\n'):
+        if lines is None:
+            if fence := FENCE.fullmatch(line.rstrip()):
+                lines, quote, indent, marks = [], '', len(fence[1]), fence[2]
+                kind = re.split(r'[\s{]', fence[3].strip().lower())[0]
+                python = PYTHON.fullmatch(kind)
+            continue
+        end = line.strip()
+        if not quote and len(end) >= len(marks) and not end.strip(marks[0]):
+            blocks.append((kind, '\n'.join(lines)))
+            lines = None
+            continue
+        lines.append(line[:indent].lstrip(' \t') + line[indent:])
+        quote = _open_string(line, quote) if python and strings else ''
+    return blocks if lines is None else None
+
+
+def _asked(programs, row):
+    """Of several programs the one that is graded: the last that defines what the row's asserts
+    call, or else the last that reads and prints. What calls a function that only an earlier one
+    defines shows how to use that one, and is no program."""
+    entry, earlier, whole = row.get('entry_point'), set(), []
+    for program in programs:
+        names = {*DEFINED.findall(program), *ASSIGNED.findall(program)}
+        imported = re.findall(r'\w+', ' '.join(IMPORTED.findall(program)))
+        called = set(CALLED.findall(program)).difference(names, imported, BUILTINS)
+        if called.isdisjoint(earlier):
+            whole.append((program, names))
+        earlier.update(DEFINED.findall(program))
+    if entry or row.get('asserts'):
+        wanted = {entry} if entry else set(CALLED.findall('\n'.join(row['asserts'])))
+        ranks = [not names.isdisjoint(wanted) for _, names in whole]
+    else:
+        ranks = [(bool(PRINTS.search(p)), bool(READS.search(p))) for p, _ in whole]
+    best = max(ranks)
+    return [program for (program, _), rank in zip(whole, ranks) if rank == best][-1]
+
+
 def program_of(response, row):
-    """The program in the answer: the last block fenced with ``` that is marked as Python, or else as nothing, inside `<answer>` where
-    there is such a tag; what is between the tags where nothing is fenced; else None, and also where a block is never closed."""
+    """The program in the answer, inside `<answer>` where there is such a tag: of the fenced blocks
+    those that are marked as Python, or else as nothing, and of several the one that _asked chooses;
+    what is between the tags where nothing is fenced; else None, and also where a block is never
+    closed."""
     parts = re.split(r'(</?answer>)', split_response(response, row)[1])
     if len(parts) > 1 and parts[1::2] != ['<answer>', '</answer>']:
         return None
-    text, programs, block = parts[2 if len(parts) > 1 else 0], {}, None
-    for line in text.split('\n'):
-        if block is None and line.lstrip().startswith('```'):
-            block, kind = [], re.split(r'[\s{]', line.strip('` \t\r').lower())[0]
-        elif block is not None and line.strip() == '```':
-            programs[kind in ('python', 'python3', 'py') or kind], block = '\n'.join(block), None
-        elif block is not None:
-            block.append(line)
-    if '```' in text:
-        return programs.get(True, programs.get('')) if block is None else None
-    return text if len(parts) > 1 and text.strip() else None
+    text = parts[2 if len(parts) > 1 else 0]
+    blocks = _fenced(text, strings=True)
+    if blocks is None:
+        blocks = _fenced(text, strings=False)  # a quote that is never closed
+    if blocks is None:
+        return None
+    marked = [block for kind, block in blocks if PYTHON.fullmatch(kind)]
+    programs = marked or [block for kind, block in blocks if not kind]
+    if not blocks:
+        return text if len(parts) > 1 and text.strip() else None
+    last = row.get('starter', '').rstrip().split('\n')[-1]
+    if not last[:1].isspace() and not last.endswith(':'):  # else it goes on with a function's body
+        programs = [textwrap.dedent(program) for program in programs]
+    return _asked(programs, row) if programs else None
+
+
+NUMBER = re.compile(r'[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?')
 
 
 def _printed(text):
-    """Lines without white space at their ends, and without blank lines at the end."""
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+    """[tokens and the white space between them]: none at the ends of lines and of the text, and one
+    space between two numbers, whatever stood there."""
+    first = text.split(None, 1)[:1]
+    if first and NUMBER.fullmatch(first[0]):
+        text = text.lstrip()
+    parts = re.split(r'(\s+)', '\n'.join(line.rstrip() for line in text.rstrip().splitlines()))
+    numbers = [bool(NUMBER.fullmatch(part)) for part in parts]
+    for i in range(1, len(parts), 2):
+        if numbers[i - 1] and numbers[i + 1]:
+            parts[i] = ' '
+    return parts
+
+
+def _same_output(wanted, printed, tolerance):
+    """Is what a program printed what it should print? tolerance: largest error of a number,
+    absolute or as a share of the wanted one; two whole numbers must be equal."""
+    wanted, printed = _printed(wanted), _printed(printed)
+    return len(wanted) == len(printed) and all(
+        a == b or tolerance > 0 and _close(a, b, tolerance) for a, b in zip(wanted, printed))
+
+
+def _close(wanted, number, tolerance):
+    if not NUMBER.fullmatch(wanted) or not NUMBER.fullmatch(number):
+        return False
+    if not set('.eE') & set(wanted + number):
+        return False
+    a, b = float(wanted), float(number)
+    return abs(a - b) <= tolerance * max(1.0, abs(a)) < math.inf
+
+
+FUTURE = re.compile(r'^from __future__ import .*\n?', re.MULTILINE)
 
 
 def code_reward(response, row):
-    """1.0 when the program in the answer passes every test; with row['partial'] the share that it passes. See graders/sandbox.py.
+    """1.0 when the program in the answer passes every test; with row['partial'] the share that it
+    passes. See graders/sandbox.py.
 
-    row['tests']: [{'input': text for stdin, 'output': what must be printed}], up to white space at the ends of lines.
-    row['asserts']: statements about functions of the program, with row['setup'] and row['entry_point'] as in run_asserts.
+    row['tests']: [{'input': text for stdin, 'output': what must be printed}], up to white space at
+    the ends of lines and between numbers; row['tolerance']: error that a number may have, or 0.
+    row['asserts']: statements about functions of the program (or methods of its class Solution),
+    with row['setup'] and row['entry_point'] as in run_asserts.
     row['starter']: what is put before the program; row['seconds']: CPU time of a run.
     """
-    tests, asserts, seconds = row.get('tests'), row.get('asserts'), row.get('seconds', sandbox.SECONDS)
+    tests, asserts, tolerance = row.get('tests'), row.get('asserts'), row.get('tolerance', 0.0)
+    seconds = row.get('seconds', sandbox.SECONDS)
     if not tests and not asserts:
         raise ValueError("the row has no tests: give it 'tests' (input, output) or 'asserts'")
+    if not is_tolerance(tolerance):
+        raise ValueError(f"'tolerance' must be a number from 0 to below 1, not {tolerance!r}")
     program = program_of(response, row)
     if program is None:
         return 0.0
-    program = row.get('starter', '') + program
+    starter = row.get('starter', '')
+    if starter and (first := FUTURE.findall(program)):
+        program = ''.join(first) + '\n' + starter + FUTURE.sub('', program)
+    else:
+        program = starter + program
     if asserts:
-        passed = sandbox.run_asserts(program, asserts, row.get('setup') or '', row.get('entry_point'), seconds)
+        setup = row.get('setup') or ''
+        passed = sandbox.run_asserts(program, asserts, setup, row.get('entry_point'), seconds)
     else:
         passed, end = [], time.monotonic() + PROGRAM_SECONDS
         for test in tests:
             if (passed and not passed[-1] and not row.get('partial')) or time.monotonic() > end:
                 break
             result = sandbox.run(program, test['input'], seconds)
-            passed.append(result.code == 0 and not result.timed_out and _printed(result.stdout) == _printed(test['output']))
+            right = _same_output(test['output'], result.stdout, tolerance)
+            passed.append(result.code == 0 and not result.timed_out and right)
     share = sum(passed) / len(asserts or tests)
     return share if row.get('partial') else float(share == 1.0)
 
@@ -603,6 +726,10 @@ def is_bool(value):
     return isinstance(value, bool)
 
 
+def is_tolerance(value):
+    return is_number(value) and 0 <= value < 1
+
+
 TESTS = 'a list of {"input": text, "output": text}'
 # task or reward -> {key of the row that it reads: (what that must be, its test)}; ?: or nothing
 NEEDS = {
@@ -614,7 +741,8 @@ NEEDS = {
     'code': {'tests?': (TESTS, is_tests), 'asserts?': ('a list of texts', is_texts),
              'starter?': ('text', is_string), 'setup?': ('text', is_string_or_null),
              'entry_point?': ('a name', is_string_or_null),
-             'seconds?': ('a number above 0', is_positive), 'partial?': ('true or false', is_bool)},
+             'seconds?': ('a number above 0', is_positive), 'partial?': ('true or false', is_bool),
+             'tolerance?': ('a number from 0 to below 1', is_tolerance)},
     'preference': {'judge?': ('the name of a reward model', is_text)},
     'overlong': {'overlong_margin?': ('a number above 0', is_positive)},
     'repetition': {'ngram?': ('a whole number above 0', is_count)},

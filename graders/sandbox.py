@@ -36,6 +36,9 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+if hasattr(sys, 'set_int_max_str_digits'):  # tests may hold longer integers than Python reads
+    sys.set_int_max_str_digits(0)
+
 SECONDS = 5              # CPU time of a program; it may take twice as much by the clock
 OUTPUT = 1 << 20         # longest output that is read, bytes
 MEMORY = 1 << 30         # bytes of all processes of a program together; of one of them 512 MB
@@ -83,6 +86,12 @@ try:
         file.write('1000')
 except OSError:
     pass
+import site  # whose main, which python -S leaves out, gives exit, quit and help
+site.setquit()
+site.sethelper()
+site.setcopyright()
+if hasattr(sys, 'set_int_max_str_digits'):
+    sys.set_int_max_str_digits(0)
 '''
 
 RUN = LIMITS + '''
@@ -90,7 +99,7 @@ with open(int(sys.argv[2]), encoding='utf-8') as file:
     source = file.read()
 sys.argv = ['program']
 code = compile(source, 'program', 'exec')
-del seconds, name, most, file, program, resource, signal, os, sys, source
+del seconds, name, most, file, program, resource, signal, os, sys, site, source
 exec(code)
 '''
 
@@ -160,7 +169,15 @@ def keep(x):
 module = types.ModuleType('program')
 sys.modules['program'] = module
 sys.argv = ['program']
-do = {'name': lambda name: getattr(module, name), 'call': lambda f, *args, **named: f(*args, **named), 'getattr': getattr,
+
+def find(name):
+    """The program's function, or the method of its class Solution on an instance of its own."""
+    solution = vars(module).get('Solution')
+    if hasattr(solution, name):
+        return lambda *args, **named: getattr(solution(), name)(*args, **named)
+    return getattr(module, name)
+
+do = {'name': find, 'call': lambda f, *args, **named: f(*args, **named), 'getattr': getattr,
       'setattr': setattr, 'getitem': operator.getitem, 'len': len, 'next': next, 'list': list}
 try:
     exec(compile(source, 'program', 'exec'), module.__dict__)
@@ -225,7 +242,8 @@ def same(a, b):
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
     if float in (type(a), type(b)) and {type(a), type(b)} <= {int, float}:
-        return a == b or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-3) < float('inf')
+        both_nan = a != a and b != b
+        return a == b or both_nan or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-3) < float('inf')
     return a == b
 
 space = {'__name__': 'tests', 'same': same}
@@ -379,7 +397,8 @@ def run_asserts(program, asserts, setup='', entry_point=None, seconds=SECONDS):
     """Runs asserts (source of statements) against a program -> list of bool, one an assert.
 
     The asserts and `setup` share one namespace, in which names that they use and do not define are the program's, and so is
-    `entry_point` after `setup` has run. `same(a, b)` there is equality but for tuples against lists and the last digits.
+    `entry_point` after `setup` has run; a method of the program's class Solution is a function too.
+    `same(a, b)` there is equality but for tuples against lists and the last digits; nan is nan.
     """
     names = _free_names(setup, asserts)
     asks, answers, verdicts = os.pipe(), os.pipe(), os.pipe()

@@ -449,6 +449,72 @@ def test_stdin_in_three_forms(tmp_path):
             code.main(code.Config(dataset='stdin', source=write(tmp_path / 'r.jsonl', [row]), out_dir=str(tmp_path / 'o')))
 
 
+STARTER = 'class Solution:\n    def twice(self, words: List[str], limit=inf) -> int:\n        '
+
+
+@needs_sandbox
+def test_functions_of_apps_and_taco(tmp_path):
+    """Starter code and the function's name reach the prompt; class Solution and function score."""
+    solved = STARTER + 'return sum(Counter(words).values()) if limit == inf else limit'
+    rows = [{'question': 'Count.', 'starter_code': STARTER, 'solutions': json.dumps([solved, 'no']),
+             'input_output': '{"fn_name": "twice", "inputs": [[["a", "b"]], [["a"], Infinity], '
+                             '[[], -Infinity], [[], NaN]], "outputs": [2, [1], -Infinity, NaN]}'},
+            {'problem': 'Add.', 'starter_code': '',
+             'tests': [{'fn_name': 'add', 'input': '1\n[2]', 'output': '3'}]},
+            {'problem': 'Write gcd.', 'tests': [{'fn_name': 'gcd', 'input': [4, 6], 'output': 2}]}]
+    files = write(tmp_path / 'r.jsonl', rows)
+    code.main(code.Config(dataset='stdin', source=files, out_dir=str(tmp_path / 'o')))
+    first, add, gcd = lines(tmp_path / 'o' / 'stdin.jsonl')
+    shown = f'Count.\n\nComplete this code:\n```python\n{STARTER.rstrip()}\n```'
+    assert text_of(first) == shown and first['question'] == 'Count.'
+    assert text_of(add) == 'Add.\n\nWrite a function `add`.' and text_of(gcd) == 'Write gcd.'
+    assert first['entry_point'] == 'twice' and first['solution'] == solved
+    function = ('from __future__ import annotations\ndef twice(words: List[str], limit=1e999):\n'
+                '    return len(words) if limit == 1e999 else limit')
+    wrong = solved.replace('values', 'keys').replace('sum', 'max')
+    for program, score in ((solved, 1), (function, 1), (wrong, 0), (STARTER + 'return 2', 0)):
+        assert accuracy_reward(f'```python\n{program}\n```', first) == score
+    assert accuracy_reward('```python\ndef add(a, b): return a + b[0]\n```', add) == 1
+    assert accuracy_reward('```python\npass\n```', gcd) == 0   # the starter has math's, elsewhere
+    assert accuracy_reward('```python\nfrom math import gcd\n```', gcd) == 1
+    for change, message in [({'starter_code': 5}, "'starter_code' must be a string"),
+                            ({'fn_name': 'a b'}, 'name of a function'),
+                            ({'fn_name': '__import__("os")'}, 'name of a function')]:
+        row = {'problem': 'p', 'tests': [{'input': [1], 'output': 1}], **change}
+        files = write(tmp_path / 'r.jsonl', [row])
+        with pytest.raises(ValueError, match='r.jsonl:1: .*' + message):
+            code.main(code.Config(dataset='stdin', source=files, out_dir=str(tmp_path / 'o')))
+
+
+def test_integers_past_4300_digits_stop_nothing(tmp_path):
+    huge = 10 ** 5000 + 7
+    path = tmp_path / 'r.jsonl'
+    path.write_text('{"problem": "p", "tests": [{"fn_name": "f", "input": [%d], "output": %d}]}\n'
+                    '{"problem": "q", "tests": [{"input": %d, "output": "%d"}]}\n' % ((huge,) * 4))
+    code.main(code.Config(dataset='stdin', source=str(path), out_dir=str(tmp_path / 'o')))
+    found = lines(tmp_path / 'o' / 'stdin.jsonl')
+    assert found[0]['asserts'] == [f'assert same(f(*[{huge}]), {huge})']
+    assert found[1]['tests'] == [{'input': str(huge), 'output': str(huge)}]
+    path.write_text('{"problem": "p", "answer": %d}\n' % huge
+                    + '{"problem": "q", "answer": "%d"}\n' % huge)
+    maths.main(maths.Config(source=str(path), out_dir=str(tmp_path / 'm')))
+    rows = lines(tmp_path / 'm' / 'math.jsonl')
+    assert [row['answer'] for row in rows] == [str(huge)] * 2
+    assert accuracy_reward(f'\\boxed{{{huge}}}', rows[0]) == 1
+    assert accuracy_reward(f'\\boxed{{{huge + 1}}}', rows[0]) == 0
+
+
+def test_a_tolerance_is_kept_where_decimals_are_printed(tmp_path):
+    tests = [[{'input': '1', 'output': output}] for output in ('0.5', '5', '0.5')]
+    rows = [{'problem': 'p', 'tests': t} for t in tests]
+    rows[2]['tolerance'] = 0.01
+    files = write(tmp_path / 'r.jsonl', rows)
+    out = str(tmp_path / 'o')
+    code.main(code.Config(dataset='stdin', source=files, out_dir=out, tolerance=1e-6))
+    found = lines(tmp_path / 'o' / 'stdin.jsonl')
+    assert [row.get('tolerance') for row in found] == [1e-6, None, 0.01]
+
+
 @needs_sandbox
 def test_stdin_verified(tmp_path):
     tests = [{'input': '1\n2\n', 'output': '3\n'}]

@@ -445,6 +445,88 @@ def test_functions(asserts, program, watched):
 
 
 @needs_sandbox
+@pytest.mark.parametrize('program, score', [
+    ('print(int(input()) + 1)\nexit()', 1), ('print(int(input()) + 1)\nquit(0)', 1),
+    ('def main():\n    print(int(input()) + 1)\n    exit(0)\nmain()\nprint(5)', 1),
+    ('print(int(input()) + 1)\nexit(1)', 0), ('print(int(input()) + 1)\nquit("no")', 0),
+    ('exit()', 0), ('print(int(input()) + 1)\nexit(None)', 1),
+    ('try:\n    exit(3)\nexcept SystemExit:\n    print(2)', 1)])
+def test_exit_and_quit_end_a_program_as_in_python(program, score):
+    assert graded(program, tests=[{'input': '1', 'output': '2'}]) == score
+
+
+@needs_sandbox
+def test_other_builtins_of_site_are_there():
+    program = 'help, copyright, credits, license\nprint(help(abs) is None)'
+    assert sandbox.run(program).stdout.endswith('True\n')
+
+
+@needs_sandbox
+def test_integers_of_any_length_are_read_and_printed():
+    ten = '1' + '0' * 6000
+    read = 'print(int(input()) + 1)'
+    assert graded(read, tests=[{'input': ten, 'output': ten[:-1] + '1'}]) == 1
+    assert graded(read, tests=[{'input': ten, 'output': ten}]) == 0
+    program = 'def f(x):\n    return 10 ** x'
+    right = [f'assert f(6000) == {ten}', f'assert str(f(6000)) == "{ten}"']
+    assert graded(program, asserts=right) == 1
+    assert graded(program, asserts=[f'assert f(6001) == {ten}']) == 0
+
+
+SOLUTION = 'class Solution:\n    '
+
+
+@needs_sandbox
+@pytest.mark.parametrize('program, score', [
+    (SOLUTION + 'def f(self, x):\n        return x + 1', 1), ('def f(x):\n    return x + 1', 1),
+    (SOLUTION + 'def f(self, x):\n        return x', 0),
+    (SOLUTION + 'def g(self, x):\n        return x + 1', 0),
+    (SOLUTION + '@staticmethod\n    def f(x):\n        return x + 1', 1),
+    (SOLUTION + 'f = lambda self, x: x + 1', 1), (SOLUTION + 'seen = 0', 0), ('Solution = 5', 0),
+    (SOLUTION + 'n = 1\n    def f(self, x):\n        self.n += x\n        return self.n', 1),
+    (f'def f(x):\n    return 0\n{SOLUTION}def f(self, x):\n        return x + 1', 1)])
+def test_a_method_of_the_class_solution_is_called_on_an_instance_of_its_own(program, score):
+    asserts = ['assert f(1) == 2', 'assert f(x=2) == 3', 'assert f(1) == 2']
+    assert graded(program, asserts=asserts, entry_point='f') == score
+
+
+@needs_sandbox
+def test_nan_is_right_where_it_is_wanted_only():
+    nan, infinity = float('nan'), float('inf')
+    asserts = [call_assert('f', [nan], nan),
+               call_assert('f', [infinity], [infinity, {'a': -infinity}])]
+    right = 'def f(x): return x if x != x else [x, {"a": -x}]'
+    liar = 'class E(float):\n    def __ne__(s, o): return True\ndef f(x): return E(1)'
+    assert sandbox.run_asserts(right, asserts) == [True, True]
+    assert sandbox.run_asserts('def f(x): return 5', asserts) == [False, False]
+    assert sandbox.run_asserts(liar, asserts) == [False, False]
+
+
+@needs_sandbox
+@pytest.mark.parametrize('printed, wanted, tolerance, score', [
+    ('0.3333333333333333', '0.333333333333', 1e-9, 1),
+    ('0.3333333333333333', '0.333333333333', 0, 0),
+    ('0.34', '0.333333333333', 1e-3, 0), ('YES 2.0000001', 'YES 2', 1e-6, 1),
+    ('NO 2.0', 'YES 2.0', 1e-6, 0), ('1e-7', '0.0', 1e-6, 1), ('3000000.5', '3000000.0', 1e-6, 1),
+    ('1000001', '1000000', 1e-3, 0), ('nan', '1.0', 1e-6, 0), ('inf', '1.0', 1e-6, 0),
+    ('1e999', '1.0', 1e-6, 0), ('1.0 2.0', '1.0', 1e-6, 0), ('-0.5', '0.5', 1e-6, 0),
+    ('1.0', '1.0 1.0', 1e-6, 0), ('', '0.0', 1e-6, 0), ('0.5\n0.25', '0.50000001\n0.25', 1e-6, 1),
+    ('1  2\t3', '1 2 3', 0, 1), ('  1 2', '1 2', 0, 1), ('1\n\n2', '1\n2', 0, 1),
+    ('12', '1 2', 0, 0),
+    ('1 2', '2 1', 0, 0), ('a  b', 'a b', 0, 0), ('  a', 'a', 0, 0), ('YES  1', 'YES 1', 0, 0),
+    ('YES\n1  2 -3.5', 'YES\n1 2 -3.5', 0, 1), ('1.50', '1.5', 0, 0)])
+def test_numbers_that_are_printed(printed, wanted, tolerance, score):
+    row = {'tests': [{'input': '', 'output': wanted}], 'tolerance': tolerance}
+    assert graded(f'print({printed!r})', **row) == score
+
+
+@pytest.mark.parametrize('tolerance', [-1e-6, 1, float('nan'), float('inf'), '1e-6', True, [0.1]])
+def test_a_tolerance_that_is_none_is_refused(tolerance):
+    with pytest.raises(ValueError, match="'tolerance' must be a number from 0 to below 1"):
+        graded('print(1)', tests=TESTS, tolerance=tolerance)
+
+
+@needs_sandbox
 def test_seconds_need_not_be_whole():
     assert sandbox.run('print(1)', seconds=1.5).stdout == '1\n'
     assert graded('def f(x): return x', asserts=['assert f(1) == 1'], seconds=0.5) == 1
@@ -478,7 +560,116 @@ def test_program_of(answer, program):
     assert program_of(answer + '</think>', {'prefill': '<think>'}) is None
 
 
-@pytest.mark.parametrize('text', ['```\n' * 10 ** 5, '```python\n' * 10 ** 5, '<answer>' * 10 ** 5, '`' * 10 ** 6])
+ADD, ASSERTS = 'def add(a, b):\n    return a + b', {'asserts': ['assert add(1, 2) == 3']}
+DOUBLE = 'def solve():\n    print(2 * int(input()))\nsolve()'
+LOOP = 'for i in range(int(input())):\n    print(i)'
+
+
+def fenced(program, fence='```', kind='python', indent=''):
+    return '\n'.join(indent + line for line in [fence + kind, *program.split('\n'), fence])
+
+
+@pytest.mark.parametrize('usage', [
+    'print(add(1, 2))', 'result = add(1, 2)\nprint(result)', '>>> add(1, 2)\n3', '# add(1, 2) is 3',
+    'from solution import add\nassert add(1, 2) == 3', '',
+    'import time\nt = time.time()\nadd(1, 2)',
+    'def test():\n    assert add(1, 2) == 3\ntest()', 'print(input())'])
+def test_an_example_of_its_use_is_not_the_program(usage):
+    """Of functions: the last block that defines what is called."""
+    stub, use = fenced('def add(a, b): ...'), fenced(usage)
+    for row in (ASSERTS, {**ASSERTS, 'entry_point': 'add'}):
+        assert program_of(f'{fenced(ADD)}\nExample usage:\n{use}', row) == ADD
+        assert program_of(f'First\n{stub}\nNow\n{fenced(ADD)}\nUsage\n{use}', row) == ADD
+        assert program_of(f'{use}\nThat needs\n{fenced(ADD)}', row) == ADD
+
+
+@pytest.mark.parametrize('usage', [
+    'solve()', 'print(solve())', '# Input: 3\n# Output: 6', 'x = 3\nprint(x)', '>>> solve()\n6', '',
+    'n = int(input())', 'from solution import solve\nsolve()\nprint()',
+    'import io, sys\nsys.stdin = io.StringIO("3")\n'
+    'def test():\n    solve()\n    print("ok")\ntest()'])
+def test_an_example_of_its_use_is_not_the_program_that_reads_and_prints(usage):
+    output = fenced('6', kind='')
+    assert program_of(f'{fenced(DOUBLE)}\nUsage:\n{fenced(usage)}\nprints\n{output}', {}) == DOUBLE
+
+
+def test_of_several_whole_programs_the_last_is_graded():
+    other = 'seen = set()\nfor x in map(int, input().split()):\n    seen.add(x)\nprint(len(seen))'
+    first = 'def add(x):\n    return x + 1\ndef input(): return "3"\nprint(add(input()))'
+    assert program_of(f'{fenced(first)}\nor\n{fenced(other)}', {}) == other  # seen.add is not add
+    assert program_of(f'{fenced(other)}\nor\n{fenced(DOUBLE)}', {}) == DOUBLE
+    short = 'add = lambda a, b: a + b'
+    assert program_of(f'{fenced(ADD)}\nor\n{fenced(short)}', ASSERTS) == short
+
+
+@pytest.mark.parametrize('answer', [
+    fenced(LOOP, indent='   '), fenced(LOOP, indent='\t'), fenced(LOOP, '~~~'),
+    fenced(LOOP, '````'),
+    fenced(LOOP, '~~~~~', ' python'), '1. ' + fenced(LOOP, indent='   ')[3:],
+    '- ' + fenced(LOOP, indent='  ')[2:], '10) ' + fenced(LOOP, indent='    ')[4:],
+    '   ```python\n' + '\n'.join('     ' + line for line in LOOP.split('\n')) + '\n   ```',
+    '```python\n' + '\n'.join('    ' + line for line in LOOP.split('\n')) + '\n```',
+    fenced(LOOP, '```', 'Python3'), fenced(LOOP, kind='py'), fenced(LOOP, '~~~', ''),
+    f'```python\n{LOOP}\n`````', '1. Read.\n\n' + fenced(LOOP, indent='      ') + '\n2. Done.'])
+def test_fences_of_all_kinds_and_indents(answer):
+    assert program_of(f'Here:\n{answer}\nDone.', {}) == LOOP
+
+
+@pytest.mark.parametrize('program', [
+    'def f():\n    """\n    ```\n    f()\n    ```\n    """\n    return 1',
+    '"""\n```python\nf()\n```\n"""\nprint(1)', 'x = \'"""\'  # a quote\nprint(x)',
+    "'''\n~~~\n```\n'''\nprint(1)", 'x = "\\"" + """\n```\n"""', '# it\'s """\nprint(1)'])
+def test_fences_in_strings_are_the_programs(program):
+    output = fenced('6', kind='')
+    assert program_of(f'{fenced(program)}\nand\n{output}', {}) == program
+
+
+def test_a_quote_that_is_never_closed_ends_at_the_fence():
+    assert program_of(fenced('x = """') + '\nDone.', {}) == 'x = """'
+    assert program_of(fenced('x = """') + '\n' + fenced('no')[:-3], {}) is None
+
+
+def test_the_body_of_a_function_that_the_row_starts_keeps_its_indent():
+    row = {'starter': 'def add(a, b):\n    """Adds."""\n'}
+    assert program_of('```python\n    return a + b\n```', row) == '    return a + b'
+
+
+TRIPLE = fenced('print(int(input()) * 3)')
+PROGRAM_HACKS = {  # the right program prints twice its input; each of these earns nothing
+    'the right one first, another last': f'{fenced(DOUBLE)}\n{TRIPLE}',
+    'the right one as an example of use':
+        fenced('def solve(): pass\nprint(input())') + '\n'
+        + fenced('print(2 * int(input()))\nsolve()'),
+    'the right one unmarked': fenced(DOUBLE, kind='') + '\n' + TRIPLE,
+    'the right one as text': fenced(DOUBLE, kind='text'),
+    'the right one in a string': fenced(f"x = '''\n{fenced(DOUBLE)}\n'''"),
+    'the right one in a longer fence of text': fenced(fenced(DOUBLE), '````', 'markdown'),
+    'the right one before the reasoning ends': fenced(DOUBLE) + '</think>\n' + TRIPLE,
+    'the right one never closed': fenced(DOUBLE)[:-3],
+    'a shorter fence at its end': fenced(DOUBLE, '````')[:-1],
+    'another fence at its end': fenced(DOUBLE)[:-3] + '~~~',
+    'leaving before the end': fenced('print(input())\nexit()'),
+    'leaving with success': fenced('exit(0)'),
+    'both outputs': fenced('n = int(input())\nprint(2 * n)\nprint(3 * n)'),
+    'many numbers': fenced('input()\nprint(*range(100))'),
+    'not a number': fenced('input()\nprint("nan")'), 'infinity': fenced('input()\nprint("1e999")'),
+    'a number in words': fenced('input()\nprint("six")'), 'no number': fenced('input()\nprint()')}
+
+
+@needs_sandbox
+@pytest.mark.parametrize('name', PROGRAM_HACKS)
+def test_program_hacks(name):
+    tests = [{'input': '3', 'output': '6'}, {'input': '4', 'output': '8.0'}]
+    row = {'prefill': '<think>', 'tests': tests, 'tolerance': 0.01}
+    assert code_reward(f'x</think>{PROGRAM_HACKS[name]}', row) == 0
+    assert code_reward(f'x</think>{fenced(DOUBLE)}', row) == 1
+
+
+@pytest.mark.parametrize('text', [
+    '~' * 10 ** 6 + '`', ' ' * 10 ** 6 + '`', '- ' * 10 ** 6, '```python\n' + '"\\' * 10 ** 6,
+    '```python\n"""\n' * 10 ** 5, '```python\nx=1\n```\n' * 10 ** 4,
+    '```python\n' + 'a ' * 10 ** 6 + '\n```', '```python\n' + 'def f(\n' * 10 ** 5 + '\n```',
+    '```\n' * 10 ** 5, '```python\n' * 10 ** 5, '<answer>' * 10 ** 5, '`' * 10 ** 6])
 def test_program_of_is_linear(text):
     start = time.process_time()
     program_of(text, {})

@@ -7,18 +7,23 @@ Programming problems as files for reinforcement learning and evaluation.
 dataset     default hub source                           licence      what
 humaneval   openai/openai_humaneval                      MIT          164 functions to complete, for evaluation
 mbpp        google-research-datasets/mbpp                CC-BY-4.0    974 short functions; train, validation, test, prompt by task_id
-stdin       open-r1/verifiable-coding-problems-python    see there    programs that read standard input; also APPS's files
+stdin       open-r1/verifiable-coding-problems-python    see there    programs that read input,
+            (also the files of APPS and TACO)                         functions and methods to call
 
 writes to out_dir DATASET.jsonl (mbpp: mbpp_SPLIT.jsonl) and its manifest (source, licence, hash, rows in and out, reasons):
     {"prompt": [user: problem], "question": the bare problem, "task": "code", "id": ..., "solution": where there is one, and
      "entry_point": "name", "setup": code before the asserts, "asserts": ["assert name(1) == 2", ...]      functions
      "tests": [{"input": "3\\n", "output": "6\\n"}, ...]                                                    programs}
 HumanEval's check(candidate) becomes one assert a statement, with what stands before the function as its setup; asserts that test
-nothing are left out. MBPP's prompt shows the first `shown` of its three asserts. Problems that came without tests, and with verify
+nothing are left out. MBPP's prompt shows the first `shown` of its three asserts.
+Where the tests of a problem of stdin call a function, its prompt names that and shows the starter
+code, if any; a method of a class Solution will do, and what such problems take for granted (typing,
+collections, heapq ...: PRELUDE) is imported. Problems that came without tests, and with verify
 those whose own solution fails, are left out and counted; what is malformed stops it, named by file and line.
 """
 import ast
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -36,6 +41,18 @@ HUB = {'humaneval': ('openai/openai_humaneval', 'openai_humaneval/test-*.parquet
 MBPP_SPLITS = {'prompt': range(1, 11), 'test': range(11, 511), 'validation': range(511, 601), 'train': range(601, 975)}
 
 
+PRELUDE = '''import bisect, collections, copy, functools, heapq, itertools, math
+import operator, random, re, string, sys
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter, OrderedDict, defaultdict, deque
+from functools import cache, cmp_to_key, lru_cache, reduce
+from heapq import heapify, heappop, heappush, nlargest, nsmallest
+from itertools import accumulate, chain, combinations, groupby, permutations, product
+from math import ceil, comb, factorial, floor, gcd, inf, log, log2, sqrt
+from typing import *
+'''
+
+
 @dataclass
 class Config:
     dataset: Literal['humaneval', 'mbpp', 'stdin'] = 'mbpp'   # which one
@@ -45,6 +62,7 @@ class Config:
     shown: int = 1                                            # mbpp: asserts shown in the prompt; published scores show all 3
     verify: bool = False                                      # run each row's own solution; leave out the row when it fails
     max_tests: int = 20                                       # stdin: keep at most so many tests a problem, the shortest
+    tolerance: float = 0.0         # stdin: error that the decimals of an output may have, e.g. 1e-6
     out_dir: str = 'data/code'                                # folder for the files
 
 
@@ -105,16 +123,54 @@ def from_json(value):
         return value   # a plain text
 
 
+def literal(x) -> str:
+    """Plain data as Python: JSON's Infinity and NaN have no literal there."""
+    if isinstance(x, list):
+        return '[' + ', '.join(map(literal, x)) + ']'
+    if isinstance(x, dict):
+        return '{' + ', '.join(f'{literal(k)}: {literal(v)}' for k, v in x.items()) + '}'
+    return f'float({str(x)!r})' if isinstance(x, float) and not math.isfinite(x) else repr(x)
+
+
+def arguments(given) -> list:
+    """The arguments of a call: a list, or a text with one a line, each in JSON."""
+    if isinstance(given, str) and '\n' in given.strip():
+        return [from_json(line) for line in given.strip().split('\n')]
+    return from_json(given)
+
+
 def call_assert(name: str, args, wanted) -> str:
     """APPS wraps some of the wanted results in a list of one."""
     if not isinstance(args, list):
         raise ValueError(f'the input of {name} must be a list of arguments, not {args!r}')
+    call = f'{name}(*{literal(args)})'
     if isinstance(wanted, list) and len(wanted) == 1:
-        return f'result = {name}(*{args!r})\nassert same(result, {wanted!r}) or same(result, {wanted[0]!r})'
-    return f'assert same({name}(*{args!r}), {wanted!r})'
+        either = f'same(result, {literal(wanted)}) or same(result, {literal(wanted[0])})'
+        return f'result = {call}\nassert {either}'
+    return f'assert same({call}, {literal(wanted)})'
 
 
-def stdin(row: dict, number: int, most: int) -> dict:
+def optional(row: dict, key: str) -> str:
+    """The text under a key that may be missing, None or blank."""
+    text = row.get(key)
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f'{key!r} must be a string, not {text!r}'[:200])
+    return text if text and text.strip() else ''
+
+
+def solution_of(row: dict) -> str:
+    """The row's first solution, or ''; APPS and TACO have lists of them, as JSON."""
+    keys = 'solution', 'gold_standard_solution', 'solutions'
+    given = next((row[key] for key in keys if row.get(key)), '')
+    if isinstance(given, str) and given.lstrip()[:1] == '[':
+        given = from_json(given)
+    if isinstance(given, list):
+        given = next((text for text in given if isinstance(text, str)), '')
+    fence = re.search(r'```(?:python)?\n(.*?)```', given, re.DOTALL)
+    return fence[1] if fence else given
+
+
+def stdin(row: dict, number: int, most: int, tolerance: float = 0.0) -> dict:
     """Rows with "tests", with APPS's "input_output" or with open-r1's "verification_info" (the last two may be JSON in a string)."""
     problem = source.text_of(row, 'problem', 'question', 'problem_statement', 'prompt')
     given = next((row[key] for key in ('tests', 'input_output', 'verification_info') if row.get(key)), None)
@@ -136,17 +192,29 @@ def stdin(row: dict, number: int, most: int) -> dict:
         raise source.Skip('no tests')
     if not isinstance(tests, list) or not all(isinstance(t, dict) and {'input', 'output'} <= set(t) for t in tests):
         raise ValueError('the tests must be a list of {"input": ..., "output": ...}')
-    out = {'prompt': [{'role': 'user', 'content': problem}], 'question': problem, 'task': 'code', 'id': f'stdin/{number}'}
+    name, starter = name or optional(row, 'fn_name'), optional(row, 'starter_code')
+    if name and not str(name).isidentifier():
+        raise ValueError(f"'fn_name' must be the name of a function, not {name!r}")
+    text = problem
+    if starter:
+        text += f'\n\nComplete this code:\n```python\n{starter.rstrip()}\n```'
+    if name and not re.search(rf'\b{name}\b', text):
+        text += f'\n\nWrite a function `{name}`.'
+    out = {'prompt': [{'role': 'user', 'content': text}], 'question': problem, 'task': 'code',
+           'id': f'stdin/{number}'}
     if name:
-        asserts = [call_assert(name, from_json(t['input']), from_json(t['output'])) for t in tests[:most]]
-        out.update(entry_point=name, setup='', asserts=asserts)
+        asserts = [call_assert(name, arguments(t['input']), from_json(t['output']))
+                   for t in tests[:most]]
+        hidden = f'globals().pop({name!r}, None)\n'  # what is asked for is not given
+        out.update(entry_point=name, starter=PRELUDE + hidden, setup='', asserts=asserts)
     else:
         join = lambda x: '\n'.join(map(str, x)) if isinstance(x, list) else str(x)  # noqa: E731
         tests = [{'input': join(t['input']), 'output': join(t['output'])} for t in tests]
         out['tests'] = sorted(tests, key=lambda t: len(t['input']) + len(t['output']))[:most]
-    solution = next((row[key] for key in ('solution', 'gold_standard_solution') if isinstance(row.get(key), str)), '')
-    fence = re.search(r'```(?:python)?\n(.*?)```', solution, re.DOTALL)
-    solution = fence[1] if fence else solution
+        tolerance = row.get('tolerance') or tolerance
+        if tolerance and any(re.search(r'\d\.\d|\de-', t['output']) for t in out['tests']):
+            out['tolerance'] = tolerance
+    solution = solution_of(row)
     return {**out, 'solution': solution} if solution.strip() else out
 
 
@@ -175,7 +243,7 @@ def main(cfg: Config):
                 raise source.Skip('of another split')
             out = mbpp(row, cfg.shown)
         else:
-            out = stdin(row, dropped['rows in'] - 1, cfg.max_tests)
+            out = stdin(row, dropped['rows in'] - 1, cfg.max_tests, cfg.tolerance)
         return verified(out) if cfg.verify else out
 
     name = f'mbpp_{cfg.split}.jsonl' if cfg.dataset == 'mbpp' else f'{cfg.dataset}.jsonl'
