@@ -23,6 +23,7 @@ import random
 import re
 import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,22 @@ def latest(out_dir) -> Path | None:
             if problem is None:
                 return path
             print(f'{path} is damaged and left out: {problem}', file=sys.stderr)
+    return on_rank0(find)
+
+
+def began(out_dir) -> str:
+    """
+    When the run in out_dir began, in ISO form: 'date' in the state of its newest checkpoint that
+    can be read and has one, else now. Chat templates print it as today's, so that it is asked for
+    before there is a model to load the checkpoint into.
+    """
+    def find():
+        for path in folders(out_dir):
+            try:
+                return torch.load(path / 'state.pt', 'cpu', mmap=True, weights_only=True)['date']
+            except Exception:   # damaged, as `latest` will say, or without a date
+                continue
+        return datetime.now().isoformat()
     return on_rank0(find)
 
 

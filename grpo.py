@@ -453,6 +453,7 @@ def main(cfg):
 
     def save():
         state = {'data': data, 'seed': cfg.seed, 'drawn': drawn, 'bad': bad, 'seconds': seconds, 'flops': flops, 'first': first}
+        state['date'] = tokenizer.date.isoformat()
         if reference is not None:
             state['reference'] = checkpoint.full_state_dict(reference)
         checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)

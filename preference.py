@@ -173,7 +173,9 @@ def train(cfg):
                 print(f'{len(held_out)} held-out pairs: {right:.3f} right, 95% interval {low:.3f} to {high:.3f}', file=sys.stderr)
         if (cfg.save_every and step % cfg.save_every == 0) or stop.wanted(device):
             seconds, began = seconds + time.time() - began, time.time()
-            checkpoint.save(cfg.out_dir, step, model, optimizers, {'data': data, 'seed': cfg.seed, 'seconds': seconds}, cfg.keep)
+            state = {'data': data, 'seed': cfg.seed, 'seconds': seconds}
+            state['date'] = tokenizer.date.isoformat()
+            checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
             if stop.wanted(device):
                 stop.leave(log, step, cfg.out_dir)
     with torch.no_grad():  # the loss does not know where zero is: let a typical answer score 0
@@ -198,7 +200,7 @@ class PairsConfig:
     out: str = 'pairs.jsonl'               # file to write
 
 
-def pairs_of(row, prefill, per_prompt, rng):
+def pairs_of(row, tokenizer, prefill, per_prompt, rng):
     """A row with scored samples -> pairs of a sample of the best total and one of the worst, where these differ, each of the worst once"""
     prompt = row['prompt'] if isinstance(row['prompt'], list) else [{'role': 'user', 'content': row['prompt']}]
     totals = [s['total'] for s in row['samples']]
@@ -207,14 +209,17 @@ def pairs_of(row, prefill, per_prompt, rng):
         return []
     rng.shuffle(best)
     rng.shuffle(worst)
+    prefill = tokenizer.generation_prefill(prompt) + prefill
     said = lambda response: [*prompt, {'role': 'assistant', 'content': prefill + response}]  # noqa: E731
     return [{'chosen': said(good), 'rejected': said(bad)} for good, bad in zip(itertools.cycle(best), worst[:per_prompt])]
 
 
 def main(cfg):
-    rng, prefill = random.Random(cfg.seed), Tokenizer.from_pretrained(cfg.tokenizer).generation_prefill() + cfg.prefill
+    rng = random.Random(cfg.seed)
+    tokenizer = Tokenizer.from_pretrained(cfg.tokenizer, cfg.chat_template, cfg.template_args)
     rows = [row for path in cfg.samples for row in read_rows(path, require=('prompt', 'samples'))]
-    found = [pairs for row in rows if (pairs := pairs_of(row, prefill, cfg.per_prompt, rng))]
+    found = [pairs_of(row, tokenizer, cfg.prefill, cfg.per_prompt, rng) for row in rows]
+    found = [pairs for pairs in found if pairs]
     rng.shuffle(found)
     if len(found) <= cfg.held_out:
         raise ValueError(f'{len(rows)} prompts, {len(found)} of them with samples that score differently: too few to hold out '

@@ -142,8 +142,9 @@ def _blank(text):
 
 def format_reward(response, row):
     """1.0 when the whole text is `<think>reasoning</think>` white space `<answer>answer</answer>`, each tag once and
-    neither part blank; else 0.0. Anchored at both ends: nothing may come before or after, not even a newline."""
-    text = row.get('prefill', '') + response
+    neither part blank; else 0.0. Anchored at both ends: nothing may come before or after, not even
+    a newline (white space at the start of row['prefill'] is the prompt's)."""
+    text = row.get('prefill', '').lstrip() + response
     once = all(text.count(tag) == 1 for tag in ('<think>', '</think>', '<answer>', '</answer>'))
     m = once and THINK_ANSWER.fullmatch(text)
     return float(bool(m) and not _blank(m[1]) and not _blank(m[2]))

@@ -19,7 +19,7 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -327,22 +327,26 @@ def forced(sampler, tokenizer, prompts, n, max_new_tokens, temperature, seed=0, 
 
 class Partial:
     """Finished samples of a run under way, a line a problem, in a file that begins with the settings that they depend on: a run with
-    other settings starts anew."""
+    other settings starts anew. `date`: when it began, which is none of these."""
 
-    def __init__(self, path, settings):
-        self.path, self.known, self.waiting, settings = Path(path), {}, {}, json.dumps(settings, sort_keys=True)
+    def __init__(self, path, settings, date=None):
+        self.path, self.known, self.waiting = Path(path), {}, {}
+        new = json.loads(json.dumps({**settings, 'date': date}))
         lines = self.path.read_text(encoding='utf-8').split('\n')[:-1] if self.path.exists() else []   # the last is cut short or empty
-        if lines and lines[0] != settings:
-            old, new = json.loads(lines[0]), json.loads(settings)
-            changed = ', '.join(key for key in new if old.get(key) != new[key])
-            print(f'{path} was begun with other settings ({changed}) and is begun anew; the old one is {self.path.name}.old', file=sys.stderr)
+        old = json.loads(lines[0]) if lines else new
+        changed = [key for key in new if key != 'date' and old.get(key) != new[key]]
+        if changed:
+            print(f'{path} was begun with other settings ({", ".join(changed)}) and is begun anew; '
+                  f'the old one is {self.path.name}.old', file=sys.stderr)
             os.replace(self.path, f'{path}.old')
-            lines = []
+            lines, old = [], new
+        self.date = old.get('date') or date
         for line in lines[1:]:
             kind, number, samples = json.loads(line)
             self.known[kind, number] = [Completion(tokens, [], finished) for tokens, finished in samples]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(''.join(line + '\n' for line in lines or [settings]), encoding='utf-8')
+        lines = lines or [json.dumps(new)]
+        self.path.write_text(''.join(line + '\n' for line in lines), encoding='utf-8')
         self.file = open(self.path, 'a', encoding='utf-8')
 
     def get(self, kind, number):
@@ -491,7 +495,10 @@ def main(cfg):
                        'wait', 'instruction', 'prefill', 'seed', 'dtype', 'checkpoint')
             settings = {name: getattr(cfg, name) for name in matters}
             stamp = (hub.local_folder(cfg.checkpoint) / 'config.json').stat().st_mtime_ns
-            partial = Partial(f'{out}.partial{i or ""}', {**settings, 'stamp': stamp, 'data': path, 'problems': len(rows), 'ranks': world})
+            settings |= {'stamp': stamp, 'data': path, 'problems': len(rows), 'ranks': world}
+            settings |= {'template': tokenizer.chat_template, 'arguments': tokenizer.template_args}
+            partial = Partial(f'{out}.partial{i or ""}', settings, tokenizer.date.isoformat())
+            tokenizer.date = datetime.fromisoformat(partial.date)
             partials.append(partial)
         numbers[path], scored = evaluate(
             model, tokenizer, rows, cfg.n, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed, cfg.greedy, cfg.prefill,

@@ -26,8 +26,9 @@ import resource
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -438,6 +439,7 @@ def load_model(cfg, device, whole=False):
     """-> model, tokenizer, from init_from or new. Under torchrun each rank reads only its shards of a checkpoint, unless `whole`."""
     source = cfg.tokenizer or cfg.init_from
     tokenizer = Tokenizer.from_pretrained(source, cfg.chat_template, cfg.template_args)
+    tokenizer.date = datetime.fromisoformat(checkpoint.began(cfg.out_dir))
     torch.manual_seed(cfg.seed)
     if cfg.init_from:
         parts = None if whole or not dist.is_initialized() else lambda model: into_units(model, cfg, device)
@@ -450,15 +452,49 @@ def load_model(cfg, device, whole=False):
 
 
 def tokenise(cfg, tokenizer):
-    """-> [(ids, loss mask)] of every row of cfg.data"""
-    docs = []
+    """-> [(ids, loss mask)] of the rows of cfg.data, less those in which no turn carries loss"""
+    docs, turns, silent, rows = [], 0, Counter(), 0
     for path in cfg.data:
         for number, row in enumerate(read_rows(path, require=('messages',)), 1):
-            ids, mask = tokenizer.apply_chat_template(row['messages'])
+            try:
+                ids, mask, reasons = tokenizer.document(row['messages'])
+            except ValueError as error:
+                raise ValueError(f'{path}, row {number}: {error}') from error
             if len(ids) > cfg.row_len:
                 raise ValueError(f'{path}, row {number}: {len(ids)} tokens do not fit row_len={cfg.row_len}')
-            docs.append((ids, [1] * len(ids) if cfg.loss_on == 'all' else mask))
+            if cfg.loss_on == 'all':
+                mask = [1] * len(ids)
+            elif not reasons:
+                raise ValueError(f"{path}, row {number}: no turn of the assistant's to learn; "
+                                 "loss_on='all' learns every token")
+            rows, turns = rows + 1, turns + len(reasons)
+            silent.update(filter(None, reasons))
+            if any(mask):
+                docs.append((ids, mask))
+    if cfg.loss_on == 'assistant':
+        tell_silent(cfg, tokenizer, turns, silent, rows - len(docs))
     return docs
+
+
+def tell_silent(cfg, tokenizer, turns, silent, left_out):
+    """Rank 0 says on stderr how many of the assistant's turns carry no loss, and why. silent:
+    {reason: turns}; left_out: rows that have no other. ValueError where that is most turns, unless
+    cfg.skip_turns."""
+    told, few = [], sum(silent.values())
+    if tokenizer.turn_end is None:
+        told.append('the chat template ends no turn of the assistant with a token that stops '
+                    'sampling: the model does not learn to stop')
+    if few:
+        because = ' and '.join(f'{reason} ({n})' for reason, n in silent.items())
+        told.append(f'{few} of {turns} assistant turns carry no loss, because {because}')
+        if few == turns or (2 * few > turns and not cfg.skip_turns):
+            raise ValueError(f'{told[-1]}. Give each as the last turn of a row of its own, or set '
+                             'chat_template or template_args so that it is shown, or '
+                             'skip_turns=True to train on the other turns')
+    if left_out:
+        told.append(f'{left_out} rows have no other turn and are left out')
+    if told and (not dist.is_initialized() or dist.get_rank() == 0):
+        print(*told, sep='\n', file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -497,6 +533,7 @@ def main(cfg):
 
     def save():
         state = {'seconds': seconds, 'flops': flops, 'tokens': tokens, 'bad': bad, 'batches': batches.state()}
+        state['date'] = tokenizer.date.isoformat()
         checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
 
     stream, mtp = iter(batches), bool(model.cfg.num_nextn_predict_layers) and cfg.mtp_weight > 0

@@ -1,5 +1,6 @@
 # HumanEval, 164 functions: python data/code/prepare.py --dataset=humaneval; then give --checkpoint. Programs run in the sandbox.
 data = ['data/code/humaneval.jsonl']
+instruction = 'Give the whole program in one block that begins with ```python and ends with ```.'
 n = 8
 temperature = 0.6
 top_p = 0.95

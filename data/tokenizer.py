@@ -144,8 +144,8 @@ class Tokenizer:
             self.turn_end = next(found, None)
         except ValueError:  # none, or one that fails: rendering says so
             pass
-        end = self.special_tokens.get(self.turn_end)
-        self.stop_ids = self._ends + [end] * (end is not None and end not in self._ends)
+        end = [self.special_tokens[self.turn_end]] if self.turn_end else []
+        self.stop_ids = list(dict.fromkeys([*self._ends, *end]))
 
     # ---- Construction and files ----
 
@@ -392,8 +392,9 @@ class Tokenizer:
             return prompt, body + end, after, None
         if shown.startswith(prompt):  # perhaps with an empty reasoning block, which it then writes
             return prompt, shown[len(prompt) :] + end, after, None
-        begins = prompt[len(os.path.commonprefix([prompt, shown])) :]
-        return whole, "", "", f"they do not begin with the generation prompt's {begins!r}"
+        if prefill:
+            return whole, "", "", f"they do not begin with the generation prompt's {prefill!r}"
+        return prompt, shown.removeprefix(start) + end, after, None
 
     def _in_history(self, messages: list[dict], k: int, text: str,
                     kwargs: dict) -> tuple[str, str, str | None]:

@@ -1,4 +1,5 @@
 """sft.py: optimizers and schedule in closed form, accumulation, ranks and resumption of whole runs on a tiny model."""
+import itertools
 import json
 import math
 import os
@@ -7,11 +8,14 @@ import subprocess
 import sys
 import time
 import types
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 
+import checkpoint
+import sample
 import sft
 from data.countdown import prepare
 from model import Transformer
@@ -277,3 +281,111 @@ def test_a_malformed_row_is_named(toy, tmp_path):
     (tmp_path / 'bad.jsonl').write_text('\n'.join(rows))
     with pytest.raises(ValueError, match='bad.jsonl:7'):
         sft.main(config(toy, tmp_path / 'a', data=[str(tmp_path / 'bad.jsonl')]))
+
+
+# ---- chat templates
+
+CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+          "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+FORGETFUL = CHATML.replace('m.content', "(m.content.split('</think>') | last)")  # in its history
+TODAY = "{{ strftime_now('%d %B %Y') }}" + CHATML
+SMALL = dict(model_type='qwen2', num_hidden_layers=1, hidden_size=32, num_attention_heads=2,
+             num_key_value_heads=2, intermediate_size=48, max_position_embeddings=256)
+
+
+def base_tokenizer(folder, template=CHATML):
+    """As a base model's folder has it: generation_config.json does not know the template's end."""
+    special = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<think>', '</think>', '<answer>',
+               '</answer>']
+    tokenizer = sft.Tokenizer.from_words(['assistant', 'user'], special, 'qwen2', template,
+                                         eos='<|endoftext|>')
+    tokenizer.save_pretrained(folder)
+    ends = tokenizer.special_tokens['<|endoftext|>']
+    (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': ends}))
+    return str(folder)
+
+
+def chat_rows(path, *chats):
+    """Each chat: what user and assistant say in turn."""
+    with open(path, 'w') as f:
+        for chat in chats:
+            turns = [{'role': role, 'content': text}
+                     for role, text in zip(itertools.cycle(('user', 'assistant')), chat)]
+            f.write(json.dumps({'messages': turns}) + '\n')
+    return [str(path)]
+
+
+def test_a_fine_tuned_base_stops_where_its_training_ended(toy, tmp_path):
+    tokenizer = base_tokenizer(tmp_path / 't')
+    data = chat_rows(tmp_path / 'rows.jsonl', ['hi', '<answer>ok</answer>'])
+    sft.main(config(toy, tmp_path / 'a', tokenizer=tokenizer, data=data, model=SMALL, row_len=32,
+                    loss_on='assistant', steps=40, muon_learning_rate=0.0, learning_rate=1e-2,
+                    save_every=0))
+    exported = json.loads((tmp_path / 'a' / 'generation_config.json').read_text())['eos_token_id']
+    special = sft.Tokenizer.from_pretrained(tokenizer).special_tokens
+    assert set(exported) == {special['<|endoftext|>'], special['<|im_end|>']}
+    problem = {'prompt': 'hi', 'task': 'match', 'answer': 'ok'}
+    (tmp_path / 'p.jsonl').write_text(json.dumps(problem) + '\n')
+    (numbers,) = sample.main(sample.Config(
+        checkpoint=str(tmp_path / 'a'), data=[str(tmp_path / 'p.jsonl')], n=4, max_new_tokens=8,
+        out=str(tmp_path / 'kept.jsonl'), keep={'accuracy': 1.0}, greedy=False, temperature=0.2,
+    )).values()
+    assert (numbers['truncated'], numbers['pass1'], numbers['length']) == (0.0, 1.0, 5.0)
+    rows = [json.loads(line) for line in (tmp_path / 'kept.jsonl').read_text().splitlines()]
+    assert rows[0]['messages'][-1] == {'role': 'assistant', 'content': '<answer>ok</answer>'}
+
+
+def test_turns_without_loss_are_counted_and_refused_where_they_are_most(toy, tmp_path, capsys):
+    def train(name, *chats, template=FORGETFUL, **changes):
+        data = chat_rows(tmp_path / f'{name}.jsonl', *chats)
+        changes = {'loss_on': 'assistant', 'row_len': 128, **changes}
+        tokenizer = sft.Tokenizer.from_pretrained(base_tokenizer(tmp_path / name, template))
+        docs = sft.tokenise(config(toy, tmp_path / 'out', data=data, **changes), tokenizer)
+        return len(docs), capsys.readouterr().err
+
+    plain = ['q', 'a']
+    reasoned = ['a', '<think>x</think>one', 'b', '<think>y</think>two']
+    longer = [*reasoned[:2], *reasoned]
+    assert train('half', plain, reasoned) == (2, (
+        '1 of 3 assistant turns carry no loss, because the chat template drops their reasoning '
+        'from the history (1)\n'))
+    assert train('none', plain, ['q', ' a\n', 'r', 'b ']) == (2, '')
+    said = r'2 of 3 assistant turns carry no loss.*\(2\).*skip_turns=True'
+    with pytest.raises(ValueError, match=said):
+        train('most', longer)
+    rows, told = train('skipped', longer, skip_turns=True)
+    assert rows == 1 and told.startswith('2 of 3 assistant turns carry no loss')
+    rows, told = train('unfinished', plain, plain, [*reasoned[:2], 'b'])
+    assert rows == 2 and told.endswith('(1)\n1 rows have no other turn and are left out\n')
+    with pytest.raises(ValueError, match="mute.jsonl, row 2: no turn of the assistant's"):
+        train('mute', plain, ['q'])
+    assert train('all', longer, ['q'], loss_on='all') == (2, '')
+    refusing = CHATML + "{{ raise_exception('no c') if messages[0].content == 'c' }}"
+    with pytest.raises(ValueError, match='broken.jsonl, row 2: .*fails: no c'):
+        train('broken', plain, ['c', 'a'], template=refusing)
+    _, told = train('endless', plain, template=CHATML.replace('<|im_end|>', ''))
+    assert 'the model does not learn to stop' in told
+
+
+class AnotherDay(datetime):
+    @classmethod
+    def now(cls):
+        return cls(2031, 2, 3)
+
+
+def test_a_run_resumed_on_another_day_keeps_the_date_of_its_start(toy, tmp_path, monkeypatch):
+    data = chat_rows(tmp_path / 'r.jsonl', *([f'q{i}', f'a{i}'] for i in range(9)))
+    settings = dict(tokenizer=base_tokenizer(tmp_path / 't', TODAY), data=data, model=SMALL,
+                    row_len=96)
+    sft.main(config(toy, tmp_path / 'whole', **settings))
+    calls = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(sft.Stop, 'wanted', lambda self, device: next(calls) >= 2)
+        with pytest.raises(SystemExit):
+            sft.main(config(toy, tmp_path / 'cut', **settings))
+    monkeypatch.setattr(checkpoint, 'datetime', AnotherDay)
+    sft.main(config(toy, tmp_path / 'cut', **settings))
+    same(metrics(tmp_path / 'cut'), metrics(tmp_path / 'whole'))
+    new = config(toy, tmp_path / 'new', **settings)
+    docs = sft.tokenise(new, sft.load_model(new, 'cpu')[1])
+    assert docs[0][0][:4] == list(b'03 F')                 # a run that begins then has its date

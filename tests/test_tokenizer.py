@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -632,3 +633,266 @@ def test_template_errors():
         tok.chat_template = template
         with pytest.raises(ValueError, match=message):
             tok.apply_chat_template([user("a"), assistant("b")])
+
+
+# ---- One prompt for training, rollouts, evaluation and chat ----
+
+# Templates of the shapes of the hub's, for a clone without those.
+QWEN25 = ("{% if messages[0].role != 'system' %}{{ '<|im_start|>system\n' }}"
+          "{{ 'You are a helpful assistant.<|im_end|>\n' }}{% endif %}" + CHATML)
+QWEN3 = """{%- set ns = namespace(query=-1) %}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}{% set ns.query = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for m in messages %}
+    {%- set content, thought = m.content, '' %}
+    {%- if m.role == 'assistant' and '</think>' in content %}
+        {%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}
+        {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + m.role + '\n' }}
+    {%- if m.role == 'assistant' and loop.index0 > ns.query and (loop.last or thought) %}
+        {{- '<think>\n' + thought + '\n</think>\n\n' }}
+        {%- set content = content.lstrip('\n') %}
+    {%- endif %}
+    {{- content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}"""
+V31 = ("{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ bos_token }}"
+       "{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% else %}"
+       "{{ '<｜Assistant｜></think>' + m.content.split('</think>', 1)[-1] }}"
+       "{{ '<｜end▁of▁sentence｜>' }}"
+       "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}"
+       "{{ '<think>' if thinking else '</think>' }}{% endif %}")
+# Template, arguments; whether it drops reasoning from the history, and whether the prompt ends it.
+FAMILIES = {
+    "qwen2.5": (QWEN25, {}, False, False),
+    "qwen3": (QWEN3, {}, True, False),
+    "qwen3, not thinking": (QWEN3, {"enable_thinking": False}, True, True),
+    "llama3": (LLAMA, {}, False, False),
+    "r1-distill": (R1, {}, True, False),
+    "v3.1": (V31, {}, True, True),
+    "v3.1, thinking": (V31, {"thinking": True}, True, False),
+}
+REAL = {"qwen3": "qwen2/qwen3_tokenizer_config.json",
+        "r1-distill": "deepseek/r1_distill_tokenizer_config.json",
+        "v3.1": "deepseek/v31_tokenizer_config.json"}
+
+
+def family(name: str, real: bool) -> Tokenizer:
+    template, arguments, *_ = FAMILIES[name]
+    if real:
+        file = REAL.get(name.split(",")[0])
+        if not file or not SHARED.is_dir():
+            pytest.skip("no shared file of it")
+        template = shared_template(file)
+    tok = chat_tokenizer(template)
+    tok.template_args = arguments
+    return tok
+
+
+def parted(tok: Tokenizer, messages: list[dict]) -> tuple[list[str], list[str | None]]:
+    """The texts with loss, and the reasons of the turns without."""
+    ids, mask, reasons = tok.document(messages)
+    return [text for flag, text in split_by_mask(tok, ids, mask) if flag], reasons
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_stands_on_the_prompt_that_sampling_has(name, real):
+    """The last turn of every conversation: what stands before it is the generation prompt, and it
+    ends in a token that stops sampling."""
+    tok, (*_, closes) = family(name, real), FAMILIES[name]
+    plain, reasoned = assistant("\n one "), assistant("<think>\nhm\n</think>\n\ntwo ")
+    longer = [user("a"), plain, user("b")], [user(" a"), plain, user("b"), plain, user("c\n")]
+    no_reasoning = "they do not begin with the generation prompt's '<think>'"
+    for last in (plain, reasoned):
+        if last is reasoned and closes:
+            with pytest.raises(ValueError, match="thinking=True"):
+                tok.document([user("a"), last])
+            continue
+        for before in ([user("a")], *longer):
+            ids, mask, reasons = tok.document([*before, last])
+            prompt = tok.apply_chat_template(before, add_generation_prompt=True)[0]
+            if name == "v3.1, thinking" and last is plain:
+                assert not any(mask) and reasons[-1] == no_reasoning
+                continue
+            last_id = max(i for i, flag in enumerate(mask) if flag)
+            written = max(i for i in range(last_id) if not mask[i]) + 1
+            assert tok.decode(ids[:written]) == tok.decode(prompt) and reasons[-1] is None
+            assert len(before) > 1 or ids[:written] == prompt
+            assert ids[last_id] in tok.stop_ids
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_turn_is_trained_as_the_template_shows_it(name, real):
+    tok, (*_, closes) = family(name, real), FAMILIES[name]
+    end = tok.turn_end
+    said = ["one", " two\n", "\n\nthree "]
+    messages = [m for i, text in enumerate(said) for m in (user(f"q{i}"), assistant(text))]
+    texts, reasons = parted(tok, messages)
+    if name == "v3.1, thinking":
+        assert texts == [] and len(reasons) == 3 and None not in reasons
+        return
+    shown = [text.strip() if name == "llama3" else text for text in said]
+    if name.startswith("qwen3"):
+        shown[2] = ("" if closes else "<think>\n\n</think>\n\n") + said[2].lstrip("\n")
+    assert texts == [text + end for text in shown] and reasons == [None] * 3
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_reasoning_that_the_history_drops_is_said(name, real):
+    tok, (_, _, drops, closes) = family(name, real), FAMILIES[name]
+    if closes:
+        pytest.skip("its prompt ends reasoning")
+    texts, reasons = parted(tok, [user("a"), assistant("<think>\nx\n</think>\n\none"), user("b"),
+                                  assistant("<think>\ny\n</think>\n\ntwo")])
+    last = "<think>\ny\n</think>\n\ntwo" + tok.turn_end
+    if name == "v3.1, thinking":
+        last = last.removeprefix("<think>")
+    if drops:
+        assert texts == [last]
+        assert reasons == ["the chat template drops their reasoning from the history", None]
+    else:
+        assert texts == ["<think>\nx\n</think>\n\none" + tok.turn_end, last]
+        assert reasons == [None, None]
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plain_rows_equal_those_of_transformers(tmp_path, name, real):
+    transformers = pytest.importorskip("transformers")
+    tok = family(name, real)
+    tok.save_pretrained(tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = [user("a"), assistant(" one"), user("b "), assistant("two\n")]
+    expected = reference.apply_chat_template(messages, tokenize=False, **tok.template_args)
+    assert tok.decode(tok.apply_chat_template(messages)[0]) == expected
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sampled_answer_is_trained_as_it_was_sampled(name, real):
+    """A row of what the prompt prefilled and what was sampled, as `keep` writes it."""
+    tok, (*_, closes) = family(name, real), FAMILIES[name]
+    prompt = tok.apply_chat_template([user("a")], add_generation_prompt=True)[0]
+    sampled = tok.encode_assistant("two" if closes else "<think>hm </think>two")
+    if name == "v3.1, thinking":
+        sampled = tok.encode_assistant("hm </think>two")
+    content = tok.generation_prefill([user("a")]) + tok.decode(sampled)
+    ids, mask = tok.apply_chat_template([user("a"), assistant(content)])
+    assert [i for i, flag in zip(ids, mask) if flag] == sampled + [tok.special_tokens[tok.turn_end]]
+    assert ids[: len(prompt)] == prompt
+
+
+def test_calls_of_tools_belong_to_the_turn():
+    calls = "+ m['content'] + ('<tool>' + m.calls + '</tool>' if m.calls else '') +"
+    template, added = CHATML.replace("+ m['content'] +", calls), [*ADDED, "<tool>", "</tool>"]
+    tok = Tokenizer.from_words(["user"], added, chat_template=template, eos="<|im_end|>")
+    ids, mask = tok.apply_chat_template([user("a"), {**assistant("so"), "calls": "f()"}])
+    assert split_by_mask(tok, ids, mask)[1:] == [(1, "so<tool>f()</tool><|im_end|>"), (0, "\n")]
+
+
+def test_a_prompt_that_no_conversation_goes_through_is_trained_as_it_is_sampled():
+    """A line after everything, in the prompt too, as in a copy of Qwen2's template."""
+    tok = chat_tokenizer(CHATML + "the end")
+    head = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    second = "\n" + head.replace("a<", "c<") + "the end"
+    ids, mask = tok.apply_chat_template([user("a"), assistant("b"), user("c"), assistant("d")])
+    assert split_by_mask(tok, ids, mask) == [
+        (0, head), (1, "b<|im_end|>"), (0, second), (1, "d<|im_end|>"), (0, "\nthe end")]
+
+
+def test_a_conversation_may_begin_with_the_assistant():
+    tok = chat_tokenizer("{{ raise_exception('none') if not messages }}" + CHATML)
+    texts, reasons = parted(tok, [assistant("hi"), user("a"), assistant("b")])
+    assert texts == ["hi<|im_end|>", "b<|im_end|>"] and reasons == [None, None]
+
+
+# ---- Stop tokens of the template ----
+
+
+def with_generation(folder: Path, template: str | None, stops: tuple[str, ...]) -> Path:
+    """A folder whose generation_config.json names these tokens as those that stop."""
+    tok = chat_tokenizer(template)
+    tok.save_pretrained(folder)
+    ids = [tok.special_tokens[text] for text in stops]
+    write_json(folder / "generation_config.json", eos_token_id=ids)
+    return folder
+
+
+def texts_of(tok: Tokenizer, ids: list[int]) -> set[str]:
+    return {tok.decode([i]) for i in ids}
+
+
+@pytest.mark.parametrize("template, end", [
+    (CHATML, "<|im_end|>"), (LLAMA, "<|eot_id|>"), (R1, "<｜end▁of▁sentence｜>"),
+    (R1_ZERO_TEMPLATE, "<｜end▁of▁sentence｜>")])
+def test_the_end_of_the_templates_turn_stops_whatever_the_folder_names(tmp_path, template, end):
+    folder = with_generation(tmp_path / "m", template, ("<｜User｜>",))
+    tok = Tokenizer.from_pretrained(folder)
+    assert tok.turn_end == end and texts_of(tok, tok.stop_ids) == {"<｜User｜>", end}
+    tok.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert texts_of(tok, saved["eos_token_id"]) == {"<｜User｜>", end}
+    assert Tokenizer.from_pretrained(tmp_path / "saved").stop_ids == tok.stop_ids
+
+
+def test_a_template_without_a_token_at_the_end_adds_no_stop(tmp_path):
+    bare = ("{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}"
+            "{{ '### assistant: ' if add_generation_prompt }}")
+    folder = with_generation(tmp_path, bare, ("<｜User｜>",))
+    tok = Tokenizer.from_pretrained(folder)
+    assert tok.turn_end is None and texts_of(tok, tok.stop_ids) == {"<｜User｜>"}
+    assert split_by_mask(tok, *tok.apply_chat_template([user("a"), assistant("b")])) == [
+        (0, "### user: a\n### assistant: "), (1, "b"), (0, "\n")]
+    no_eos = chat_tokenizer(R1_ZERO_TEMPLATE, bos=None, eos=None)
+    assert no_eos.turn_end is None and toy().stop_ids == [toy().special_tokens["<|end|>"]]
+
+
+def test_a_template_given_by_key_brings_its_own_end_and_is_saved(tmp_path):
+    folder = with_generation(tmp_path / "m", CHATML, ("<｜User｜>",))
+    tok = Tokenizer.from_pretrained(folder, "r1_zero")
+    assert tok.chat_template == R1_ZERO_TEMPLATE
+    assert texts_of(tok, tok.stop_ids) == {"<｜User｜>", "<｜end▁of▁sentence｜>"}
+    tok.save_pretrained(tmp_path / "saved")
+    assert same(tok, Tokenizer.from_pretrained(tmp_path / "saved"))
+    (tmp_path / "x.jinja").write_text(LLAMA, encoding="utf-8")
+    tok = Tokenizer.from_pretrained(folder, str(tmp_path / "x.jinja"))
+    assert tok.chat_template == LLAMA and "<|eot_id|>" in texts_of(tok, tok.stop_ids)
+    with pytest.raises(ValueError, match="'r1zero' is neither one of r1_zero, toy nor a file"):
+        Tokenizer.from_pretrained(folder, "r1zero")
+    (tmp_path / "bad.jinja").write_text("{% if %}", encoding="utf-8")
+    with pytest.raises(ValueError, match="the chat template fails"):
+        Tokenizer.from_pretrained(folder, str(tmp_path / "bad.jinja"))
+
+
+def test_template_arguments_are_of_every_rendering_saved_and_overridden(tmp_path):
+    with_generation(tmp_path / "m", QWEN3, ())
+    off = Tokenizer.from_pretrained(tmp_path / "m", template_args={"enable_thinking": False})
+    prompt = off.decode(off.apply_chat_template([user("a")], True)[0])
+    assert off.generation_prefill() == "<think>\n\n</think>\n\n"
+    assert prompt.endswith("assistant\n<think>\n\n</think>\n\n")
+    assert off.generation_prefill(enable_thinking=True) == ""
+    off.save_pretrained(tmp_path / "off")
+    assert Tokenizer.from_pretrained(tmp_path / "off").template_args == {"enable_thinking": False}
+    on = Tokenizer.from_pretrained(tmp_path / "off", template_args={"enable_thinking": True})
+    assert on.generation_prefill() == "" and on.template_args == {"enable_thinking": True}
+    with pytest.raises(ValueError, match="reads no 'enable_thinkng'.*enable_thinking"):
+        Tokenizer.from_pretrained(tmp_path / "m", template_args={"enable_thinkng": False})
+    with_generation(tmp_path / "v", V31, ())
+    thinking = Tokenizer.from_pretrained(tmp_path / "v", template_args={"thinking": True})
+    assert thinking.generation_prefill() == "<think>"
+
+
+def test_templates_print_the_tokenizers_date():
+    tok = chat_tokenizer("{{ strftime_now('%d %b %Y') }}" + CHATML)
+    tok.date = datetime(2031, 5, 6)
+    assert tok.decode(tok.apply_chat_template([user("a")])[0]).startswith("06 May 2031<|im_start|>")
