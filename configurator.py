@@ -11,7 +11,8 @@ Settings of a script: a dataclass with a comment on each field, changed by confi
 Arguments are read from left to right and the later one wins:
     config/x.py    Python lines `key = value`, run in an empty namespace; imported modules and names that begin with _
                    (helpers of the file) are no keys
-    --key=value    value as a Python literal (1e-4, True, None, "{'format': 0.5}"), else the text itself. The = is
+    --key=value    value as a Python literal (1e-4, True, None, "{'format': 0.5}") or inf, else the
+                   text itself. The = is
                    required: `--key value` is refused, and a bare `--key` is True where the key takes that
     --help         every key with its type, default and comment
 A list or dict replaces the default as a whole; where a list of texts is wanted, one text will
@@ -77,11 +78,13 @@ def without_torch(kind, error, trace):
 sys.excepthook = without_torch
 
 
-def at_least(cfg, low, *keys):
-    """For a __post_init__: ValueError names the first of the keys whose number is below `low` or not finite."""
+def at_least(cfg, low, *keys, finite=True):
+    """For a __post_init__: ValueError names the first of the keys whose number is below `low`, no
+    number, or with `finite` infinite."""
     for key in keys:
-        if not low <= getattr(cfg, key) < math.inf:
-            raise ValueError(f'{key} must be {low} or more, not {getattr(cfg, key)!r}')
+        value = getattr(cfg, key)
+        if not low <= value <= math.inf or finite and value == math.inf:
+            raise ValueError(f'{key} must be {low} or more, not {value!r}')
 
 
 def parse(cls, argv: list[str]):
@@ -133,7 +136,7 @@ def read_file(path: str) -> dict:
 def from_text(text: str, annotation):
     """The value written on the command line as text, fitted to annotation. Raises TypeError where neither fits."""
     try:
-        return fit(ast.literal_eval(text), annotation)
+        return fit(math.inf if text == 'inf' else ast.literal_eval(text), annotation)
     except (TypeError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError):
         if text in ('None', 'True', 'False'):   # where these do not fit, no folder or run of that name is meant
             raise TypeError(text) from None

@@ -7,9 +7,13 @@ Group relative policy optimisation: R1-Zero, RL from a cold start, the last RL o
 Each step: sample a group of G completions of every prompt with the trainer's own weights, score them with plain reward functions,
 and push each completion by its advantage in the group (DeepSeekMath arXiv:2402.03300, DeepSeek-R1 arXiv:2501.12948):
 
-    A_i = (r_i - mean r) / std r                                  for every token of completion i
+    A_i = (r_i - mean r) / (std r + 1e-6)                         for every token of completion i
     L   = -sum_t w_t min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A) + kl_coef * sum_t w_t k3_t
     rho_t = pi(t) / pi_old(t),    k3_t = pi_ref / pi - log(pi_ref / pi) - 1,    w_t by `loss_norm`
+
+The deviation is that of TRL, verl and Stanford's CS336, so that published rates carry over: it
+divides by G - 1 (by G, A would be 7% larger at G = 8, 15% at G = 4), and advantage_norm='batch' is
+that of the rewards of all groups.
 
 The variants differ from this at the places named; each has its preset in config/grpo_*.py:
 
@@ -78,20 +82,29 @@ class Config:
                                            # in eval_data, for example how to mark the answer
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
     stop: list[str] = field(default_factory=list)  # texts that end a completion, as stop tokens do
-    dynamic_sampling: int = 0              # so many times other prompts take the place of groups without variance (DAPO)
+    dynamic_sampling: int = 0              # so many times other prompts take the place
+                                           # of groups that are all right or all wrong, or where
+                                           # accuracy is no reward, have equal totals (DAPO)
     updates: int = 1                       # optimizer steps a rollout, each on its share of the groups
+    epochs: int = 1                        # times that a rollout is gone through, in the same
+                                           # updates; pi_old stays the policy that sampled it
     objective: Literal['clip', 'cispo', 'reinforce'] = 'clip'  # 'clip' min(rho A, clip(rho) A), 'cispo' sg(clip(rho)) A log pi, 'reinforce' A log pi
     ratio: Literal['token', 'sequence'] = 'token'  # rho of each 'token', or of the 'sequence': their geometric mean (GSPO)
-    clip_low: float = 0.2                  # rho is clipped below at 1 - this
+    clip_low: float = 0.2                  # rho is clipped below at 1 - this; both inf: clip off
     clip_high: float = 0.2                 # and above at 1 + this
-    advantage_norm: Literal['none', 'group', 'batch'] = 'group'  # r - mean r over the standard deviation of the 'group', that of the 'batch', or 'none'
+    baseline: Literal['mean', 'none'] = 'mean'  # taken off a reward: its group's mean, or nothing
+    advantage_norm: Literal['none', 'group', 'batch'] = 'group'  # then divided by the standard
+                                           # deviation of the rewards of the group, of all
+                                           # (the 'batch'), or by nothing
     loss_norm: Literal['sequence', 'token', 'constant'] = 'token'  # w_t: 'sequence' 1/(N |o|), 'token' 1/all tokens, 'constant' 1/(N max_new_tokens)
     mask_truncated: bool = False           # completions cut at max_new_tokens count in their group's mean, not in the loss
     tis: float = 0.0                       # bound of the weight pi_old / pi_sampler; 0: none
     replay_routes: bool = False            # MoE: the trainer takes the experts that the sampler chose
     kl: Literal['k1', 'k2', 'k3'] = 'k3'   # estimate of the KL to the reference: 'k1' (in the reward), 'k2' or 'k3' (in the loss)
     kl_coef: float = 0.0                   # its weight; 0: no reference is kept
-    reference_every: int = 0               # steps after which the reference becomes the policy; 0: never
+    reference_every: int = 0               # optimizer updates (updates * epochs a rollout) after
+                                           # which the reference becomes the policy, at the end of
+                                           # that rollout; 0: never
     learning_rate: float = 3e-4            # peak, AdamW
     muon_learning_rate: float = 0.0        # peak, Muon for the hidden matrices; 0: AdamW for everything
     schedule: Literal['cosine', 'constant', 'linear'] = 'constant'  # of the learning rate after the warm-up
@@ -125,9 +138,12 @@ class Config:
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
 
     def __post_init__(self):
-        at_least(self, 1, 'steps', 'prompts', 'max_new_tokens', 'updates', 'max_bad_updates', 'micro_tokens', 'slots', 'threads', 'eval_rows', 'keep')
-        at_least(self, 0, 'top_k', 'min_p', 'dynamic_sampling', 'clip_low', 'clip_high', 'tis', 'kl_coef', 'reference_every', 'learning_rate',
-                 'muon_learning_rate', 'warmup_steps', 'min_lr', 'weight_decay', 'grad_clip', 'bias_rate', 'max_flops', 'shard_ranks', 'eval_every', 'save_every')
+        at_least(self, 1, 'steps', 'prompts', 'max_new_tokens', 'updates', 'epochs', 'keep',
+                 'max_bad_updates', 'micro_tokens', 'slots', 'threads', 'eval_rows')
+        at_least(self, 0, 'top_k', 'min_p', 'dynamic_sampling', 'tis', 'kl_coef', 'reference_every',
+                 'learning_rate', 'muon_learning_rate', 'warmup_steps', 'min_lr', 'weight_decay',
+                 'grad_clip', 'bias_rate', 'max_flops', 'shard_ranks', 'eval_every', 'save_every')
+        at_least(self, 0, 'clip_low', 'clip_high', finite=False)
         if self.group < 2 or self.temperature <= 0:
             raise ValueError(f'group={self.group}, temperature={self.temperature}: advantages need 2 or more completions of a prompt that differ')
         for key in ('data', 'rewards'):
@@ -144,14 +160,36 @@ class Config:
 # the maths
 
 
-def advantages(rewards_PG, norm):
-    """[P, G] -> A [P, G] = r - mean of the group, over the standard deviation of the 'group' or of all groups' (the 'batch'), or as it
-    is ('none'); and which groups vary [P]. Groups without variance get 0."""
-    centred = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
-    std = centred.square().mean(dim=1, keepdim=True).sqrt()
-    varies = std > 1e-6
-    scale = {'none': torch.ones_like(std), 'group': std, 'batch': centred.square().mean().sqrt()}[norm]
-    return torch.where(varies, centred / scale, 0.0), varies[:, 0]
+def alike(rewards_PG, dim):
+    """-> bool [P, 1] of each group (dim 1) or [1, 1] of all (dim (0, 1)): whether the rewards are
+    equal, but for the last digits of a double that the order of a sum decides"""
+    high, low = rewards_PG.amax(dim, keepdim=True), rewards_PG.amin(dim, keepdim=True)
+    return high - low <= 1e-12 * rewards_PG.abs().amax(dim, keepdim=True)
+
+
+def advantages(rewards_PG, norm, baseline='mean', penalty_PG=None, eps=1e-6):
+    """The task's rewards [P, G] float -> A [P, G] of their dtype, and which groups vary [P] bool.
+
+        A_i = (r_i - penalty_i - b) / (std r + eps)
+
+    baseline: b is the 'mean' of r - penalty over the group, or 0 for 'none'. norm: std is the
+    standard deviation, over n - 1, of the rewards of the 'group' or of the whole 'batch'; 'none'
+    divides by nothing, and so do the others where all those rewards are equal: then r - b is
+    exactly 0 for 'mean'. penalty_PG is what kl='k1' takes off the rewards: the deviation is that of
+    the task's reward alone, else the noise of the KL would become a full advantage where the
+    rewards are equal."""
+    def above_baseline(x):
+        return x - x.mean(dim=1, keepdim=True) if baseline == 'mean' else x
+    equal, A = alike(rewards_PG, 1), above_baseline(rewards_PG)
+    if baseline == 'mean':
+        A = A.masked_fill(equal, 0.0)
+    if penalty_PG is not None:
+        A = A - above_baseline(penalty_PG)
+    if norm != 'none':
+        dim = 1 if norm == 'group' else (0, 1)
+        scaled = A / (rewards_PG.std(dim, keepdim=True) + eps)
+        A = torch.where(alike(rewards_PG, dim), A, scaled)
+    return A, ~equal[:, 0]
 
 
 def token_weights(lengths, norm, max_new_tokens):
@@ -165,13 +203,16 @@ def token_weights(lengths, norm, max_new_tokens):
 
 
 def policy_loss(logp, log_rho, A, w, objective, clip_low, clip_high):
-    """-> loss, and where the clip binds below and above; all but the loss over tokens [n]"""
-    rho = log_rho.exp()
+    """logp, log_rho, A and w [n] of tokens -> loss, and where the clip binds below and above [n]
+    bool. A clip_low and clip_high of inf clip nothing."""
+    rho = log_rho.detach().clamp(max=88).exp()   # e^88 is about the largest float32
     bounded = rho.clamp(1 - clip_low, 1 + clip_high)
     if objective == 'clip':          # PPO: nothing is gained outside the bounds
-        gain, binds = torch.minimum(rho * A, bounded * A), bounded * A < rho * A
+        binds = bounded * A < rho * A
+        pushed = (A != 0) & ~binds   # elsewhere exp(log_rho) may overflow: 0 * inf is no gradient
+        gain = torch.where(binds, bounded * A, torch.where(pushed, log_rho, 0.0).exp() * A)
     elif objective == 'cispo':       # the bounded ratio weighs every token's gradient
-        gain, binds = bounded.detach() * A * logp, bounded != rho
+        gain, binds = bounded * A * logp, (bounded != rho) & (A != 0)
     else:
         gain, binds = A * logp, torch.zeros_like(rho, dtype=torch.bool)
     return -(w * gain).sum(), binds & (rho < 1), binds & (rho > 1)
@@ -290,7 +331,7 @@ def losses(cfg, part, logp, A_N, w_N):
     loss, low, high = policy_loss(logp, log_rho, A, weight, cfg.objective, cfg.clip_low, cfg.clip_high)
     kl = torch.zeros_like(logp) if part['ref'] is None else kl_terms(logp, part['ref'], cfg.kl)
     kl_loss = cfg.kl_coef * (w * kl).sum() if cfg.kl != 'k1' else 0.0 * logp.sum()   # k1 is in the reward
-    return loss, kl_loss, w > 0, low, high, kl, log_rho.exp(), off
+    return loss, kl_loss, w > 0, low, high, kl, log_rho.detach().clamp(max=88).exp(), off
 
 
 def problem_order(counts, seed):
@@ -327,8 +368,8 @@ def rollout(cfg, model, tokenizer, problems, numbers, step, device):
 
 def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
     """Samples until there are cfg.prompts groups. -> the groups to train on and all that were sampled, each [P][G], and the drafts' counts
-    [2], the same on every rank. With dynamic_sampling groups without variance are replaced while attempts last; then the first of them
-    fill up."""
+    [2], the same on every rank. With dynamic_sampling groups that are settled are replaced while
+    attempts last; then the first of them fill up. Groups stay in the order they were drawn in."""
     every, groups, drafts = [], [], torch.zeros(2)
     for _ in range(1 + cfg.dynamic_sampling):
         chosen = list(enumerate(islice(order, cfg.prompts - len(groups)), len(every)))
@@ -341,12 +382,22 @@ def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
             dist.all_gather_object(shares, new)
             new = [shares[i % world][i // world] for i in range(len(chosen))]
         every += new
-        varies = advantages(torch.tensor([[s.score['total'] for s in group] for group in every]), 'none')[1].tolist()
-        groups = [group for group, v in zip(every, varies) if v or not cfg.dynamic_sampling]
+        flat = [i for i, group in enumerate(every) if cfg.dynamic_sampling and settled(cfg, group)]
+        groups = [group for i, group in enumerate(every) if i not in flat]
         if len(groups) == cfg.prompts:
             return groups, every, drafts
-    flat = [group for group, v in zip(every, varies) if not v]
-    return groups + flat[:cfg.prompts - len(groups)], every, drafts
+    spare = flat[cfg.prompts - len(groups):]
+    return [group for i, group in enumerate(every) if i not in spare], every, drafts
+
+
+def settled(cfg, group):
+    """Whether a group of Samples has nothing to choose between: all are equally right, or where
+    accuracy is no reward, have equal totals. (Other rewards would make almost every group vary.)"""
+    if cfg.rewards.get('accuracy'):
+        values = [s.score['rewards']['accuracy'] for s in group]
+    else:
+        values = [s.score['total'] for s in group]
+    return alike(torch.tensor([values], dtype=torch.float64), 1).item()
 
 
 def frozen(cfg, model, reference, used, N, device, rank, world):
@@ -362,13 +413,23 @@ def frozen(cfg, model, reference, used, N, device, rank, world):
         for u, parts in enumerate(updates):
             for part in parts:
                 part['old'] = forward(model, part, cfg, device)[0] if u else None   # the first update's own are exactly those
-                part['ref'] = forward(reference, part, cfg, device)[0] if reference is not None else None
+                if reference is None:
+                    part['ref'] = None
+                else:                              # which chooses its own experts
+                    part['ref'] = forward(reference, {**part, 'routes': None}, cfg, device)[0]
                 if cfg.kl == 'k1' and reference is not None:
                     rows = (part['labels'] != -100).nonzero()[:, 0]
                     k1_N.index_add_(0, part['number'][rows], kl_terms(part['sampled'], part['ref'], 'k1'))
     if reference is not None:
         let_go(reference)
     return updates, k1_N
+
+
+def becomes_reference(cfg, step):
+    """Whether the reference is replaced after `step` rollouts: when another cfg.reference_every
+    optimizer updates are full."""
+    each, every = cfg.updates * cfg.epochs, cfg.reference_every
+    return every > 0 and step * each // every > (step - 1) * each // every
 
 
 def mean(values):
@@ -381,7 +442,8 @@ def of_rollout(cfg, every):
     scores = [s.score for group in every for s in group]
     judged = [s for s in scores if s['task'] == 'preference']
     checked = [(s, s['rewards'].get('accuracy', s['total']) >= 1) for s in scores if s['task'] != 'preference']
-    varies = advantages(torch.tensor([[s.score['total'] for s in group] for group in every]), 'none')[1]
+    totals = [[s.score['total'] for s in group] for group in every]
+    varies = ~alike(torch.tensor(totals, dtype=torch.float64), 1)
     numbers = {'reward': mean([s['total'] for s in scores]), 'length': mean([s['length'] for s in scores]), 'right': mean([r for _, r in checked]),
                'truncated': mean([not s['finished'] for s in scores]), 'mixing': mean([s['mixed'] for s in scores]),
                'zero_variance': 1 - varies.double().mean().item(), **{f'reward_{name}': mean([s['rewards'][name] for s in scores]) for name in cfg.rewards},
@@ -484,37 +546,45 @@ def main(cfg):
         samples = [s for group in groups for s in group]
         for number, s in enumerate(samples):
             s.number = number
-        N, R = len(samples), torch.tensor([[s.score['total'] for s in group] for group in groups])
-        varies = advantages(R, 'none')[1].repeat_interleave(cfg.group).tolist()
+        N, totals = len(samples), [[s.score['total'] for s in group] for group in groups]
+        R = torch.tensor(totals, dtype=torch.float64)
+        pushed = R != 0 if cfg.baseline == 'none' else ~alike(R, 1).expand_as(R)
+        pushed = pushed.flatten().tolist()
         lengths = torch.tensor([len(s.tokens) * (s.score['finished'] or not cfg.mask_truncated) for s in samples])
         w_N = torch.cat([token_weights(part, cfg.loss_norm, cfg.max_new_tokens).float() for part in lengths.chunk(cfg.updates)])
         w_N = torch.cat([w_N, torch.zeros(1)]).to(device)       # the last is that of a row without a sample
 
         # micro-batches of each update, and their frozen log-probs: the policy's as it sampled, the reference's
         in_reward = cfg.kl == 'k1' and reference is not None      # then of completions out of the loss too
-        used = [[samples[i] for i in some.tolist() if in_reward or lengths[i] and (varies[i] or reference is not None)]
+        computed = [in_reward or length > 0 and (push or reference is not None)
+                    for length, push in zip(lengths.tolist(), pushed)]
+        used = [[samples[i] for i in some.tolist() if computed[i]]
                 for some in torch.arange(N).chunk(cfg.updates)]
         trained = sum(len(s) + 1 for some in used for s in some)
         updates, k1_N = frozen(cfg, model, reference, used, N, device, rank, world)
+        penalty = None
         if in_reward:
-            R = R - cfg.kl_coef * total(k1_N, device)[:-1].cpu().view_as(R)
-        A, _ = advantages(R, cfg.advantage_norm)
-        A_N = torch.cat([A.flatten(), torch.zeros(1)]).to(device)
+            penalty = cfg.kl_coef * total(k1_N, device)[:-1].cpu().double().view_as(R)
+        A, _ = advantages(R, cfg.advantage_norm, cfg.baseline, penalty)
+        A_N = torch.cat([A.flatten().float(), torch.zeros(1)]).to(device)
 
         # updates
         stats, worst = torch.zeros(10, dtype=torch.float64, device=device), torch.zeros(2, dtype=torch.float64, device=device)
         counts, norms, skipped = torch.zeros(moe, E or 0, dtype=torch.int64, device=device), [], 0
-        for u, parts in enumerate(updates):
+        for u, parts in list(enumerate(updates)) * cfg.epochs:
             loss_sum = torch.zeros((), device=device)
             for part in parts:
                 routes = [] if moe else None
                 logp, entropy = forward(model, part, cfg, device, routes)
                 loss, kl_loss, real, *told = losses(cfg, part, logp, A_N, w_N)
+                if part['old'] is None:              # its own were those of the policy that sampled
+                    part['old'] = logp.detach()
                 ((loss + kl_loss) * world).backward()            # FSDP averages over ranks
                 loss_sum += (loss + kl_loss).detach()
                 low, high, kl, rho, off = (x.detach()[real] for x in told)
                 stats += torch.stack([real.sum(), entropy[real].sum(), low.sum(), high.sum(), kl.sum(), rho.sum(), off.abs().sum(),
-                                      (off.exp() - 1 - off).sum(), loss.detach(), (part['times'] > 0).sum()])
+                                      kl_terms(-off.clamp(max=88), 0.0, 'k3').sum(),
+                                      loss.detach(), (part['times'] > 0).sum()])
                 if real.any():
                     worst = torch.maximum(worst, torch.stack([rho.max(), off.abs().max()]))
                 if moe:
@@ -531,7 +601,7 @@ def main(cfg):
             update_router_bias(model, counts, cfg.bias_rate * (not skipped))
         training = timed(start)
         step += 1
-        if reference is not None and cfg.reference_every and step % cfg.reference_every == 0:
+        if reference is not None and becomes_reference(cfg, step):
             reference.load_state_dict(model.state_dict())
 
         # numbers of the step
@@ -540,12 +610,14 @@ def main(cfg):
             dist.all_reduce(worst, dist.ReduceOp.MAX)
         stats = total(stats, device).tolist()
         n = max(1.0, stats[0])
-        forwards = 1 + (1 - 1 / cfg.updates) / 3 + (reference is not None) / 3
+        forwards = cfg.epochs + (1 - 1 / cfg.updates) / 3 + (reference is not None) / 3
         flops += 2.0 * active * (sampled + prompt_tokens) + 6.0 * active * trained * forwards   # a prompt counts for each completion
         peak = 1e12 * peak_tflops(cfg, device) * world
         numbers = {
             'step': step, **of_rollout(cfg, every),
-            'advantage_std': A.square().mean().sqrt().item(), 'loss': stats[8], 'entropy': stats[1] / n, 'clipped': (stats[2] + stats[3]) / n,
+            'advantage_std': A.square().mean().sqrt().item(),
+            'loss': stats[8] / len(updates) / cfg.epochs,
+            'entropy': stats[1] / n, 'clipped': (stats[2] + stats[3]) / n,
             'clipped_low': stats[2] / n, 'clipped_high': stats[3] / n, 'ratio': stats[5] / n, 'ratio_max': worst[0].item(), 'kl': stats[4] / n,
             'mismatch': stats[6] / n, 'mismatch_max': worst[1].item(), 'mismatch_kl': stats[7] / n, 'grad_norm': mean(norms), 'skipped': skipped,
             'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()) - failed,
@@ -555,7 +627,7 @@ def main(cfg):
         if drafts[0]:
             numbers['mtp_acceptance'] = (drafts[1] / drafts[0]).item()
         if peak:
-            done = 6.0 * active * stats[9] * forwards                                   # tokens that were computed
+            done = 6.0 * active * stats[9] / cfg.epochs * forwards   # tokens that were computed
             numbers.update(mfu=(2.0 * active * (sampled + prompt_tokens) + done) / (sampling + training) / peak, mfu_training=done / training / peak)
         if moe:
             numbers['expert_max_load'] = (counts.amax(1) / counts.float().mean(1).clamp(min=1e-9)).mean().item()

@@ -620,7 +620,9 @@ def _components(response, row, names):
 
 
 def _total(components, weights):
-    return sum(weights[name] * components[name] for name in weights)
+    # in decimals, so that sums that are equal on paper are equal: 0.1 + 0.2 and 0.3
+    terms = (Fraction(str(weights[name])) * Fraction(str(components[name])) for name in weights)
+    return float(sum(terms))
 
 
 def combined(response, row, weights):

@@ -265,8 +265,12 @@ def orthogonalise(g, steps=5):
 
 
 def make_optimizers(model, cfg, device):
-    """-> list. Muon, if its rate is set, takes the hidden matrices; AdamW the embedding, head, router, norms and biases."""
-    hidden = lambda name, p: p.ndim >= 2 and 'embed' not in name and 'lm_head' not in name and 'gate.weight' not in name  # noqa: E731
+    """-> list. Muon, if its rate is set, takes the hidden matrices; AdamW the embedding, head (that
+    of a reward model too), router, norms and biases."""
+    apart = ('embed', 'lm_head', 'gate.weight', 'score.weight')
+
+    def hidden(name, p):
+        return p.ndim >= 2 and not any(part in name for part in apart)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     muon = [p for name, p in named if cfg.muon_learning_rate and hidden(name, p)]
     rest = [p for name, p in named if not (cfg.muon_learning_rate and hidden(name, p))]
@@ -298,11 +302,14 @@ def resume(cfg, model, optimizers):
 
 
 def schedule(step, cfg):
-    """Share of the peak learning rate at a step (0-based)."""
-    warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
-    done = max(0.0, step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
-    tail = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + torch.tensor(done * torch.pi).cos().item())}[cfg.schedule]
-    return warm * (cfg.min_lr + (1 - cfg.min_lr) * tail)
+    """Share of the peak learning rate at a step (0-based): up to 1 in warmup_steps, then down to
+    min_lr at the last step. A run that ends with its warm-up does not come down."""
+    warm, last = min(1.0, (step + 1) / max(1, cfg.warmup_steps)), cfg.steps - 1
+    start, done = min(cfg.warmup_steps, last - 1), 0.0
+    if start >= 0 and cfg.warmup_steps <= last:
+        done = min(1.0, max(0, step - start) / (last - start))
+    tail = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done))}
+    return warm * (cfg.min_lr + (1 - cfg.min_lr) * tail[cfg.schedule])
 
 
 def optimizer_step(model, optimizers, share, grad_clip, loss=0.0):

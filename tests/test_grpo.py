@@ -68,13 +68,94 @@ def test_advantages_in_the_group_in_the_batch_and_without_scale():
     r = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]])
     A, varies = advantages(r, 'group')
     assert varies.tolist() == [True, False, True]
-    assert A[0].tolist() == [1, -1, -1, 1] and A[1].tolist() == [0, 0, 0, 0]
-    sd = math.sqrt(0.75 * 0.25)
-    assert A[2].tolist() == pytest.approx([0.75 / sd, -0.25 / sd, -0.25 / sd, -0.25 / sd])
+    sd = math.sqrt(4 * 0.5 ** 2 / 3)  # over G - 1
+    assert A[0].tolist() == pytest.approx([0.5 / sd, -0.5 / sd, -0.5 / sd, 0.5 / sd], rel=1e-5)
+    assert A[1].tolist() == [0, 0, 0, 0]
+    sd = math.sqrt((0.75 ** 2 + 3 * 0.25 ** 2) / 3)
+    assert A[2].tolist() == pytest.approx([0.75 / sd] + [-0.25 / sd] * 3, rel=1e-5)
     assert advantages(r, 'none')[0][2].tolist() == [0.75, -0.25, -0.25, -0.25]
-    whole = math.sqrt((4 * 0.25 + 0.75 ** 2 + 3 * 0.25 ** 2) / 12)
-    assert advantages(r, 'batch')[0][2].tolist() == pytest.approx([0.75 / whole] + [-0.25 / whole] * 3)
+    mean = 5 / 12  # of all rewards, not of centred ones
+    whole = math.sqrt((3 * (1 - mean) ** 2 + 4 * (0.5 - mean) ** 2 + 5 * mean ** 2) / 11)
+    A = advantages(r, 'batch')[0]
+    assert A[2].tolist() == pytest.approx([0.75 / whole] + [-0.25 / whole] * 3, rel=1e-5)
+    assert A[1].tolist() == [0, 0, 0, 0]
     assert advantages(r[1:2], 'batch')[0].tolist() == [[0, 0, 0, 0]]
+
+
+def test_advantages_are_the_courses_snapshot_and_trls_arithmetic():
+    """CS336's _snapshots of compute_group_normalized_rewards: groups of 4, eps 1e-6; TRL's eps is
+    1e-4."""
+    r = torch.tensor([[0.2, 0.5, 0.0, 0.4], [0.9, 0.7, 0.2, 0.0]])
+    normalised = [[-0.33823919, 1.01471758, -1.24021041, 0.56373197],
+                  [1.07061708, 0.59478730, -0.59478724, -1.07061708]]
+    centred = [[-0.075, 0.225, -0.275, 0.125], [0.45, 0.25, -0.25, -0.45]]
+    assert torch.allclose(advantages(r, 'group')[0], torch.tensor(normalised), rtol=1e-6)
+    assert torch.allclose(advantages(r, 'none')[0], torch.tensor(centred), rtol=1e-6)
+    rows, every = r.double().tolist(), r.double().flatten().tolist()
+    for norm in ('group', 'batch'):
+        A = advantages(r.double(), norm, eps=1e-4)[0]
+        for row, got in zip(rows, A.tolist()):
+            mean = sum(row) / 4
+            spread = row if norm == 'group' else every
+            middle = sum(spread) / len(spread)
+            std = math.sqrt(sum((x - middle) ** 2 for x in spread) / (len(spread) - 1))
+            assert got == pytest.approx([(x - mean) / (std + 1e-4) for x in row], rel=1e-12)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_equal_rewards_have_no_advantage_and_no_variance_whatever_the_number(dtype):
+    for value in (16.3, 100.3, 0.1, 1 / 3, -7.7, 1e6 + 0.1, 1e-12, 3e20, 0.0):
+        for G in (2, 3, 7, 8, 16):
+            r = torch.full((1, G), value, dtype=dtype)
+            for norm in ('group', 'batch', 'none'):
+                A, varies = advantages(r, norm)
+                assert not A.any() and not varies.any(), (value, G, norm)
+        mixed = torch.tensor([[0.0, 1, 1, 0]], dtype=dtype)
+        varying = torch.cat([torch.full((1, 4), value, dtype=dtype), mixed])
+        for norm in ('group', 'batch', 'none'):
+            A, varies = advantages(varying, norm)
+            assert not A[0].any() and A[1].all() and varies.tolist() == [False, True]
+    # and those that differ vary
+    close = torch.tensor([[1e-7, 0.0], [1e6, 1e6 + 0.5], [16.3, 16.3 + 1e-5]], dtype=dtype)
+    A, varies = advantages(close, 'none')
+    assert varies.all() and (A != 0).all()
+
+
+def test_totals_that_are_equal_on_paper_do_not_vary(monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, 'a', lambda response, row: row['a'])
+    monkeypatch.setitem(rewards.REWARDS, 'b', lambda response, row: row['b'])
+    totals = [rewards.combined('', {'a': a, 'b': b}, {'a': 1.0, 'b': 0.1})[0]
+              for a, b in ((0.1, 2.0), (0.3, 0.0), (0.0, 3.0), (0.2, 1.0), (0.7, -4.0))]
+    assert totals == [0.3] * 5  # 0.1 + 0.2 != 0.3 in doubles
+    nothing = [rewards.combined('', {'a': 0.3, 'b': -3}, {'a': 1, 'b': 0.1})[0], 0.0]
+    assert nothing == [0.0, 0.0]
+    assert not advantages(torch.tensor([totals], dtype=torch.float64), 'group')[1].any()
+    assert not advantages(torch.tensor([[0.1 + 0.2, 0.3]], dtype=torch.float64), 'group')[1].any()
+
+
+def test_without_a_baseline_the_rewards_themselves_are_pushed():
+    r = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    assert torch.equal(advantages(r, 'none', 'none')[0], r)
+    A, varies = advantages(r, 'group', 'none')
+    assert A[0].tolist() == pytest.approx([math.sqrt(3), 0, 0, math.sqrt(3)], rel=1e-5)
+    # there is no deviation to divide by
+    assert A[1].tolist() == [1, 1, 1, 1] and varies.tolist() == [True, False]
+    assert torch.allclose(advantages(r, 'batch', 'none')[0], r / r.std(), rtol=1e-5)
+
+
+def test_the_kl_in_the_reward_is_measured_by_the_tasks_deviation():
+    task = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    k1 = torch.tensor([[0.3, -0.2, 0.1, 0.0], [0.2, -0.3, 0.1, 0.4]], dtype=torch.float64)
+    std = math.sqrt(1 / 3)
+    for coef in (1e-6, 1e-3, 0.1):
+        A, varies = advantages(task, 'group', 'mean', coef * k1)
+        want = [x - 0.5 - coef * (k - 0.05) for x, k in zip(task[0].tolist(), k1[0].tolist())]
+        assert A[0].tolist() == pytest.approx([a / (std + 1e-6) for a in want])
+        # not a full advantage
+        assert A[1].tolist() == pytest.approx([-coef * (k - 0.1) for k in k1[1].tolist()])
+        assert varies.tolist() == [True, False]
+        A = advantages(task[1:], 'batch', 'mean', coef * k1[1:])[0]
+        assert A[0].tolist() == pytest.approx([-coef * (k - 0.1) for k in k1[1].tolist()])
 
 
 def test_token_weights_are_those_of_the_three_papers_and_leave_out_the_empty():
@@ -113,6 +194,13 @@ VARIANTS = {
     'batch norm, k2': dict(advantage_norm='batch', kl='k2', kl_coef=0.1),
     'k1': dict(kl='k1', kl_coef=0.1),
     'tis': dict(tis=1.1, loss_norm='sequence', kl_coef=0.1),
+    'clip off': dict(clip_low=math.inf, clip_high=math.inf),
+    'gspo, clip off': dict(ratio='sequence', loss_norm='sequence', clip_low=math.inf,
+                           clip_high=math.inf),
+    'no baseline': dict(objective='reinforce', baseline='none', advantage_norm='none'),
+    'no baseline, group norm': dict(baseline='none'),
+    'no baseline, k1, batch norm': dict(baseline='none', kl='k1', kl_coef=0.1,
+                                        advantage_norm='batch'),
 }
 
 
@@ -121,15 +209,20 @@ def slow(cfg, R, logp, old, ref, sampled, finished):
     completions of lists or tensors [T]."""
     P, G = len(R), len(R[0])
     beta, N, loss = cfg.kl_coef, P * G, 0.0
+    def deviation(values):
+        mean = sum(values) / len(values)
+        return (sum((r - mean) ** 2 for r in values) / (len(values) - 1)) ** 0.5 + 1e-6
+    whole = deviation([r for group in R for r in group])
+    std = {'group': [deviation(group) for group in R], 'batch': [whole] * P, 'none': [1.0] * P}
     if cfg.kl == 'k1':                                                     # r - beta sum_t log(pi / pi_ref), of the policy that sampled
         R = [[R[p][g] - beta * float((sampled[p * G + g] - ref[p * G + g]).sum()) for g in range(G)] for p in range(P)]
-    centred = [[r - sum(group) / G for r in group] for group in R]
+    base = [sum(group) / G if cfg.baseline == 'mean' else 0.0 for group in R]
+    above = [[r - base[p] for r in R[p]] for p in range(P)]
     in_loss = [i for i in range(N) if finished[i] or not cfg.mask_truncated]
     n_tokens = sum(len(logp[i]) for i in in_loss)
     for i in in_loss:
         p, g = divmod(i, G)
-        std = {'group': (sum(c * c for c in centred[p]) / G) ** 0.5, 'none': 1.0, 'batch': (sum(c * c for row in centred for c in row) / N) ** 0.5}
-        A, T = centred[p][g] / std[cfg.advantage_norm], len(logp[i])
+        A, T = above[p][g] / std[cfg.advantage_norm][p], len(logp[i])
         s = ((logp[i] - old[i]).sum() / T).exp()                           # GSPO eq. 7
         whole, kl_whole = 0.0, 0.0
         for t in range(T):
@@ -159,10 +252,12 @@ def test_every_variant_equals_the_papers_formula_in_float64(name):
     # as main does it, on two micro-batches
     parts, leaves, loss = micro_batches(samples, 24, 1), {}, 0.0
     assert len(parts) > 1 and sorted(s.number for part in parts for s in part) == list(range(6))
-    R_PG = torch.tensor(R, dtype=torch.float64)
+    R_PG, penalty = torch.tensor(R, dtype=torch.float64), None
     if cfg.kl == 'k1':
-        R_PG = R_PG - cfg.kl_coef * torch.stack([(s - r).sum() for s, r in zip(sampled, ref)]).view(2, 3)
-    A_N = torch.cat([advantages(R_PG, cfg.advantage_norm)[0].flatten(), torch.zeros(1)])
+        k1 = torch.stack([(s - r).sum() for s, r in zip(sampled, ref)])
+        penalty = cfg.kl_coef * k1.view(2, 3)
+    A_PG, _ = advantages(R_PG, cfg.advantage_norm, cfg.baseline, penalty)
+    A_N = torch.cat([A_PG.flatten(), torch.zeros(1)])
     w_N = torch.cat([token_weights(torch.tensor([n * (f or not cfg.mask_truncated) for n, f in zip(lengths, finished)]), cfg.loss_norm, cfg.max_new_tokens),
                      torch.zeros(1)])
     for samples_of in parts:
@@ -202,7 +297,7 @@ def gradient(cfg, R, lengths, shift=0.2):
 
 
 def test_equalities_that_must_hold_between_variants():
-    R, std = [[1.0, 0.0, 0.0, 0.0]], math.sqrt(3) / 4
+    R, std = [[1.0, 0.0, 0.0, 0.0]], 0.5 + 1e-6
     grpo_, dr = Config(loss_norm='sequence'), Config(advantage_norm='none', loss_norm='constant', max_new_tokens=5)
     assert torch.allclose(gradient(grpo_, R, [5] * 4) * std, gradient(dr, R, [5] * 4), rtol=1e-12)      # one group, equal lengths
     assert not torch.allclose(gradient(grpo_, R, [5, 2, 3, 1]) * std, gradient(dr, R, [5, 2, 3, 1]), rtol=1e-2)
@@ -226,6 +321,35 @@ def test_clipped_loss_and_gradient_case_by_case(A, rho, low, high):
     assert (below.item(), above.item()) == (binds and rho < 1, binds and rho > 1)
     assert loss.item() == pytest.approx(-0.5 * min(rho * A, bound * A))
     assert logp.grad.item() == pytest.approx(0.0 if binds else -0.5 * rho * A)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('ratio', ['token', 'sequence'])
+def test_a_ratio_that_overflows_where_it_is_clipped_away_has_no_gradient(dtype, ratio):
+    cfg = Config(ratio=ratio, loss_norm='sequence')
+    samples = [sample([1], [2 + i, 3 + i], number=i) for i in range(3)]
+    part = tensors(samples, CPU)
+    logp = torch.full((6,), -0.5, dtype=dtype, requires_grad=True)
+    # log rho 1000 with A > 0, and A = 0
+    old = torch.tensor([-1000.5, -1000.5, -0.4, -0.6, -1000.5, -1000.5], dtype=dtype)
+    part.update(old=old, ref=None, sampled=old)
+    A_N, w_N = torch.tensor([1.0, -1.0, 0.0, 0.0]), torch.tensor([1 / 6, 1 / 6, 1 / 6, 0.0])
+    loss, kl_loss, real, low, high, kl, rho, off = losses(cfg, part, logp, A_N, w_N)
+    (loss + kl_loss).backward()
+    rhos = [math.exp(-0.1), math.exp(0.1)] if ratio == 'token' else [1.0, 1.0]
+    assert loss.item() == pytest.approx(-(2 * 1.2 - sum(rhos)) / 6, rel=1e-6)
+    assert logp.grad.tolist() == pytest.approx([0, 0, rhos[0] / 6, rhos[1] / 6, 0, 0], rel=1e-6)
+    assert high.tolist() == [True, True, False, False, False, False] and torch.isfinite(rho).all()
+    for objective in ('cispo', 'reinforce'):  # whose gradient does not go through rho
+        logp.grad = None
+        loss = losses(Config(objective=objective, ratio=ratio), part, logp, A_N, w_N)[0]
+        loss.backward()
+        bound = torch.tensor([1.2, 1.2, *rhos, 0, 0]) if objective == 'cispo' else torch.ones(6)
+        want = -bound * torch.tensor([1, 1, -1, -1, 0, 0]) / 6
+        assert torch.isfinite(loss) and torch.allclose(logp.grad, want.to(dtype), rtol=1e-6)
+    trusted = losses(Config(tis=2.0), {**part, 'sampled': old - 1000}, logp, A_N, w_N)[0]
+    plain = losses(Config(), part, logp, A_N, w_N)[0]
+    assert torch.isfinite(trusted) and trusted.item() == pytest.approx(2 * plain.item())
 
 
 def test_zero_variance_groups_keep_their_kl_term():
@@ -353,7 +477,7 @@ def test_gradient_of_a_step_equals_the_formula_one_completion_at_a_time():
         ids = torch.tensor([s.prompt + s.tokens])
         logits, ref_logits = model(ids)[0] / 0.7, reference(ids)[0].detach() / 0.7
         mean, of_group = 0.0, R[i // 3]
-        advantage = (of_group[i % 3] - of_group.mean()) / of_group.std(correction=0)
+        advantage = (of_group[i % 3] - of_group.mean()) / (of_group.std() + 1e-6)
         for t, token in enumerate(s.tokens):
             at = len(s.prompt) + t - 1
             lp, lr = logits[at].log_softmax(-1)[token], ref_logits[at].log_softmax(-1)[token]
@@ -397,6 +521,29 @@ def test_replayed_routes_are_those_the_forward_takes(share):
     other, _ = grpo.forward(model, tensors(samples, CPU, share), Config(), CPU, taken)
     assert not torch.allclose(logp, other, atol=1e-3)
     assert all(torch.equal(chosen[(part['times'] > 0)], (layer[(part['times'] > 0)] + 1) % 8) for (_, chosen), layer in zip(taken, part['routes']))
+
+
+@pytest.mark.parametrize('share', [True, False])
+def test_the_reference_chooses_its_own_experts(share, monkeypatch):
+    torch.manual_seed(0)
+    shape = dict(vocab_size=30, initializer_range=0.3, n_routed_experts=8, num_experts_per_tok=2,
+                 first_k_dense_replace=0, **TINY)
+    policy, reference = Transformer(ModelConfig(**shape)), Transformer(ModelConfig(**shape))
+    samples = [sample([1, 2, 5, 6, 7], [3, 4, 5, 6], number=0)]
+    samples += [sample([1, 2, 5, 6, 7], [9], number=1)]
+    for s in samples:
+        taken = []
+        grpo.forward(policy, tensors([s], CPU), Config(), CPU, taken)
+        s.routes = torch.stack([chosen for _, chosen in taken], 1).short()
+    plain = grpo.tensors
+    monkeypatch.setattr(grpo, 'tensors', lambda samples, device: plain(samples, device, share))
+    cfg = Config(replay_routes=True, kl_coef=0.1)
+    part = grpo.frozen(cfg, policy, reference, [samples], 2, CPU, 0, 1)[0][0][0]
+    assert part['routes'] is not None  # the policy takes the sampler's
+    for s, got in zip(samples, part['ref'].split([4, 1])):
+        table = reference(torch.tensor([s.prompt + s.tokens]))[0].log_softmax(-1)
+        alone = [table[len(s.prompt) - 1 + t, token].item() for t, token in enumerate(s.tokens)]
+        assert got.tolist() == pytest.approx(alone, abs=1e-4)
 
 
 def test_problems_take_turns_and_every_epoch_is_a_new_order():
@@ -524,10 +671,73 @@ def test_dynamic_sampling_trains_on_groups_that_vary(toy, tmp_path):
     grpo.main(config(toy, tmp_path / 'dynamic', rewards={'half': 1.0}, steps=3, dynamic_sampling=40))
     plain, dynamic = metrics(tmp_path / 'plain'), metrics(tmp_path / 'dynamic')
     assert all(line['sampled_groups'] == 4 for line in plain) and all(line['sampled_groups'] > 4 for line in dynamic)
-    assert all(line['advantage_std'] == pytest.approx(1.0, abs=1e-5) for line in dynamic)    # every group varies
-    assert all(line['advantage_std'] < 0.9 for line in plain) and all(line['zero_variance'] > 0 for line in dynamic)
+    for line in dynamic:                                                # every group varies
+        assert line['advantage_std'] == pytest.approx(math.sqrt(3 / 4), abs=1e-5)
+    assert all(line['advantage_std'] < 0.8 for line in plain)
+    assert all(line['zero_variance'] > 0 for line in dynamic)
     grpo.main(config(toy, tmp_path / 'hopeless', rewards={'countdown': 0.0}, steps=1, dynamic_sampling=2))
     assert metrics(tmp_path / 'hopeless')[0]['sampled_groups'] == 12                         # attempts end
+
+
+def test_dynamic_sampling_asks_whether_a_problem_is_settled_by_correctness():
+    def group(rights, totals):
+        scores = [{'total': t, 'rewards': {'accuracy': r, 'overlong': t - r}}
+                  for r, t in zip(rights, totals)]
+        return [Sample([1], [2], [0.0], score) for score in scores]
+    dapo = Config(rewards={'accuracy': 1.0, 'overlong': 0.5})
+    wrong_and_long = group([0, 0, 0, 0], [0, -0.5, -0.2, 0])
+    assert grpo.settled(dapo, wrong_and_long) and grpo.settled(dapo, group([1, 1], [1, 0.6]))
+    assert not grpo.settled(dapo, group([1, 0, 0, 0], [1, 0, 0, 0]))
+    assert not grpo.settled(dapo, group([0.5, 0], [0, 0]))
+    for other in ({'overlong': 1.0}, {'accuracy': 0.0, 'overlong': 1.0}):  # accuracy is no reward
+        assert not grpo.settled(Config(rewards=other), wrong_and_long)
+        assert grpo.settled(Config(rewards=other), group([1, 0], [0.1 + 0.2, 0.3]))
+
+
+def test_what_dynamic_sampling_cannot_replace_keeps_its_place(monkeypatch):
+    cfg, drawn = Config(rewards={'accuracy': 1.0}, prompts=6, dynamic_sampling=2, group=2), []
+    right = [0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1]
+    def rollout(cfg, model, tokenizer, problems, numbers, step, device):
+        drawn.extend(numbers)
+        def sample_of(n, r):
+            return Sample([n], [1], [0.0], {'total': r, 'rewards': {'accuracy': r}, 'length': 1})
+        return [[sample_of(n, right[n]), sample_of(n, 0)] for n in numbers], (0, 0)
+    monkeypatch.setattr(grpo, 'rollout', rollout)
+    model = torch.nn.Linear(1, 1)
+    order = iter([(0, i) for i in range(20)])
+    groups, every, *_ = grpo.collect(cfg, model, None, [[{}] * 20], order, 0, CPU, 0, 1)
+    assert drawn == list(range(13)) and len(every) == 13  # 6, then the 4 and the 3 that are missing
+    # two of the settled, where they were drawn
+    assert [group[0].prompt[0] for group in groups] == [0, 1, 2, 4, 7, 12]
+
+
+@pytest.mark.parametrize('length', [60, 80, 90, 99, 100])
+def test_the_dapo_preset_keeps_the_papers_proportions(length):
+    cfg = parse(Config, [str(ROOT / 'config' / 'grpo_dapo.py')])
+    row = {'max_length': 100, 'completion_tokens': length}
+    soft = rewards.REWARDS['overlong']('', row)
+    # eq. 13 with a cache of a fifth
+    assert soft == pytest.approx(max(-1.0, min(0.0, (80 - length) / 20)))
+    for right in (True, False):  # ours is the paper's over 2, and half
+        paper = (1.0 if right else -1.0) + soft
+        ours = cfg.rewards['accuracy'] * right + cfg.rewards['overlong'] * soft
+        assert ours == pytest.approx(paper / 2 + 0.5)
+    group = [cfg.rewards['accuracy'] + cfg.rewards['overlong'] * soft, *[1.0] * 3, *[0.0] * 4]
+    assert advantages(torch.tensor([group]), 'group')[0][0, 0] > 0 or length == 100
+
+
+def test_the_reference_is_replaced_after_so_many_updates():
+    preset = str(ROOT / 'config' / 'grpo_deepseek.py')
+    one = parse(Config, [preset])
+    rollouts = parse(Config, [preset, '--prompts=512', '--updates=16', '--group=16'])
+
+    def replaced(cfg, steps):
+        return [step for step in range(1, steps) if grpo.becomes_reference(cfg, step)]
+    assert replaced(one, 1000) == [400, 800] and replaced(rollouts, 100) == [25, 50, 75]
+    assert 8192 == rollouts.prompts * rollouts.group and 512 == 8192 // rollouts.updates
+    twice = Config(kl_coef=0.1, epochs=2, reference_every=5, updates=2)
+    assert replaced(twice, 9) == [2, 3, 4, 5, 7, 8]  # when 5, 10, 15, ... are full, 4 each
+    assert not grpo.becomes_reference(Config(kl_coef=0.1), 400)
 
 
 def test_truncated_completions_can_be_left_out_of_the_loss(toy, tmp_path):
@@ -554,12 +764,52 @@ def test_k1_acts_through_the_reward(toy, tmp_path):
 
 def test_k1_is_in_the_reward_of_completions_out_of_the_loss_too(toy, tmp_path, monkeypatch):
     seen, plain = [], grpo.advantages
-    monkeypatch.setattr(grpo, 'advantages', lambda R, norm: (seen.append((norm, R)), plain(R, norm))[1])
+    monkeypatch.setattr(grpo, 'advantages', lambda *args: (seen.append(args), plain(*args))[1])
     grpo.main(config(toy, tmp_path / 'a', kl='k1', kl_coef=0.5, mask_truncated=True, max_new_tokens=30, steps=2, warmup_steps=0, learning_rate=1e-2))
     assert metrics(tmp_path / 'a')[1]['truncated'] > 0.2
-    at = [i for i, (norm, _) in enumerate(seen) if norm == 'group'][1]
-    penalty = next(R for norm, R in reversed(seen[:at]) if norm == 'none') - seen[at][1]
+    penalty = seen[1][3]
     assert (penalty != 0).all() and penalty.abs().max() > 1e-3
+
+
+def test_k1_does_not_make_a_full_advantage_of_equal_rewards(toy, tmp_path):
+    changes = dict(rewards={'countdown': 0.0}, kl='k1', steps=3, warmup_steps=0, learning_rate=1e-2)
+    for coef in (0.5, 0.005):
+        grpo.main(config(toy, tmp_path / f'{coef}', kl_coef=coef, **changes))
+        assert 0 < metrics(tmp_path / f'{coef}')[2]['advantage_std'] < coef
+
+
+@pytest.mark.parametrize('changes', [{'epochs': 3}, {'epochs': 2, 'updates': 2}])
+def test_epochs_go_through_a_rollout_again_with_its_log_probs_frozen(
+        toy, tmp_path, monkeypatch, changes):
+    logps, olds, true_forward, true_losses = [], [], grpo.forward, grpo.losses
+    changes = dict(steps=1, warmup_steps=0, learning_rate=1e-2, micro_tokens=10_000, **changes)
+    def forward(model, part, cfg, device, *routes):
+        logp, entropy = true_forward(model, part, cfg, device, *routes)
+        tokens, numbers = part['times'].sum().item() + len(part['number']), part['number'].tolist()
+        logps.append((numbers, logp.detach().clone(), torch.is_grad_enabled(), tokens))
+        return logp, entropy
+    def losses_of(cfg, part, logp, *rest):
+        olds.append((logp.detach() if part['old'] is None else part['old']).clone())
+        return true_losses(cfg, part, logp, *rest)
+    monkeypatch.setattr(grpo, 'forward', forward)
+    monkeypatch.setattr(grpo, 'losses', losses_of)
+    grpo.main(config(toy, tmp_path / 'a', **changes))
+    E, U = changes['epochs'], changes.get('updates', 1)
+    before, trained = [x for x in logps if not x[2]], [x for x in logps if x[2]]
+    # the first update's own are those that sampled
+    assert len(before) == U - 1 and len(trained) == len(olds) == E * U
+    frozen = [trained[0]] + before
+    for k, ((numbers, logp, *_), old) in enumerate(zip(trained, olds)):
+        assert numbers == frozen[k % U][0] and torch.equal(old, frozen[k % U][1])
+        assert torch.equal(old, logp) == (k == 0)
+    line = metrics(tmp_path / 'a')[0]
+    assert line['ratio_max'] > 1.001
+    grpo.main(config(toy, tmp_path / 'once', **{**changes, 'epochs': 1}))
+    a = metrics(tmp_path / 'once')[0]
+    assert a['reward'] == line['reward'] and a['advantage_std'] == line['advantage_std']
+    active = Transformer.from_pretrained(toy / 'm').num_params(active=True)
+    of_an_epoch = 6 * active * sum(x[3] for x in trained[:U])
+    assert line['flops'] - a['flops'] == pytest.approx((E - 1) * of_an_epoch)
 
 
 def test_two_processes_equal_one(toy, tmp_path):
@@ -583,7 +833,13 @@ def test_a_finished_run_is_not_repeated_and_wrong_settings_are_refused(toy, tmp_
     assert 'holds a finished model' in capsys.readouterr().out
     with pytest.raises(ConfigError, match='prompts=4 does not divide'):
         parse(Config, ['--prompts=4', '--updates=3'])
+    off = parse(Config, ['--clip_low=inf', '--clip_high=inf'])
+    assert off.clip_low == off.clip_high == math.inf
     for wrong, said in (('data=[]', 'data is empty'), ('group=1', '2 or more completions'), ('prompts=0', 'prompts must be 1 or more'),
+                        ('epochs=0', 'epochs must be 1 or more'),
+                        ('clip_low=-0.1', 'clip_low must be 0 or more'),
+                        ('kl_coef=inf', 'kl_coef must be 0 or more'),
+                        ('baseline=median', "baseline must be 'mean' or 'none'"),
                         ('learning_rate=1e400', 'learning_rate must be 0 or more'), ("rewards={'accuracy': 'x'}", "rewards must be"), ('loss_norm=mean', "loss_norm must be 'sequence' or 'token' or 'constant', not 'mean'"),
                         ('dtype=bf16', "dtype must be 'float32' or 'bfloat16', not 'bf16'"), ('schedule=cosin', "not 'cosin'")):
         with pytest.raises(ConfigError, match=said):

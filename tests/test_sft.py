@@ -18,7 +18,7 @@ import checkpoint
 import sample
 import sft
 from data.countdown import prepare
-from model import Transformer
+from model import ModelConfig, Transformer
 from sft import Config, Muon, orthogonalise, schedule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,10 +81,47 @@ def test_muon_steps_by_its_formula():
 
 def test_schedules():
     cfg = Config(steps=110, warmup_steps=10, min_lr=0.1)
-    for kind, middle, end in [('constant', 1.0, 1.0), ('linear', 0.55, 0.1), ('cosine', 0.55, 0.1)]:
+    for kind in ('constant', 'linear', 'cosine'):
         cfg.schedule = kind
-        assert schedule(4, cfg) == pytest.approx(0.5) and schedule(10, cfg) == pytest.approx(1.0)
-        assert schedule(60, cfg) == pytest.approx(middle) and schedule(110, cfg) == pytest.approx(end)
+        assert schedule(4, cfg) == pytest.approx(0.5) and schedule(10, cfg) == 1.0
+        for step in (10, 35, 60, 109):
+            done = (step - 10) / 99
+            want = {'constant': 1.0, 'linear': 1 - 0.9 * done,
+                    'cosine': 0.55 + 0.45 * math.cos(math.pi * done)}
+            assert schedule(step, cfg) == pytest.approx(want[kind])
+
+
+@pytest.mark.parametrize('kind', ['linear', 'cosine'])
+def test_the_last_step_is_at_min_lr(kind):
+    def rates(steps, warmup):
+        cfg = Config(steps=steps, warmup_steps=warmup, schedule=kind, min_lr=0.1)
+        return [schedule(step, cfg) for step in range(steps)]
+    for steps in range(2, 60):
+        for warmup in range(steps):
+            got = rates(steps, warmup)
+            assert got[-1] == pytest.approx(0.1) and max(got) == 1.0, (steps, warmup)
+            top = got.index(1.0)
+            assert top == max(0, warmup - 1) and got[top:] == sorted(got[top:], reverse=True)
+            assert got[:top + 1] == [(step + 1) / max(1, warmup) for step in range(top + 1)]
+    assert rates(1, 0) == [1.0] and rates(1, 1) == [1.0]  # there is nothing to come down to
+    # it ends with its warm-up, or in it
+    assert rates(3, 3) == [1 / 3, 2 / 3, 1.0] and rates(2, 4) == [0.25, 0.5]
+
+
+def test_muon_takes_the_hidden_matrices_and_nothing_else():
+    from preference import RewardModel
+    shape = dict(n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=1)
+    model = RewardModel(ModelConfig(vocab_size=40, **shape, **TINY))
+    names = {id(p): name for name, p in model.named_parameters()}
+    adam, muon = sft.make_optimizers(model, config(Path('x'), 'y'), torch.device('cpu'))
+    under_adam, under_muon = ([names[id(p)] for group in o.param_groups for p in group['params']]
+                              for o in (adam, muon))
+    for name in ('score.weight', 'score.bias', 'model.embed_tokens.weight'):
+        assert name in under_adam
+    assert any('gate.weight' in name for name in under_adam)
+    assert all('proj' in name or 'expert' in name for name in under_muon), under_muon
+    trained = sum(p.requires_grad for p in model.parameters())
+    assert len(under_adam) + len(under_muon) == trained
 
 
 def test_training_lowers_the_loss_and_writes_a_model(toy, tmp_path):
