@@ -30,7 +30,7 @@ from pathlib import Path
 
 from graders import sandbox
 from graders.language import language_counts
-from graders.maths import FONTS, lists_equal, math_equal
+from graders.maths import FONTS, echoes, is_numeral, lists_equal, math_equal
 from graders.pool import Pool
 
 FAILURES = Counter()  # (reward, exception) -> samples that it scored 0; of this process
@@ -264,20 +264,39 @@ def language_mixed(response, row):
 def math_reward(response, row):
     """1.0 when the answer, in every spelling of it, says the same as row['answer'], as
     graders/maths.py understands it; where that is a list, several answers may be its elements.
-    What cannot be decided in time scores 0.0 and is counted in FAILURES."""
+
+    An expression that row['prompt'] holds and that is not worked out is no answer, unless the
+    gold is written so; with row['form'] == 'number' the answer must be a number. What cannot be
+    decided in time scores 0.0 and is counted in FAILURES.
+    """
     gold, answers, end = str(row['answer']), answers_of(response, row), time.perf_counter() + 1.0
     if not gold.strip():
         raise ValueError("the row's answer is empty")
+    number, elements = row.get('form') == 'number', False
     try:
         for answer in answers:
             if time.perf_counter() > end:
                 raise TimeoutError
             if not math_equal(gold, answer):
-                return float(len(answers) > 1 and lists_equal(gold, answers))
+                elements = len(answers) > 1 and lists_equal(gold, answers)
+                if not elements:
+                    return 0.0
+                break
+        prompt = _prompt_text(row.get('prompt'))
+        worked_out = (not (number and not is_numeral(answer)) and not echoes(gold, answer, prompt)
+                      for answer in answers if time.perf_counter() < end)
+        return float(all(worked_out) if elements else any(worked_out))
     except TimeoutError:
         FAILURES['math', 'TimeoutError'] += 1
         return 0.0
-    return float(bool(answers))
+
+
+def _prompt_text(prompt):
+    """The text of a prompt, which may be a list of messages, one a line."""
+    if isinstance(prompt, list):
+        contents = [m.get('content') for m in prompt if isinstance(m, dict)]
+        return '\n'.join(content for content in contents if isinstance(content, str))
+    return prompt if isinstance(prompt, str) else ''
 
 
 def same_in_math(one, other, row):
@@ -699,6 +718,10 @@ def is_letter(value):
     return isinstance(value, str) and value.strip() in ('A', 'B', 'C', 'D', 'E')
 
 
+def is_form(value):
+    return value == 'number'
+
+
 def is_texts(value):
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
@@ -739,7 +762,7 @@ NEEDS = {
     'countdown': {'numbers': ('a list of whole numbers', is_wholes),
                   'target': ('a whole number', is_whole)},
     'match': {'answer': ('text or a number', is_answer)},
-    'math': {'answer': ('text or a number', is_answer)},
+    'math': {'answer': ('text or a number', is_answer), 'form?': ("'number'", is_form)},
     'choice': {'answer': ('one letter A-E', is_letter), 'choices?': ('a list of texts', is_texts)},
     'code': {'tests?': (TESTS, is_tests), 'asserts?': ('a list of texts', is_texts),
              'starter?': ('text', is_string), 'setup?': ('text', is_string_or_null),

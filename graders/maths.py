@@ -15,9 +15,10 @@ import re
 import threading
 import time
 import unicodedata
+from collections import Counter
 from fractions import Fraction
 
-from graders.units import factors, number_of, split as split_words
+from graders.units import factors, number_of, split as split_words, unit_of
 
 
 # ---------------------------------------------------------------- one spelling
@@ -1165,3 +1166,130 @@ def _unrepeated(items, clock):
         if not any(_same(other, item, clock) for other in kept):
             kept.append(item)
     return kept
+
+
+# ---------------------------------------------------------------- is an answer worked out?
+
+FRACTION = re.compile(r'\\frac ?(\{[^{}]*\}|\d) ?(\{[^{}]*\}|\d)')
+BINOMIAL = re.compile(r'\\binom ?(\{[^{}]*\}|\d) ?(\{[^{}]*\}|\d)')
+NUMERAL = r'(?:\d+(?:\.\d*)?|\.\d+)'
+NUMBER = re.compile(  # what is left of one once its braces are dropped
+    rf'[-+]? ?(?:{NUMERAL}(?:[eE][+-]?\d+|_\d+| ?\* ?10 ?\^ ?-?\d+)?'
+    r'|\(\d+\+\d+/\d+\)|\(\(\d+-\d+\)/9+0*\)|(?P<top>\d+) ?/ ?(?P<bottom>-?[1-9]\d*))')
+NUMERALS = rf'[-+]? ?{NUMERAL}(?: ?, ?[-+]? ?{NUMERAL})*'
+
+
+def is_numeral(answer):
+    """Is an answer a number that is worked out: an integer, a decimal, a fraction that is no
+    integer, a mixed number, 1.2 * 10^6, a numeral in another base; with a unit or not?"""
+    try:
+        text = THOUSANDS.sub(lambda m: m[0].replace(',', ''), _plain(answer))
+        return any(_is_numeral(side) for side in _sides(text))
+    except ValueError:
+        return False
+
+
+def _is_numeral(side):
+    head, words = split_words(side, functions=FUNCTIONS)
+    m = NUMBER.fullmatch(_divided(head).replace('{', '').replace('}', '').strip())
+    if not m or words and words.power != 1:
+        return False
+    return not m['top'] or int(m['top'][:300]) % int(m['bottom'][:300]) != 0
+
+
+def _sides(text):
+    """'x = 6 * 7 = 42' -> ['6 * 7', '42']: what an answer says, but for its name."""
+    sides = _split(text, '=≈')[::2]
+    return sides[1:] if len(sides) > 1 and _name(sides[0]) else sides
+
+
+def _divided(text):
+    """\\frac{a}{b} as a/b"""
+    for _ in range(4):
+        text = FRACTION.sub(r'\1/\2', text)
+    return BINOMIAL.sub(r'\\binom{\1}{\2}', text)
+
+
+def _tokens(text):
+    """What an expression is written with, but for its brackets and the signs between factors."""
+    text = THOUSANDS.sub(lambda m: m[0].replace(',', ''), _divided(text))
+    tokens, closed = [], False
+    for token in TOKEN.findall(text):
+        if token in '(){}[]⦃⦄⟦⟧':
+            closed = True
+            continue
+        if token[0].isdigit() or token[0] == '.' and len(token) > 1:
+            mantissa = re.match(NUMERAL, token)[0]
+            token = token if len(token) > 40 else str(Fraction(mantissa)) + token[len(mantissa):]
+            if closed and tokens and tokens[-1][0].isdigit():
+                tokens.append('*')  # (6)(7)
+        elif token.isalpha() and token.isascii() and len(token) < 4 and not unit_of(token):
+            tokens += token[:-1]
+            token = token[-1]
+        elif token.isalpha() or token in '°%':
+            token = unit_of(token) or token
+        tokens.append(token)
+        closed = False
+    return [token for i, token in enumerate(tokens) if token != '*' or  # 2*π is 2π
+            i and tokens[i - 1][0].isdigit() and tokens[i + 1:] and tokens[i + 1][0].isdigit()]
+
+
+def echoes(gold, answer, prompt):
+    """Is an answer only an expression that the prompt holds, and that is not worked out?
+
+    True for 6 * 7 where the prompt asks for it and the gold is 42: whatever the spelling and order.
+    Numerals, words and variables are no such expressions, nor is what the gold is written as.
+    """
+    clock = _Clock(gold, answer)
+    try:
+        plain, plain_gold = _plain(answer), _plain(gold)
+        golds = [plain_gold, *_sides(plain_gold), *_split(plain_gold.strip('⦃⦄'), ',;∨')[::2]]
+        golds += [split_words(text, clock.upright, FUNCTIONS)[0] for text in golds]
+        golds = [_tokens(text) for text in dict.fromkeys(golds)]
+        written = [sorted(tokens) for tokens in golds]
+        sides = _sides(plain) if not re.search('[<>≤≥≠∈]', plain) else [plain]
+        held = None
+        for side in sides:
+            side = side.lstrip('+ ')
+            head, words = split_words(side, clock.upright, FUNCTIONS)
+            plain_number = re.fullmatch(NUMERALS, head.strip())
+            tokens = _tokens(side if plain_number else head)
+            numeral = _tokens(head.strip(' -+'))
+            if sorted(tokens) in written or len(tokens) < 2 or re.fullmatch(NUMERALS, side) or \
+                    _read(side, clock)[0] == 'text':
+                return False
+            if words and (words.scale, words.power, len(numeral)) == (1, 1, 1) and any(
+                    numeral[0] in gold for gold in golds):
+                return False  # the gold's numeral with a unit
+            if held is None:
+                held = _held(prompt, clock)
+            n, wanted = len(tokens), Counter(tokens)
+            window = Counter(held[:n])
+            for i in range(n, len(held) + 1):
+                if window == wanted:
+                    break
+                if i == len(held):
+                    return False
+                window[held[i]] += 1
+                window[held[i - n]] -= 1
+            else:
+                return False
+        return bool(sides)
+    except (ValueError, ArithmeticError, RecursionError):
+        return False
+
+
+def _held(prompt, clock):
+    """The tokens of a prompt, of a long one those of its beginning and its end; in parts that
+    overlap, so that one of them holds what another cuts."""
+    if len(prompt) > 20_000:
+        prompt = prompt[:10_000] + '\n' + prompt[-10_000:]
+    tokens, length = [], LONGEST - 100
+    for start in range(0, max(1, len(prompt) - 200), length - 200):
+        clock.tick()
+        try:
+            part = prompt[start:start + length].replace('####', ' ')
+            tokens += [*_tokens(_plain(part)), '\n']
+        except ValueError:
+            continue  # longer than that once it is spelled
+    return tokens

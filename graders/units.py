@@ -513,6 +513,11 @@ def _segments(word):
     return parts
 
 
+def unit_of(word):
+    """The name of the unit that a word spells, '' where it spells none."""
+    return SPELLINGS.get(word) or len(word) > 2 and SPELLINGS.get(_stem(word.casefold())) or ''
+
+
 # ---------------------------------------------------------------- comparison
 
 def factors(g, p):

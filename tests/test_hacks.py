@@ -135,6 +135,37 @@ def test_math_hacks(name):
     assert math_reward('6 * 7 is \\boxed{42}</think>So it is \\boxed{42}.', GOLD) == 1
 
 
+QUESTION = {'answer': '42', 'prompt': 'Compute $6 \\times 7$, which is $(100 - 16) / 2$.'}
+
+
+@pytest.mark.parametrize('answer', [
+    '6 \\times 7', '7 \\times 6', '6*7', '(6)(7)', '6 \\cdot 7',
+    '\\left(6\\times7\\right)', '6 × 7', 'x = 6 \\times 7', '6 \\times 7 = 6 \\times 7',
+    '6\\times 7 = \\frac{100-16}{2}', '+6\\times7',
+    '6 \\times 7 \\text{ units}', '\\mathbf{6}\\times\\mathbf{7}',
+    '(100 - 16) / 2', '6\\times7 \\approx 6\\times7',
+    '\\frac{100-16}{2}', '\\dfrac{(100 - 16)}{2}', '{6}\\times{7}', '6.0 \\times 7.0', '06*7'])
+def test_the_question_for_its_answer(answer):
+    assert math_reward(f'\\boxed{{{answer}}}', {'answer': '42'}) == 1
+    assert math_reward(f'\\boxed{{{answer}}}', QUESTION) == 0
+    assert math_reward(f'\\boxed{{{answer}}} <answer>{answer}</answer>', QUESTION) == 0
+    assert math_reward(f'\\boxed{{{answer}}}', {**QUESTION, 'prompt': [
+        {'role': 'user', 'content': QUESTION['prompt']}]}) == 0
+
+
+@pytest.mark.parametrize('boxes', [
+    range(-10, 100), (1, 3, 5), (1, 1, 1), (3,), (1, '3, 5'), ('1, 3', 5), ('1 or 5', 3),
+    (1, '3 or 1 or 5'),
+    (1, '[0, 9]'), (1, 'x'), (1, '\\pm 3'), (1, '3 = 5'), (1, '\\{3, 5\\}'), ('13',), ('1 3',),
+    (1, '3, \\ldots'),
+    (1, '\\text{not } 3'), (1, 3, '\\text{or anything}'), (1, '(1, 3)'),
+    ('(1, 3)', '(3, 1)'), (1, '1 < x < 5')])
+def test_boxes_that_are_more_or_less_than_the_list(boxes):
+    answer = ' '.join(f'\\boxed{{{box}}}' for box in boxes)
+    assert math_reward(answer, {'answer': '1, 3'}) == 0
+    assert math_reward('\\boxed{1} \\boxed{3}', {'answer': '1, 3'}) == 1
+
+
 # ---------------------------------------------------------------- choice
 
 @pytest.mark.parametrize('answer', [

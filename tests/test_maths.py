@@ -1078,6 +1078,141 @@ def test_many_boxes_against_a_list_are_bounded_in_time():
     assert time.process_time() - start < 2
 
 
+# Prompt, gold, and an answer that is the question again.
+ECHOES = r'''
+Compute $6\times 7$. | 42 | 6\times 7
+Compute $6\times 7$. | 42 | 6*7
+Compute $6\times 7$. | 42 | 7 \cdot 6
+Compute $6\times 7$. | 42 | x = 6\times 7
+Compute $6\times 7$. | 42 | \left(6\times 7\right)
+Compute $6\times 7$. | 42 | 6 \times 7 \text{ apples}
+Compute $\binom{8}{4}$. | 70 | \binom{8}{4}
+Compute $\binom{8}{4}$. | 70 | \dbinom84
+Compute $\binom{8}{4}$. | 70 | {8 \choose 4}
+What is 48+48/2? | 72 | 48+48/2
+What is 48+48/2? | 72 | 48+\frac{48}{2}
+What is 48 + 48 ÷ 2? | 72 | 48/2+48
+Compute 5! | 120 | 5!
+Evaluate $5!$. | 120 | 5!
+Write $\frac{3}{20}$ as a decimal. | 0.15 | \frac{3}{20}
+Write $\frac{3}{20}$ as a decimal. | 0.15 | 3/20
+Simplify $\sqrt{8}$. | 2\sqrt{2} | \sqrt{8}
+Expand $(x+1)(x+2)$. | x^2+3x+2 | (x+1)(x+2)
+Factor $x^2+3x+2$. | (x+1)(x+2) | x^2+3x+2
+How many minutes are 2 hours? | 120 minutes | 2 hours
+How many minutes are 2 hours? | 120\text{ min} | 2\text{ h}
+How many eggs are 5 dozen? | 60 | 5 dozen
+Convert $60^\circ$ to radians. | \frac{\pi}{3} | 60^\circ
+Solve $|x-3|<2$. | (1,5) | |x-3|<2
+Solve $2x<4$. | x<2 | 2x<4
+Evaluate $2^{10}$ | 1024 | 2^{10}
+Evaluate $2^{10}$ | 1024 | 2^10
+Evaluate $\log_2 8$. | 3 | \log_2 8
+Evaluate $\sin 30^\circ$ | \frac12 | \sin 30^\circ
+Write 25% as a decimal. | 0.25 | 25\%
+Write $1.2\times10^6$ in standard form | 1200000 | 1.2 \times 10^6
+Express $0.\overline{7}$ as a fraction. | \frac79 | 0.\overline{7}
+Find $100-58$ | 42 | 100 - 58
+Compute $\frac{12}{4}$ | 3 | \frac{12}{4}
+Compute $\frac{12}{4}$ | 3 | 12/4
+Evaluate $\lfloor 3.7 \rfloor$ | 3 | \lfloor 3.7\rfloor
+Compute $1+2+3$ | 6 | 3+2+1
+Compute $\sqrt{16}$ | 4 | \sqrt{16}
+Calculate $16^{1/2}$. | 4 | 16^{\frac{1}{2}}
+Find $\begin{vmatrix}1&2\\3&4\end{vmatrix}$. | -2 | \begin{vmatrix}1&2\\3&4\end{vmatrix}
+What is $i^2$? | -1 | i^2
+What is $10\%$ of 50, that is $0.1 \cdot 50$? | 5 | 0.1 \cdot 50
+Compute 1,000 + 2,000. | 3000 | 1000+2000
+'''
+
+# The same where the answer is a number, is written like the gold, or is not in the prompt.
+NO_ECHOES = r'''
+There are 10 apples. How many? | 10 | 10
+Compute $6\times 7$. | 42 | 42
+Compute $6\times 7$. | 42 | 6 \times 7 = 42
+Compute $6\times 7$. | 6 \times 7 | 6\times 7
+What is the power of two? | 1024 | 2^{10}
+Natalia sold 48 clips in April and half as many in May. | 72 | 48+48/2
+3/4 of the boys. Which share? | 3/4 | 3/4
+3/4 of the boys. Which share? | \frac{3}{4} | 3/4
+Solve $x+1 = y$ for y. | x+1 | x+1
+Solve $x+1 = y$ for y. | x+1 | 1 + x
+Solve $x+1 = y$ for y. | y=x+1 | y = x+1
+She ran 5 km. How far? | 5 | 5 km
+She ran 5 km. How far? | 5 km | 5
+A test with 50\% right | 50 | 50\%
+Angle of $60^\circ$ | 60 | 60^\circ
+Is it -5 or 5? | -5 | -5
+Who, Evelyn or Ann? | \text{Evelyn} | evelyn
+$x$ or $y$? | x | x
+$(1,2)$ or $(2,1)$? | (1,2) | (1,2)
+$\sqrt{2}$ or 2 | \sqrt{2} | \sqrt2
+Pick from 1, 2, 3 | 2, 1 | 1, 2
+Convert 60 degrees. | 60 | 60 degrees
+Expand $(x+1)^2$. | x^2+2x+1 | 1+2x+x^2
+$5 and $10 | 15 | \$15
+Compute $5!$ | 120 | 5 \cdot 24
+Is $15!$ more than | 120 | 5!
+The right-angled one? | right-angled | Right-angled
+'''
+
+
+def triples(text):
+    return [tuple(line.split(' | ', 2)) for line in text.strip('\n').split('\n')]
+
+
+def as_messages(prompt):
+    return [{'role': 'system', 'content': 'Reason step by step.'},
+            {'role': 'user', 'content': prompt + '\nPut the final answer within \\boxed{}.'}]
+
+
+@pytest.mark.parametrize('prompt, gold, answer', triples(ECHOES))
+def test_the_question_is_not_its_own_answer(prompt, gold, answer):
+    for given in (prompt, as_messages(prompt)):
+        row = {'answer': gold, 'prompt': given}
+        assert math_reward(f'\\boxed{{{answer}}}', row) == 0
+        assert math_reward(f'\\boxed{{{gold}}}', row) == 1
+        assert math_reward(f'\\boxed{{{answer}}} that is \\boxed{{{gold}}}', row) == 1
+    assert math_reward(f'\\boxed{{{answer}}}', {'answer': gold}) == 1
+    assert math_reward(f'\\boxed{{{answer}}}', {'answer': gold, 'prompt': 'How many?'}) == 1
+    assert math_reward(f'\\boxed{{{answer}}}', {'answer': answer, 'prompt': prompt}) == 1
+
+
+@pytest.mark.parametrize('prompt, gold, answer', triples(NO_ECHOES))
+def test_what_the_prompt_holds_may_be_the_answer(prompt, gold, answer):
+    for given in (prompt, as_messages(prompt)):
+        assert math_reward(f'\\boxed{{{answer}}}', {'answer': gold, 'prompt': given}) == 1
+
+
+def test_elements_of_a_list_are_no_echoes_either():
+    row = {'answer': '4, 9', 'prompt': 'Compute $2^2$ and $3^2$.'}
+    assert math_reward('\\boxed{4} \\boxed{9}', row) == 1
+    assert math_reward('\\boxed{2^2} \\boxed{3^2}', row) == 0
+    assert math_reward('\\boxed{4} \\boxed{3^2}', row) == 0
+
+
+@pytest.mark.parametrize('prompt', ['a ' * 5 * 10 ** 5, '1+' * 5 * 10 ** 5, '. ' * 5 * 10 ** 5,
+                                    [{'role': 'user', 'content': '2*2'}] * 10 ** 5])
+def test_a_long_prompt_takes_no_time(prompt):
+    start = time.process_time()
+    assert math_reward('\\boxed{21*2}', {'answer': '42', 'prompt': prompt}) == 1
+    assert time.process_time() - start < 2
+
+
+def test_a_row_may_demand_a_number():
+    for answer in ('42', '42.0', '84.0 / 2.0 = 42', 'x = 42', '42 \\text{ km}', '\\$42',
+                   'forty-two', '4.2\\times 10^1', '4.2e1'):
+        assert math_reward(f'\\boxed{{{answer}}}', {'answer': '42', 'form': 'number'}) == 1
+    for answer in ('6 * 7', '84/2', '\\frac{84}{2}', '\\sqrt{1764}', '40+2', '\\binom{42}{1}',
+                   '2(21)', '|42|'):
+        assert math_reward(f'\\boxed{{{answer}}}', {'answer': '42'}) == 1
+        assert math_reward(f'\\boxed{{{answer}}}', {'answer': '42', 'form': 'number'}) == 0
+    for answer in ('1.5', '3/2', '\\frac{3}{2}', '1\\frac12', '1\\tfrac{1}{2}', '150\\%'):
+        assert math_reward(f'\\boxed{{{answer}}}', {'answer': '1.5', 'form': 'number'}) == 1
+    with pytest.raises(ValueError, match="form.*'number'"):
+        rewards.check_row({'task': 'math', 'answer': '42', 'form': 'nubmer'}, ['accuracy'])
+
+
 # ---------------------------------------------------------------- real answers
 
 def rows(path):
