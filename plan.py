@@ -10,12 +10,15 @@ kind runs forward on fake tensors of the run's own shapes and dtype, and what au
 that does not fit is refused with the settings that would fit. GB are 10^9 bytes: what a device has beyond that goes to the driver,
 NCCL and fragmentation.
 
-Left out: the evaluation data, reward models, and host memory.
+Host memory of the rank that needs most stands beside it as host_...: see host_needs.
+
+Left out: the evaluation data, reward models.
 """
 
 import dataclasses
 import os
 import sys
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -112,14 +115,45 @@ def needs(run, model, ranks, gpu):
     common = dict(dtype=run.dtype, ranks=ranks, gpu=gpu)
     if hasattr(run, 'checkpoint'):
         return plan(model, train=False, slots=run.slots, new_tokens=new, **{**common, 'ranks': 1})
-    # Muon keeps one momentum where AdamW keeps two moments; it takes nearly all of the weights
-    common |= dict(shards=run.shard_ranks or None, optimizer_bytes=4 if run.muon_learning_rate else 8,
+    common |= dict(shards=run.shard_ranks or None, optimizer_bytes=optimizer_bytes(run),
                    checkpointing=run.activation_checkpointing, triton=run.kernels != 'torch')
     if hasattr(run, 'group'):
         samples, length = run.prompts * run.group // ranks, PROMPT + new
         return plan(model, rows=max(1, run.micro_tokens // length), length=length, reference=bool(run.kl_coef), new_tokens=new,
                     slots=max(1, min(run.slots, samples)), prompts=max(1, run.prompts // ranks), **common)
     return plan(model, rows=min(run.micro_rows, max(1, run.batch_rows // ranks)), length=run.row_len, **common)
+
+
+LIBRARIES = {False: 0.6 * GIB, True: 3 * GIB}   # Python and torch; estimated: with CUDA
+ROW_OBJECTS = 10   # bytes of Python objects for a byte of rows: 4.3 of GSM8K's, 9.5 of the toy's
+
+
+def host_needs(run, model, ranks, gpu):
+    """Bytes of host memory of rank 0, which needs most -> {part: bytes}, with 'peak' their sum.
+
+    data: rows that are tokenised into files which all ranks map cost a byte a token at most (four
+    characters are taken for a token); rows of problems are held as Python objects. saving: rank 0
+    gathers the weights, the optimizer's state and the reference. On a CPU what `needs` says is
+    host memory too, and is in `device`."""
+    with torch.device('meta'):
+        P = Transformer(model).num_params()
+    sizes = [Path(path).stat().st_size for path in run.data if Path(path).exists()]
+    mapped = hasattr(run, 'row_len') and run.objective == 'tokens'
+    parts = {'libraries': LIBRARIES[gpu], 'saving': 0}
+    parts['data'] = sum(sizes) / 4 if mapped else ROW_OBJECTS * sum(sizes)
+    if hasattr(run, 'muon_learning_rate'):
+        reference = 4 if getattr(run, 'kl_coef', 0) else 0
+        parts['saving'] = (4 + optimizer_bytes(run) + reference) * P
+    if not gpu:
+        parts['device'] = needs(run, model, ranks, gpu)['peak']
+    parts['peak'] = sum(parts.values())
+    return parts
+
+
+def optimizer_bytes(run):
+    """A parameter: Muon keeps one momentum where AdamW keeps two moments; it takes nearly all of
+    the weights."""
+    return 4 if run.muon_learning_rate else 8
 
 
 def knobs(run):
@@ -184,6 +218,16 @@ def show(run, source, where):
     print(f'{count / 1e6:.1f}M parameters, {ranks} rank{"s" * (ranks > 1)} of {limit / GIB:.1f} GiB; GiB on each:')
     for name, size in parts.items():
         print(f'  {name:12s} {size / GIB:9.3f}')
+    host = host_needs(run, model, ranks, gpu)
+    for name, size in host.items():
+        print(f'  host_{name:12s} {size / GIB:9.3f}')
     sys.stdout.flush()
+    for path in run.data:
+        if not Path(path).exists():
+            print(f'{path} is not there yet and not counted', file=sys.stderr)
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if where is True and host['peak'] > memory:
+        sys.exit(f'does not fit: {host["peak"] / GIB:.1f} GiB of host memory, this machine has '
+                 f'{memory / GIB:.1f} GiB; use fewer rows of data, or a machine with more')
     if parts['peak'] > limit:
         sys.exit(f'does not fit: the peak of {parts["peak"] / GIB:.1f} GiB is above {limit / GIB:.1f} GiB; {advice(run, model, ranks, gpu, limit)}')

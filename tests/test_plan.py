@@ -154,3 +154,17 @@ def test_sampling_is_planned_and_bad_machines_are_refused(tmp_path):
         sample.main(sample.Config(checkpoint=str(tmp_path), slots=8, plan='1x24'))
     with pytest.raises(ValueError, match="plan='eight': write ranks x GB"):
         sample.main(sample.Config(checkpoint=str(tmp_path), plan='eight'))
+
+
+def test_host_memory_is_that_of_the_data_and_of_what_rank_0_gathers(tmp_path):
+    (tmp_path / 'a.jsonl').write_text('x' * 4_000_000)   # a million tokens
+    data, model = [str(tmp_path / 'a.jsonl')], ModelConfig()
+    with torch.device('meta'):
+        parameters = Transformer(model).num_params()
+    tokens = plan.host_needs(sft.Config(data=data, tokenizer='x'), model, 8, True)
+    assert tokens['data'] == 1_000_000 and tokens['saving'] == 12 * parameters
+    problems = plan.host_needs(grpo.Config(data=data, kl_coef=0.1), model, 8, True)
+    assert problems['data'] == 40_000_000 and problems['saving'] == 16 * parameters
+    sampling = plan.host_needs(sample.Config(data=data), model, 1, False)
+    assert sampling['saving'] == 0 and sampling['device'] > 0
+    assert sampling['peak'] == sum(size for name, size in sampling.items() if name != 'peak')
