@@ -152,6 +152,8 @@ class Config:
         if not self.allow_biased and (self.top_p < 1 or self.top_k or self.min_p):
             raise ValueError(f'top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p} sample another distribution than the one whose '
                              'log-probs are trained, which biases the gradient; leave them at 1.0, 0 and 0.0, or set allow_biased=True')
+        if '' in self.stop:
+            raise ValueError('stop holds an empty text, which would end every completion at once')
         if self.prompts % self.updates:
             raise ValueError(f'prompts={self.prompts} does not divide into updates={self.updates}')
 

@@ -93,6 +93,8 @@ class Config:
         at_least(self, 0, 'limit', 'temperature', 'top_k', 'min_p', 'think_budget', 'think_at_least', 'keep_per_prompt', 'keep_rows')
         if not self.data:
             raise ValueError('data is empty: give it files of problems')
+        if '' in self.stop:
+            raise ValueError('stop holds an empty text, which would end every completion at once')
         if unknown := self.keep.keys() - self.rewards.keys():
             raise ValueError(f'keep asks for {min(unknown)!r}, which is none of the rewards: {", ".join(self.rewards)}')
         for key in ('keep_length', 'keep_pass_rate'):

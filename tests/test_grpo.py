@@ -5,6 +5,8 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,17 @@ import torch
 
 import grpo
 import rewards
+import sample as sample_script
+import sft
 from configurator import ConfigError, parse
+from data import tokenizer as data_tokenizer
 from data.countdown import prepare
+from data.tokenizer import Tokenizer
+from decode import Completion
 from grpo import Config, Sample, advantages, kl_terms, losses, micro_batches, policy_loss, tensors, token_weights
 from model import ModelConfig, Transformer
+from test_tokenizer import FAMILIES as FAMILIES_OF_TEMPLATES
+from test_tokenizer import chat_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
@@ -930,3 +939,190 @@ def test_an_update_that_is_not_finite_is_skipped_and_too_many_stop_the_run(toy, 
     logp, _ = grpo.forward(model, part, config(toy, 'x'), CPU)
     loss, *_ = losses(config(toy, 'x'), part, logp, saved['advantage'], saved['weight'])
     assert not torch.isfinite(loss) and torch.isfinite(logp).all()
+
+
+# ---- presets of real models: what the prompt asks for is what the rewards want
+
+CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+          "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+KIMI = ("{% for m in messages %}{{ '<|im_' + m.role + '|>' + m.role + '<|im_middle|>' }}"
+        "{{ m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_assistant|>assistant<|im_middle|>' }}{% endif %}")
+TOKENIZERS = {  # pattern, added tokens, template, bos, eos: as the hub's
+    'qwen2': ('qwen2', ['<|endoftext|>', '<|im_start|>', '<|im_end|>'], CHATML, None,
+              '<|endoftext|>'),
+    'kimi': ('kimi', ['[BOS]', '[EOS]', '<|im_end|>', '<|im_user|>', '<|im_assistant|>',
+                      '<|im_middle|>'], KIMI, '[BOS]', '[EOS]')}
+FAMILIES = {
+    'qwen2': dict(model_type='qwen2', num_hidden_layers=1, hidden_size=32, num_attention_heads=2,
+                  num_key_value_heads=2, intermediate_size=48),
+    'kimi': dict(TINY, first_k_dense_replace=1)}
+PRESETS = {'grpo_qwen2.5_1.5b': 'qwen2', 'grpo_qwen2.5_7b': 'qwen2', 'grpo_moonlight': 'kimi'}
+SHARED = ROOT.parent / 'shared' / 'tokenizers' / 'qwen2'
+PROBLEM = {'prompt': [{'role': 'user', 'content': 'What is 6 times 7?'}], 'answer': '42',
+           'task': 'math'}
+R1_ZERO_ANSWER = ' Six sevens are 42. </think> <answer> 42 </answer>'
+
+
+def family_tokenizer(family):
+    # '>\n' is one token of Qwen's: it ends an answer and is no part of it
+    pattern, added, template, bos, eos = TOKENIZERS[family]
+    words = ['>\n', ' the', ' answer', 'think', 'answer']
+    return Tokenizer.from_words(words, added, pattern, template, bos, eos)
+
+
+def scored_perfect(cfg, tokenizer, problem, answer, more=''):
+    """The score of an answer to the prompt that the settings make; the prompt, which is printed"""
+    rows = [grpo.instructed(problem, cfg.instruction)]
+    (prompt,), rows = grpo.encode_prompts(tokenizer, rows, cfg.prefill)
+    print(tokenizer.decode(prompt))
+    completion = Completion(tokenizer.encode_assistant(answer + more), [], True)
+    ((score,),) = grpo.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
+    return score, tokenizer.decode(prompt)
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_a_perfect_answer_earns_the_full_reward_of_a_preset(name):
+    cfg = parse(Config, [str(ROOT / 'config' / f'{name}.py')])
+    assert set(cfg.rewards) == {'accuracy', 'format'}
+    tokenizer = family_tokenizer(PRESETS[name])
+    tokenizer.chat_template = data_tokenizer.TEMPLATES[cfg.chat_template]
+    # a base model goes on: with the rest of the token that ended the answer, with another question
+    for more in ('', '\n', '\nUser: What is 1 + 1?'):
+        score, prompt = scored_perfect(cfg, tokenizer, PROBLEM, R1_ZERO_ANSWER, more)
+        assert score['total'] == sum(cfg.rewards.values()) and score['response'] == R1_ZERO_ANSWER
+    assert '<think> reasoning process here </think> <answer> answer here </answer>' in prompt
+    assert prompt.endswith('User: What is 6 times 7?. Assistant: <think>')
+    score, _ = scored_perfect(cfg, tokenizer, PROBLEM, ' It is 42. </think> The answer is 42.')
+    assert score['total'] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason='no shared files')
+def test_a_perfect_answer_in_the_tokens_of_qwen(tmp_path):
+    for name in ('vocab.json', 'merges.txt', 'tokenizer_config.json'):
+        (tmp_path / name).symlink_to(SHARED / name)
+    cfg = parse(Config, [str(ROOT / 'config' / 'grpo_qwen2.5_1.5b.py')])
+    tokenizer = Tokenizer.from_pretrained(tmp_path, cfg.chat_template)
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode_assistant(cfg.prefill)]
+    assert pieces == [' <', 'think', '>']
+    score, _ = scored_perfect(cfg, tokenizer, PROBLEM, R1_ZERO_ANSWER, '\nUser:')
+    assert score['total'] == sum(cfg.rewards.values()) and score['response'] == R1_ZERO_ANSWER
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_a_preset_runs_on_a_small_model_of_its_family(tmp_path, name):
+    cfg = parse(Config, [str(ROOT / 'config' / f'{name}.py')])
+    tokenizer = family_tokenizer(PRESETS[name])
+    torch.manual_seed(0)
+    shape = {**FAMILIES[PRESETS[name]], 'max_position_embeddings': 1024}
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
+    model.save_pretrained(tmp_path / 'm')
+    tokenizer.save_pretrained(tmp_path / 'm')
+    prepare.write_rows(tmp_path / 'rl.jsonl', [PROBLEM] * 4)
+    data = [str(tmp_path / 'rl.jsonl')]
+    grpo.main(replace(cfg, out_dir=str(tmp_path / 'a'), init_from=str(tmp_path / 'm'), data=data,
+                      eval_data=data, dtype='float32', steps=1, prompts=4, group=2,
+                      max_new_tokens=6, micro_tokens=2048, slots=8, eval_every=1, eval_rows=1,
+                      save_every=0, threads=1))
+    first, step, last = metrics(tmp_path / 'a')
+    assert first['eval_problems'] == last['eval_problems'] == 1 and step['length'] > 0
+    saved = Tokenizer.from_pretrained(tmp_path / 'a')                     # chats as it was trained
+    assert saved.chat_template == data_tokenizer.TEMPLATES['r1_zero']
+    assert saved.eos_id in saved.stop_ids
+
+
+def test_an_instruct_model_is_asked_by_instruction():
+    """The command of the README: a model with a chat template of its own, and both rewards."""
+    asked = ('Reason within <think> </think> tags, then give the final answer within '
+             '<answer> </answer> tags.')
+    cfg = config(ROOT, 'unused', rewards={'accuracy': 1.0, 'format': 0.2}, instruction=asked)
+    answer = '<think>\n6 * 7\n</think>\n<answer>42</answer>'
+    score, prompt = scored_perfect(cfg, family_tokenizer('qwen2'), PROBLEM, answer)
+    assert score['total'] == 1.2 and f'What is 6 times 7?\n{asked}<|im_end|>' in prompt
+
+
+@pytest.mark.parametrize('name', ['zero', 'rl', 'final', 'student_rl'])
+def test_a_perfect_answer_earns_the_full_reward_of_the_toys_presets(name):
+    cfg = parse(Config, [str(ROOT / 'config' / 'r1' / f'{name}.py')])
+    rng, numbers, target = random.Random(0), (2, 3, 4), 24
+    row = prepare.rl_problem(rng, numbers, target)
+    reasoning, expression = prepare.trace(rng, row['numbers'], target, 'search', 'en')
+    answer = prepare.respond(rng, reasoning, expression, broken=False)
+    score, _ = scored_perfect(cfg, prepare.toy_tokenizer(), row, answer)
+    assert score['total'] == pytest.approx(sum(cfg.rewards.values()))
+
+
+def test_instruction_and_stop_reach_rollouts_and_evaluation(toy, tmp_path, monkeypatch):
+    seen = []
+    def generate(self, prompts, *args, **how):
+        seen.append((self.stop_strings, {self.tokenizer.decode(ids) for ids in prompts}))
+        return plain(self, prompts, *args, **how)
+    plain = grpo.Sampler.generate
+    monkeypatch.setattr(grpo.Sampler, 'generate', generate)
+    grpo.main(config(toy, tmp_path / 'a', steps=1, instruction=' sort', stop=['!'], eval_every=1,
+                     eval_rows=3, eval_data=[str(toy / 'rl.jsonl')], prefill='<think>'))
+    assert len(seen) == 3 and all(stop == ['!'] for stop, _ in seen)
+    ends = [text.endswith('\n sort<|assistant|><think>') for _, texts in seen for text in texts]
+    assert len(ends) == 10 and all(ends)
+    with pytest.raises(ConfigError, match='stop'):
+        parse(Config, ["--stop=['']"])
+
+
+def test_a_run_resumed_on_another_day_samples_the_same(toy, tmp_path, monkeypatch):
+    class AnotherDay(datetime):
+        @classmethod
+        def now(cls):
+            return cls(2031, 2, 3)
+    today = "{{ strftime_now('%d %B') }}" + data_tokenizer.TOY_TEMPLATE
+    (tmp_path / 'today.jinja').write_text(today)
+    changes = dict(chat_template=str(tmp_path / 'today.jinja'), steps=2, prompts=2)
+    grpo.main(config(toy, tmp_path / 'whole', **changes))
+    calls = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo.Stop, 'wanted', lambda self, device: next(calls) >= 1)
+        with pytest.raises(SystemExit):
+            grpo.main(config(toy, tmp_path / 'cut', **changes))
+    monkeypatch.setattr(grpo.checkpoint, 'datetime', AnotherDay)
+    grpo.main(config(toy, tmp_path / 'cut', **changes))
+    same(metrics(tmp_path / 'cut'), metrics(tmp_path / 'whole'))
+    assert weights(tmp_path / 'cut') == weights(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('name', FAMILIES_OF_TEMPLATES)
+def test_training_rollouts_evaluation_and_chat_have_one_prompt(tmp_path, monkeypatch, name):
+    template, arguments, _, closes = FAMILIES_OF_TEMPLATES[name]
+    torch.manual_seed(0)
+    tokenizer = chat_tokenizer(template)
+    tokenizer.save_pretrained(tmp_path / 'm')
+    shape = {**FAMILIES['qwen2'], 'max_position_embeddings': 256}
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
+    model.save_pretrained(tmp_path / 'm')
+    question = {'role': 'user', 'content': ' 1 + 1?\n'}
+    problem = {'prompt': [question], 'answer': '2', 'task': 'match'}
+    answer = {'role': 'assistant', 'content': 'two' if closes else '<think>\nhm\n</think>\n\ntwo'}
+    prepare.write_rows(tmp_path / 'rl.jsonl', [problem])
+    prepare.write_rows(tmp_path / 'sft.jsonl', [{'messages': [question, answer]}])
+    seen, plain = [], grpo.Sampler.generate
+    def generate(self, prompts, *args, **how):
+        seen.extend(prompts)
+        return plain(self, prompts, *args, **how)
+    monkeypatch.setattr(grpo.Sampler, 'generate', generate)
+
+    here = dict(template_args=arguments, threads=1)
+    data = [str(tmp_path / 'rl.jsonl')]
+    rollouts = dict(data=data, eval_data=data, eval_every=1, steps=1, prompts=1, group=2, **here)
+    grpo.main(config(tmp_path, tmp_path / 'a', max_new_tokens=4, **rollouts))
+    evaluation = dict(data=data, n=1, greedy=False, max_new_tokens=4)
+    sample_script.main(sample_script.Config(checkpoint=str(tmp_path / 'm'), **evaluation, **here))
+    lines = iter([question['content'], ''] * 2)
+    monkeypatch.setattr('builtins.input', lambda _: next(lines))
+    for checkpoint, given in ((tmp_path / 'm', here), (tmp_path / 'a', dict(threads=1))):
+        # what was trained talks as it was trained, without the key
+        talk = sample_script.Config(checkpoint=str(checkpoint), chat=True, max_new_tokens=2,
+                                    **given)
+        sample_script.main(talk)
+    cfg = sft.Config(init_from=str(tmp_path / 'm'), data=[str(tmp_path / 'sft.jsonl')], **here)
+    _, trained = sft.load_model(cfg, 'cpu')
+    (ids, mask), = sft.tokenise(cfg, trained)
+    assert len(seen) == 6 and all(ids[:mask.index(1)] == prompt for prompt in seen)
