@@ -36,6 +36,7 @@ from data.loader import read_rows
 from data.tokenizer import Tokenizer
 from model import Transformer
 from rewards import split_response
+from sample import mean_ci
 
 
 class RewardModel(Transformer):
@@ -104,11 +105,13 @@ def judge_pairs(model, pairs, device, rows):
     return torch.cat(parts, 1)
 
 
-def accuracy(chosen, rejected):
-    """-> share of pairs in which the chosen one scores more (ties count half), its 95% interval, the loss"""
+def accuracy(chosen, rejected, prompts=None):
+    """-> share of pairs in which the chosen one scores more (ties count half), its 95% interval,
+    the loss. prompts: that of each pair, since pairs of one prompt say less than as many of
+    several; without it every pair has a prompt of its own."""
     right = (chosen > rejected).double() + 0.5 * (chosen == rejected)
-    mean, half = right.mean().item(), 1.96 * right.std().item() / len(right) ** 0.5 if len(right) > 1 else float('nan')
-    return mean, [max(0.0, mean - half), min(1.0, mean + half)], -F.logsigmoid(chosen - rejected).mean().item()
+    loss = -F.logsigmoid(chosen - rejected).mean().item()
+    return *mean_ci(right.tolist(), prompts), loss
 
 
 def pair_order(n, batch, seed):
@@ -135,6 +138,8 @@ def train(cfg):
     del language_model
     pairs, held_out = ([pair for path in paths for pair in read_pairs(path, tokenizer, cfg.judged, cfg.row_len)]
                        for paths in (cfg.data, cfg.eval_data))
+    rows = [row for path in cfg.eval_data for row in read_rows(path, require=('chosen',))]
+    prompts = [json.dumps(row['chosen'][:-1]) for row in rows]
     model = shard(model, cfg, device)
     if dist.is_initialized():
         torch.distributed.fsdp.register_fsdp_forward_method(model, 'scores')
@@ -166,11 +171,13 @@ def train(cfg):
             log.write({'step': step, 'loss': sums[0], 'accuracy': sums[1], 'grad_norm': norm, 'lr': schedule(step - 1, cfg) * cfg.learning_rate,
                        'seconds': seconds + time.time() - began}, ('loss', 'accuracy'))
         if held_out and (step == cfg.steps or cfg.eval_every and step % cfg.eval_every == 0):
-            right, interval, loss = accuracy(*judge_pairs(model, held_out, device, cfg.micro_rows))
+            scores = judge_pairs(model, held_out, device, cfg.micro_rows)
+            right, interval, loss = accuracy(*scores, prompts)
             log.write({'step': step, 'eval_accuracy': right, 'eval_accuracy_ci': interval, 'eval_loss': loss}, ('eval_accuracy',))
             if rank == 0 and step == cfg.steps:
                 low, high = interval
-                print(f'{len(held_out)} held-out pairs: {right:.3f} right, 95% interval {low:.3f} to {high:.3f}', file=sys.stderr)
+                print(f'{len(held_out)} held-out pairs of {len(set(prompts))} prompts: {right:.3f} '
+                      f'right, 95% interval {low:.3f} to {high:.3f}', file=sys.stderr)
         if (cfg.save_every and step % cfg.save_every == 0) or stop.wanted(device):
             seconds, began = seconds + time.time() - began, time.time()
             state = {'data': data, 'seed': cfg.seed, 'seconds': seconds}

@@ -601,17 +601,22 @@ REWARDS = ChainMap({
     'repetition': repetition_reward}, ACCURACY)
 
 
+def accuracy_of(scored):
+    """The unweighted reward of a scored sample's task, as 'accuracy' or by the task's name; None
+    where nobody scored it. scored: {"task": name, "rewards": {name: unweighted reward}, ...}."""
+    return scored['rewards'].get('accuracy', scored['rewards'].get(scored.get('task')))
+
+
 def right(scored):
     """Whether a scored sample is right: the reward of its row's task is 1 or more, that is fully
-    right.
+    right. All that counts right answers asks here: pass@k, greedy, maj@k, the best of n, `right` of
+    a training step, pass rates.
 
-    All that counts right answers asks here: pass@k, greedy, maj@k, the best of n, `right` of a
-    training step, pass rates. scored: {"task": name, "rewards": {name: unweighted reward}}. None
-    where right has no meaning: the task is judged rather than checked (JUDGED), or nobody scored
-    the reward of the task (neither 'accuracy' nor the task's own name is among the rewards). """
-    parts, task = scored['rewards'], scored.get('task')
-    score = parts.get('accuracy', parts.get(task))
-    return None if score is None or task in JUDGED else score >= 1
+    None where right has no meaning: the task is judged rather than checked (JUDGED), or nobody
+    scored its reward.
+    """
+    score = accuracy_of(scored)
+    return None if score is None or scored.get('task') in JUDGED else score >= 1
 
 
 def check_names(weights):

@@ -75,7 +75,10 @@ class Config:
     rewards: dict[str, float] = field(default_factory=lambda: {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})  # what to score samples by
     preference: dict[str, str] = field(default_factory=dict)  # reward models of the reward 'preference', {name: folder}
     unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
-    reward_workers: int = -1               # processes that grade; -1: one a core where programs are run, else none
+    reward_file: str = ''                  # Python file of your own rewards and tasks, functions
+                                           # name_reward(response, row)
+    reward_workers: int = -1               # processes that grade; -1: one a core where programs are
+                                           # run or there is a reward_file, else none
     out: str | None = None                 # write every sample with its rewards to this JSONL file (several ranks: one each)
     summary: str | None = None             # write the numbers to this JSON file
     keep: dict[str, float] = field(default_factory=dict)  # write only samples with rewards at least these, e.g. {'accuracy': 1, 'format': 1}
@@ -154,22 +157,25 @@ def score(tokenizer, rows, completions, weights, stop=()):
     return scored
 
 
-def mean_ci(values):
-    """-> mean, [low, high]: the 95% interval over problems, whose values lie in [0, 1]. Wilson's score interval, with the n that yes and no
-    would need for the spread of these values, so that it does not collapse where all are alike."""
-    x, z = torch.tensor(values, dtype=torch.float64), 1.96
-    n, p = len(x), x.mean().item()
-    variance = x.var().item() if n > 1 else 0.0
-    n = n * p * (1 - p) / variance if variance > 1e-12 else n
-    centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
+def mean_ci(values, groups=None):
+    """-> mean, [low, high]: the 95% interval over problems, whose values lie in [0, 1]. Wilson's
+    score interval, with the n that yes and no would need for the spread of these values, so that it
+    does not collapse where all are alike.
+
+    groups: of each value what it shares with others, as several pairs share a prompt; the spread is
+    then that of the groups' sums, and n at most the number of values."""
+    n, p, z, sums = len(values), sum(values) / len(values), 1.96, Counter()
+    for value, group in zip(values, range(n) if groups is None else groups):
+        sums[group] += value - p
+    G = len(sums)
+    variance = sum(s * s for s in sums.values()) / n * G / (G - 1) if G > 1 else 0.0
+    if variance > 1e-12:
+        n = n * p * (1 - p) / variance if groups is None else min(n, n * p * (1 - p) / variance)
+    elif p in (0.0, 1.0) or G == 1:
+        n = G
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
     return p, [max(0.0, centre - half), min(1.0, centre + half)]
-
-
-def bootstrap(values, draws=2000):
-    """-> [low, high]: the 95% interval of the mean when the problems are drawn again with replacement"""
-    x = torch.tensor(values, dtype=torch.float64)
-    means = x[torch.randint(len(x), (draws, len(x)), generator=torch.Generator().manual_seed(0))].mean(1)
-    return means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
 
 
 def pass_at_k(n, right, k):
@@ -179,45 +185,80 @@ def pass_at_k(n, right, k):
     return 1.0 - torch.prod(1.0 - k / torch.arange(n - right + 1, n + 1, dtype=torch.float64)).item()
 
 
+def vote(scored, rows):
+    """Adds "vote" to the scored samples of each row: the answer that theirs counts as, the first
+    one that the task's grader calls the same (see rewards.votes)."""
+    problems = [([s['answer'] for s in samples], row) for samples, row in zip(scored, rows)]
+    for samples, votes in zip(scored, rewards.count_votes(problems)):
+        for s, answer in zip(samples, votes):
+            s['vote'] = answer
+
+
 def majority(samples):
-    """1.0 if the most frequent answer is right (the first of equals); samples without an answer do not vote."""
-    votes = Counter(s['answer'] for s in samples if s['answer'] is not None)
-    if not votes:
+    """1.0 if the answer with the most votes, as it was first spelled, is right (the first of
+    equals); samples without an answer do not vote."""
+    votes = [s.get('vote', s['answer']) for s in samples]
+    counts = Counter(answer for answer in votes if answer is not None)
+    if not counts:
         return 0.0
-    winner = votes.most_common(1)[0][0]
-    return max(s['rewards']['accuracy'] for s in samples if s['answer'] == winner)
+    return float(rewards.right(samples[votes.index(counts.most_common(1)[0][0])]))
+
+
+def average(values):
+    """-> their mean; None where there are none"""
+    return sum(values) / len(values) if values else None
 
 
 def statistics(scored):
-    """-> dict of numbers over the scored samples of all problems. Intervals are of 95% over problems, those of majorities by bootstrap."""
-    n = len(scored[0])
-    right = [[s['rewards']['accuracy'] >= 1 for s in samples] for samples in scored]
-    every = [s for samples in scored for s in samples]
-    average = lambda values: sum(values) / max(1, len(values))  # noqa: E731
-    pass1, pass1_ci = mean_ci([average(r) for r in right])
-    out = {'problems': len(scored), 'samples': n, 'pass1': pass1, 'pass1_ci': pass1_ci,
-           'length': average([s['length'] for s in every]), 'truncated': average([not s['finished'] for s in every])}
-    right_lengths = [s['length'] for s in every if s['rewards']['accuracy'] >= 1]
-    wrong_lengths = [s['length'] for s in every if s['rewards']['accuracy'] < 1]
-    out.update(length_right=average(right_lengths), length_wrong=average(wrong_lengths), mixing=average([s['mixed'] for s in every]))
+    """-> dict of numbers over the scored samples of all problems, with 95% intervals over problems.
+
+    pass1: share of right samples (rewards.right); passK: of problems with a right one among K;
+    majK: of problems whose majority of K is right. accuracy: mean reward of the task, which is
+    pass1 where that reward is 0 or 1. Of tasks without right and wrong `judged` is the mean reward,
+    and what counts right answers leaves them out; majorities leave out tasks whose answers cannot
+    be compared, too (rewards.NO_VOTE). A number of nothing is None or not there."""
+    n, every = len(scored[0]), [s for samples in scored for s in samples]
+    checked = [samples for samples in scored if rewards.right(samples[0]) is not None]
+    right = [[rewards.right(s) for s in samples] for samples in checked]
+    voting = [samples for samples in checked if samples[0].get('task') not in rewards.NO_VOTE]
+    out = {'problems': len(scored), 'samples': n}
+    if checked:
+        out['pass1'], out['pass1_ci'] = mean_ci([average(r) for r in right])
+        out['accuracy'] = average([rewards.accuracy_of(s) for samples in checked for s in samples])
+    if judged := [rewards.accuracy_of(s) for s in every if s.get('task') in rewards.JUDGED]:
+        out['judged'] = average(judged)
     lengths = sorted(s['length'] for s in every)
-    out.update({f'length_p{q}': lengths[min(len(lengths) - 1, len(lengths) * q // 100)] for q in (10, 50, 90)}, length_max=lengths[-1],
-               truncated_right=average([not s['finished'] for s in every if s['rewards']['accuracy'] >= 1]),
-               truncated_wrong=average([not s['finished'] for s in every if s['rewards']['accuracy'] < 1]))
-    out.update({name: average([s['rewards'][name] for s in every]) for name in every[0]['rewards'] if name != 'accuracy'})
+    out.update(length=average(lengths), truncated=average([not s['finished'] for s in every]))
+    for name, wanted in (('right', True), ('wrong', False)) if checked else ():
+        these = [s for s in every if rewards.right(s) is wanted]
+        out[f'length_{name}'] = average([s['length'] for s in these])
+        out[f'truncated_{name}'] = average([not s['finished'] for s in these])
+    out['mixing'] = average([s['mixed'] for s in every])
+    for q in (10, 50, 90):
+        out[f'length_p{q}'] = lengths[min(len(lengths) - 1, len(lengths) * q // 100)]
+    out['length_max'] = lengths[-1]
+    for name in every[0]['rewards']:
+        if name != 'accuracy':
+            key = f'reward_{name}' if name in out else name     # `length` is a reward too
+            out[key] = average([s['rewards'][name] for s in every])
     k = 2
     while k <= n:
-        out[f'pass{k}'] = average([pass_at_k(n, sum(r), k) for r in right])
-        votes = [majority(samples[:k]) for samples in scored]
-        out[f'maj{k}'], out[f'maj{k}_ci'] = average(votes), bootstrap(votes)
+        if checked:
+            out[f'pass{k}'] = average([pass_at_k(n, sum(r), k) for r in right])
+        if voting:
+            majorities = [majority(samples[:k]) for samples in voting]
+            out[f'maj{k}'], out[f'maj{k}_ci'] = mean_ci(majorities)
         k *= 2
     return out
 
 
 def best_of(scored, weights):
-    """-> accuracy of each problem's sample of the highest weighted reward, the first of equals"""
-    value = lambda s: sum(w * s['rewards'][name] for name, w in weights.items())  # noqa: E731
-    return [max(samples, key=value)['rewards']['accuracy'] for samples in scored]
+    """-> for each problem that knows right and wrong 1.0 or 0.0: whether its sample of the highest
+    weighted reward, the first of equals, is right"""
+    def value(s):
+        return sum(w * s['rewards'][name] for name, w in weights.items())
+    chosen = [max(samples, key=value) for samples in scored]
+    return [float(rewards.right(s)) for s in chosen if rewards.right(s) is not None]
 
 
 def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_tokens=192, seed=1, greedy=True, prefill='', slots=256,
@@ -244,6 +285,8 @@ def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_to
             for i, c in zip(left, new):
                 completions[i] = c
         scored = score(tokenizer, mine, completions, weights, stop)
+        if n > 1:
+            vote(scored, mine)
         if world == 1:
             return scored
         shares, every = [None] * world, [None] * len(rows)
@@ -254,11 +297,12 @@ def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_to
 
     scored = draw('samples', n, temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     out = statistics(scored)
-    if best:
-        values = best_of(scored, best)
-        out[f'best_of{n}'], out[f'best_of{n}_ci'] = sum(values) / len(values), bootstrap(values)
+    if best and (values := best_of(scored, best)):
+        out[f'best_of{n}'], out[f'best_of{n}_ci'] = mean_ci(values)
     if greedy:
-        out['greedy'], out['greedy_ci'] = mean_ci([s['rewards']['accuracy'] for s, in draw('greedy', 1, 0.0)])
+        answers = [rewards.right(s) for s, in draw('greedy', 1, 0.0)]
+        if answers := [float(r) for r in answers if r is not None]:
+            out['greedy'], out['greedy_ci'] = mean_ci(answers)
     if sampler.drafted:
         out['drafts_accepted'] = sampler.accepted / sampler.drafted
     bar.close()
@@ -373,7 +417,8 @@ def kept(cfg, rows, scored):
     inside = lambda band, value: not band or band[0] <= value <= band[1]  # noqa: E731
     chosen = []
     for row, samples in zip(rows, scored):
-        if cfg.keep_pass_rate and not inside(cfg.keep_pass_rate, sum(s['rewards']['accuracy'] >= 1 for s in samples) / len(samples)):
+        rate = average([bool(rewards.right(s)) for s in samples])
+        if cfg.keep_pass_rate and not inside(cfg.keep_pass_rate, rate):
             continue
         good = [s for s in samples if s['finished'] and all(s['rewards'][name] >= low for name, low in cfg.keep.items())
                 and (not cfg.keep_length or inside(cfg.keep_length, s['length']))]
@@ -485,9 +530,12 @@ def main(cfg):
     think = think if cfg.think_budget or cfg.think_at_least else None
     if cfg.keep_rows:  # of this rank
         cfg.keep_rows = max(1, (cfg.keep_rows + world - 1 - rank) // world)
+    rewards.use_file(cfg.reward_file)
+    weights = {'accuracy': 0.0, **dict.fromkeys(cfg.best_of, 0.0), **cfg.rewards}
+    rewards.check_names(weights)
     files = {path: read_rows(path, require=('prompt', 'task'))[:cfg.limit or None] for path in cfg.data}
+    files = {path: rewards.checked(path, rows, weights) for path, rows in files.items()}
     files = {path: [instructed(row, cfg.instruction) for row in rows] for path, rows in files.items()}
-    weights = {**cfg.rewards, **{name: cfg.rewards.get(name, 0.0) for name in cfg.best_of}}
     rewards.prepare(weights, {row['task'] for rows in files.values() for row in rows}, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
     numbers, written, partials = {}, [], []
     for i, (path, rows) in enumerate(files.items()):
@@ -502,11 +550,14 @@ def main(cfg):
             partial = Partial(f'{out}.partial{i or ""}', settings, tokenizer.date.isoformat())
             tokenizer.date = datetime.fromisoformat(partial.date)
             partials.append(partial)
+        before = rewards.FAILURES.copy()
         numbers[path], scored = evaluate(
             model, tokenizer, rows, cfg.n, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed, cfg.greedy, cfg.prefill,
             cfg.slots, weights, progress=rank == 0, top_k=cfg.top_k, min_p=cfg.min_p, stop=cfg.stop, speculate=cfg.speculate, best=cfg.best_of,
             think=think, partial=partial)
         mine = rows[rank::world], scored[rank::world]
+        graded = len(mine[0]) * (cfg.n + cfg.greedy)
+        rewards.require_working(rewards.failures(before, weights), graded)
         if cfg.keep or cfg.keep_length or cfg.keep_pass_rate:
             written += kept(cfg, encode_prompts(tokenizer, mine[0], cfg.prefill)[1], mine[1])
         else:
@@ -522,8 +573,7 @@ def main(cfg):
         for partial in partials:
             partial.remove()
     if rewards.FAILURES:
-        print('rewards failed and counted 0.0: ' + ', '.join(f'{name}: {error} {count} times' for (name, error), count in rewards.FAILURES.most_common(3))
-              + '; usually a key that the rows of data lack', file=sys.stderr)
+        print(f'rewards failed and counted 0.0: {rewards.told()}', file=sys.stderr)
     if cfg.summary and rank == 0:
         write_jsonl(cfg.summary, [numbers])
     return numbers

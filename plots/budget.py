@@ -23,7 +23,7 @@ import rewards  # noqa: E402
 from data.loader import read_rows  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from model import Transformer  # noqa: E402
-from sample import best_of, bootstrap, device_of, evaluate, majority  # noqa: E402
+from sample import best_of, device_of, evaluate, majority, mean_ci  # noqa: E402
 
 
 @dataclass
@@ -60,8 +60,9 @@ def votes(groups):
 def point(stage, way, scored, k, size, judge=votes):
     right = groups_of(scored, k, judge)
     tokens = [s['length'] for samples in scored for s in samples]
-    return {'stage': stage, 'way': way, 'size': size, 'tokens': k * sum(tokens) / len(tokens), 'accuracy': sum(right) / len(right),
-            'interval': bootstrap(right)}
+    accuracy, interval = mean_ci(right)
+    return {'stage': stage, 'way': way, 'size': size, 'tokens': k * sum(tokens) / len(tokens),
+            'accuracy': accuracy, 'interval': interval}
 
 
 def points(cfg, stage, model, tokenizer, rows):

@@ -67,6 +67,15 @@ def test_accuracy_and_loss_in_closed_form():
     assert 0 <= interval[0] < right < interval[1] <= 1
 
 
+def test_the_interval_is_over_prompts():
+    chosen = torch.tensor([1.0] * 36 + [0.0] * 4)
+    prompts, level = [str(i // 4) for i in range(40)], torch.full((40,), 0.5)
+    right, interval, _ = accuracy(chosen, level, prompts)   # four alike pairs of each of ten
+    assert right == 0.9 and interval == pytest.approx([0.5958, 0.9821], abs=0.02)   # Wilson: 9, 10
+    assert accuracy(chosen, level)[1] == pytest.approx([0.7695, 0.9604], abs=4e-3)   # 36 of 40
+    assert accuracy(level, chosen * 0, prompts)[1] == pytest.approx([0.7225, 1], abs=1e-3)  # 10, 10
+
+
 def test_scores_do_not_depend_on_padding_and_start_as_the_language_model():
     torch.manual_seed(0)
     language_model = Transformer(sft.ModelConfig.from_hub({'vocab_size': 40, **TINY}, 'test'))

@@ -192,6 +192,7 @@ def test_the_script_evaluates_writes_samples_and_keeps(tmp_path):
                                         out=str(tmp_path / 'o.jsonl'), summary=str(tmp_path / 's.json')))
     written = [json.loads(line) for line in (tmp_path / 'o.jsonl').read_text().splitlines()]
     assert len(written) == 3 and all(len(row['samples']) == 2 for row in written)
+    assert all({'vote', 'answer', 'rewards'} <= s.keys() for row in written for s in row['samples'])
     assert json.loads((tmp_path / 's.json').read_text()) == numbers
     assert numbers[str(tmp_path / 'p.jsonl')]['problems'] == 3 and 'greedy' in numbers[str(tmp_path / 'p.jsonl')]
 
@@ -426,14 +427,77 @@ def test_budget_forcing_cuts_and_prolongs_the_thinking(tmp_path):
     assert len(wait) == 3 and c.tokens[:9] == wait * 3 and len(c.tokens) == 20
 
 
-def test_best_of_majority_and_the_bootstrap():
-    def s(answer, right, judge):
-        return {'answer': answer, 'rewards': {'accuracy': float(right), 'judge': judge, 'format': 1.0}}
-    scored = [[s('1', 1, 0.2), s('2', 0, 0.9)], [s('1', 1, 0.8), s('2', 0, 0.1)]]
-    assert sample.best_of(scored, {'judge': 1.0}) == [0.0, 1.0] and sample.best_of(scored, {'judge': -1.0}) == [1.0, 0.0]
-    values = [1.0] * 30 + [0.0] * 70
-    low, high = sample.bootstrap(values, 20000)
-    assert (low, high) == (pytest.approx(0.3 - 1.96 * math.sqrt(0.21 / 100), abs=0.012), pytest.approx(0.3 + 1.96 * math.sqrt(0.21 / 100), abs=0.012))
+def scored_sample(answer, accuracy, task='math', **parts):
+    return {'answer': answer, 'task': task, 'rewards': {'accuracy': float(accuracy), **parts},
+            'length': 10, 'finished': True, 'mixed': False}
+
+
+def test_best_of_n_is_the_sample_of_the_highest_reward():
+    first = [scored_sample('1', 1, judge=0.2), scored_sample('2', 0, judge=0.9)]
+    second = [scored_sample('1', 1, judge=0.8), scored_sample('2', 0, judge=0.1)]
+    assert sample.best_of([first, second], {'judge': 1.0}) == [0.0, 1.0]
+    assert sample.best_of([first, second], {'judge': -1.0}) == [1.0, 0.0]
+
+
+def test_equal_answers_are_one_vote_however_they_are_spelled():
+    answers = ['3', '1/2', '0.5', '3', '\\frac{1}{2}', None]
+    scored = [[scored_sample(a, a not in ('3', None)) for a in answers]]
+    sample.vote(scored, [{'task': 'math', 'answer': '1/2'}])
+    assert [s['vote'] for s in scored[0]] == ['3', '1/2', '1/2', '3', '1/2', None]
+    got = sample.statistics(scored)
+    assert got['maj2'] == got['maj4'] == 0.0 and sample.majority(scored[0]) == 1.0   # 2 : 2, 2 : 3
+    assert sample.majority([scored_sample(None, 0)] * 2) == 0.0
+
+
+def test_majorities_have_wilsons_interval_and_none_that_collapses():
+    scored = [[scored_sample('1', 1), scored_sample('1', 1)] for _ in range(30)]
+    got = sample.statistics(scored)
+    assert got['maj2'] == 1.0 and got['maj2_ci'] == pytest.approx([0.8865, 1], abs=1e-4)
+
+
+def test_a_graded_reward_is_right_at_one_and_has_its_mean_beside():
+    """One meaning for pass@1, maj@k and the best of n; what never reaches 1 is never right."""
+    scored = [[scored_sample('1', 0.5), scored_sample('1', 0.5)],
+              [scored_sample('1', 1.0), scored_sample('2', 0.2)]]
+    got = sample.statistics(scored)
+    assert got['pass1'] == 1 / 4 and got['pass2'] == 1 / 2
+    assert got['accuracy'] == pytest.approx(2.2 / 4)
+    assert got['maj2'] == 1 / 2 and sample.best_of(scored, {'accuracy': 1.0}) == [0.0, 1.0]
+    never = sample.statistics([[scored_sample('1', 0.07)] * 2] * 3)
+    assert (never['pass1'], never['maj2'], never['accuracy']) == (0, 0, pytest.approx(0.07))
+    assert never['length_right'] is None and never['truncated_right'] is None
+    assert never['length_wrong'] == 10
+
+
+def test_tasks_without_right_and_wrong_have_no_such_numbers():
+    judged = [[scored_sample('x', 0.6, 'preference'), scored_sample('x', 0.8, 'preference')]]
+    got = sample.statistics(judged)
+    assert got['judged'] == pytest.approx(0.7) and got['length'] == 10
+    assert not {'pass1', 'pass2', 'maj2', 'accuracy', 'length_right'} & got.keys()
+    assert sample.best_of(judged, {'accuracy': 1.0}) == []
+    both = sample.statistics(judged + [[scored_sample('1', 1), scored_sample('2', 0)]])
+    assert both['pass1'] == 1 / 2 and both['judged'] == pytest.approx(0.7) and both['problems'] == 2
+    programs = sample.statistics([[scored_sample(None, 1, 'code'), scored_sample(None, 0, 'code')]])
+    assert programs['pass2'] == 1.0 and 'maj2' not in programs    # are two programs the same?
+
+
+def test_a_reward_that_is_called_like_a_number_takes_nobodys_place():
+    got = sample.statistics([[scored_sample('1', 1, length=-0.5, format=0.3)]])
+    assert got['length'] == 10 and got['reward_length'] == -0.5 and got['format'] == 0.3
+
+
+def test_the_interval_of_values_that_share_a_group_is_that_of_the_groups():
+    values = [1.0] * 60 + [0.0] * 40
+    one_each = sample.mean_ci(values)
+    assert sample.mean_ci(values, range(100)) == one_each
+    tens = [i // 10 for i in range(100)]             # ten that agree in each of ten groups: n = 10
+    of_ten = sample.mean_ci([1.0] * 6 + [0.0] * 4)[1]
+    assert sample.mean_ci(values, tens)[1] == pytest.approx(of_ten)
+    spread = [i % 10 for i in range(100)]          # every group is like the whole: n = 100
+    low, high = sample.mean_ci(values, spread)[1]
+    assert (low, high) == (pytest.approx(0.502, abs=1e-3), pytest.approx(0.6906, abs=1e-3))
+    assert sample.mean_ci([1.0] * 100, tens)[1] == sample.mean_ci([1.0] * 10)[1]
+    assert sample.mean_ci(values, [0] * 100)[1] == pytest.approx(sample.mean_ci([0.6])[1])
 
 
 def test_kept_samples_lie_in_their_bands():
