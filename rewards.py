@@ -165,13 +165,41 @@ def same_words(one, other, row):
 
 # ---------------------------------------------------------------- countdown
 
-def _countdown_value(expression, numbers):
-    """Exact value (Fraction) of an expression over + - * / and parentheses that uses each of `numbers` exactly once.
+RATIONAL = re.compile(r'(-?[0-9]+(?:\.[0-9]+)?)(?:/([1-9][0-9]*))?')
 
-    expr := term (('+'|'-') term)*;  term := atom (('*'|'/') atom)*;  atom := integer | '(' expr ')'
-    There are no signs, powers, decimals or juxtaposition. Raises ValueError or ZeroDivisionError on anything else.
+
+def _exact(value):
+    """A number of a row, 10, 10.0 or '10', as a Fraction; ValueError for what is none."""
+    if type(value) is float and math.isfinite(value) or type(value) in (int, Fraction):
+        return Fraction(value)
+    if isinstance(value, str) and (m := RATIONAL.fullmatch(value.strip())):
+        return Fraction(m[1]) / int(m[2] or 1)
+    raise ValueError(f'{value!r} is no number')
+
+
+def _whole(value):
+    """A number of a row as an int from 0; ValueError for what is none."""
+    exact = _exact(value)
+    if exact.denominator != 1 or exact < 0:
+        raise ValueError(f'{value!r} is no whole number from 0')
+    return int(exact)
+
+
+CLOSING = {'(': ')', '[': ']', '{': '}'}
+
+
+def _countdown_value(expression, numbers):
+    """Exact value (Fraction) of an expression over + - * / and brackets that uses each of `numbers`
+    exactly once.
+
+    expr := term (('+'|'-') term)*;  term := atom (('*'|'/') atom)*
+    atom := integer | '(' expr ')' | '[' expr ']' | '{' expr '}' | '\\frac' part part
+    part := digit | '{' expr '}', as in TeX
+    There are no signs, powers, decimals or juxtaposition. Raises ValueError or ZeroDivisionError on
+    anything else.
     """
-    tokens = re.findall(r'[0-9]+|[^\s]', expression)[::-1]  # reversed: the next token is tokens[-1], taken by pop()
+    # reversed: the next token is tokens[-1], taken by pop()
+    tokens = re.findall(r'[0-9]+|\\frac|[^\s]', expression)[::-1]
     unused = Counter(str(n) for n in numbers)
 
     def take(kinds):
@@ -179,21 +207,24 @@ def _countdown_value(expression, numbers):
 
     def expr():
         value = term()
-        while op := take('+-'):
+        while op := take(('+', '-')):
             value = value + term() if op == '+' else value - term()
         return value
 
     def term():
         value = atom()
-        while op := take('*/'):
+        while op := take(('*', '/')):
             value = value * atom() if op == '*' else value / atom()
         return value
 
     def atom():
-        if take('('):
+        if take(('\\frac',)):
+            top = part()
+            return top / part()
+        if bracket := take(CLOSING):
             value = expr()
-            if not take(')'):
-                raise ValueError('unbalanced parenthesis')
+            if not take((CLOSING[bracket],)):
+                raise ValueError('unbalanced bracket')
             return value
         token = tokens.pop() if tokens else ''
         if unused[token] <= 0:
@@ -201,45 +232,66 @@ def _countdown_value(expression, numbers):
         unused[token] -= 1
         return Fraction(int(token))
 
+    def part():
+        token = tokens[-1] if tokens else ''
+        if not token.isdigit() and token != '{':
+            raise ValueError(f'{token!r} is no part of a fraction')
+        if len(token) > 1:
+            tokens[-1:] = token[1:], token[0]
+        return atom()
+
     value = expr()
     if tokens or any(unused.values()):
         raise ValueError('text or numbers left over')
     return value
 
 
-OPERATORS = {'×': '*', '÷': '/', '−': '-', '∗': '*', '·': '*', '\\times': '*', '\\cdot': '*', '\\div': '/'}
+SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
+    (r'\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])', ''),
+    (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'), (r'\\(?:times|cdot|ast|bullet)(?![A-Za-z])', '*'),
+    (r'\\div(?![A-Za-z])|[÷∕⁄／]', '/'), (r'[×∗·⋅∙•✕✖⨯＊]', '*'), (r'[−–—‒－]', '-'),
+    ('＋', '+'), ('＝', '='),
+    (r'\\(?:lparen|lbrack)(?![A-Za-z])|（', '('), (r'\\(?:rparen|rbrack)(?![A-Za-z])|）', ')'),
+    (r'\\q?quad(?![A-Za-z])|\\[,;:!> ]|~', ' '), (r'\\([{}])', r'\1'), (r'\\[()\[\]]|\$', ''),
+    (r'^ ?(?:\*\*|__|`)(.*?)(?:\*\*|__|`)( ?(?:=.*)?)$', r'\1\2'),
+    (r'(?<=[0-9)\]}]) ?[xX] ?(?=[0-9(\[{\\])', '*'))]
 
 
 def countdown_value(answer, numbers):
-    """Exact value (Fraction) of an answer that is an expression over numbers, each used once; else
-    None.
+    """Exact value (Fraction) of an answer, in ASCII, Unicode or LaTeX, that is an expression over
+    numbers, each used once; else None.
 
-    A trailing `= value` is allowed if right. The answer may be 20 characters a number long.
+    A trailing `= value` is allowed if right. The answer may be 20 characters a number long, three
+    times as many before LaTeX's own are taken away.
     """
-    if len(answer) > 20 * len(numbers) + 20:
+    longest = 20 * len(numbers) + 20
+    if len(answer) > 3 * longest:
         return None
-    for sign, op in OPERATORS.items():
-        answer = answer.replace(sign, op)
+    for pattern, new in SPELLINGS:
+        answer = pattern.sub(new, answer)
+    if len(answer) > longest:
+        return None
     expression, equals, stated = answer.partition('=')
     try:
         value = _countdown_value(expression, numbers)
+        return None if equals and _exact(stated) != value else value
     except (ValueError, ZeroDivisionError):
         return None
-    return None if equals and stated.strip() != str(value) else value
 
 
 def countdown_reward(response, row):
     """1.0 when the answer is an expression over row['numbers'] (see countdown_value) of value
-    row['target']."""
-    numbers, target = row['numbers'], row['target']
+    row['target']. ValueError where these are no numbers."""
+    numbers, target = [_whole(n) for n in row['numbers']], _exact(row['target'])
     answer = answer_of(response, row, 'countdown')
     return float(answer is not None and countdown_value(answer, numbers) == target)
 
 
 def same_value(one, other, row):
     """Whether two answers are expressions over row['numbers'] of one value."""
-    value = countdown_value(one, row['numbers'])
-    return value is not None and value == countdown_value(other, row['numbers'])
+    numbers = [_whole(n) for n in row['numbers']]
+    value = countdown_value(one, numbers)
+    return value is not None and value == countdown_value(other, numbers)
 
 
 # ---------------------------------------------------------------- language
@@ -716,7 +768,16 @@ def is_whole(value):
 
 
 def is_wholes(value):
-    return isinstance(value, list) and value != [] and all(is_whole(n) and n >= 0 for n in value)
+    """A list of whole numbers from 0, each perhaps as a decimal or text."""
+    return isinstance(value, list) and value != [] and all(map(is_exact, value)) and all(
+        _exact(n).denominator == 1 and _exact(n) >= 0 for n in value)
+
+
+def is_exact(value):
+    try:
+        return _exact(value) is not None
+    except ValueError:
+        return False
 
 
 def is_letter(value):
@@ -765,7 +826,7 @@ TESTS = 'a list of {"input": text, "output": text}'
 # task or reward -> {key of the row that it reads: (what that must be, its test)}; ?: or nothing
 NEEDS = {
     'countdown': {'numbers': ('a list of whole numbers', is_wholes),
-                  'target': ('a whole number', is_whole)},
+                  'target': ('a number', is_exact)},
     'match': {'answer': ('text or a number', is_answer)},
     'math': {'answer': ('text or a number', is_answer), 'form?': ("'number'", is_form)},
     'choice': {'answer': ('one letter A-E', is_letter), 'choices?': ('a list of texts', is_texts)},

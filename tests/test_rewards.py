@@ -210,6 +210,56 @@ def test_countdown_wrong(answer, numbers, target):
     assert countdown(answer, numbers, target) == 0
 
 
+@pytest.mark.parametrize("answer", [
+    r"\left(3+7\right)\times 8", "$(3+7)*8$", r"\((3+7) \times 8\)", "[3+7]*8", "(3+7)⋅8",
+    "**(3+7)*8**",
+    "**(3+7)*8** = 80", "`(3+7)*8`", r"\bigl(3+7\bigr)\cdot 8 = 80", r"\{3+7\}*8",
+    r"{(3+7)}\times{8}",
+    r"\[ (3+7)\times 8 = 80 \]", "(3 + 7) x 8", "（3＋7）×8", r"8 \cdot\left[3+7\right]",
+    "(3+7)∙8=80.0",
+    r"\displaystyle (3+7)\,\times\,8", r"\Bigg[\,3+7\,\Bigg] \ast 8", "[3+7]•8",
+    r"8\times\lbrack 3+7\rbrack"])
+def test_countdown_in_latex_and_unicode(answer):
+    assert countdown(answer, [3, 7, 8], 80) == 1
+    assert countdown(answer, [3, 7, 8], 81) == 0
+    assert countdown(answer, [3, 7, 9], 80) == 0
+
+
+@pytest.mark.parametrize("answer, numbers, target, score", [
+    (r"\frac{8}{2}+3", [8, 2, 3], 7, 1), (r"\frac82+3", [8, 2, 3], 7, 1), ("10–3", [10, 3], 7, 1),
+    (r"\dfrac{8}{2} + 3 = 7", [8, 2, 3], 7, 1), (r"\tfrac{\frac{8}{2}}{4}", [8, 2, 4], 1, 1),
+    (r"\frac{8+4}{2}", [8, 4, 2], 6, 1), (r"\frac 8 2", [8, 2], 4, 1), (r"\frac{1}{3} = 1/3",
+    [1, 3], Fraction(1, 3), 1),
+    (r"3\frac{8}{2}", [8, 2, 3], 12, 0), (r"\frac{8}{2}3", [8, 2, 3], 12, 0), ("(3+7]*8",
+    [3, 7, 8], 80, 0),
+    (r"\frac{8}", [8], 8, 0), (r"\frac(8)(2)", [8, 2], 4, 0), (r"\frac{8}{2", [8, 2], 4, 0),
+    (r"\frac123", [12, 3], 4, 0),
+    ("**2**3**", [2, 3], 8, 0), ("2**3", [2, 3], 8, 0), ("3x", [3], 3, 0), ("x", [3], 3, 0),
+    (r"\frac{8}{2-2}", [8, 2, 2], 0, 0),
+    (r"\text{any}", [3], 3, 0), (r"\left(", [3], 3, 0), ("$$", [3], 3, 0)])
+def test_countdown_fractions_and_what_is_none(answer, numbers, target, score):
+    assert countdown(answer, numbers, target) == score
+
+
+@pytest.mark.parametrize("numbers, target", [([3.0, 7.0], 10), ([3, 7], "10"), (["3", "7"], 10.0),
+    ([3, "7.0"], " 10 ")])
+def test_countdown_rows_whose_numbers_are_spelled_otherwise(numbers, target):
+    assert countdown("3+7", numbers, target) == 1
+    assert countdown("3*7", numbers, target) == 0
+    rewards.check_row({"task": "countdown",
+    "numbers": numbers, "target": target}, {"accuracy": 1.0})
+
+
+@pytest.mark.parametrize("numbers, target, said", [
+    ([2.5, 3], 5, "2.5 is no whole"), ([True], 1, "True is no number"), (["a"], 3, "'a' is no"),
+    ([-3, 7], 4, "-3 is no whole"),
+    ([3], None, "None is no"), ([3], "ten", "'ten' is no"), ([3], float("nan"), "nan is no"),
+    ([[3]], 3, "is no number")])
+def test_countdown_rows_without_numbers_are_errors(numbers, target, said):
+    with pytest.raises(ValueError, match=said):
+        countdown("3", numbers, target)
+
+
 def test_countdown_against_enumeration():
     """Every way to write three numbers with two operators, against values computed here without a parser."""
     apply = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b}
