@@ -249,8 +249,8 @@ def _countdown_value(expression, numbers):
 SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r'\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])', ''),
     (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'), (r'\\(?:times|cdot|ast|bullet)(?![A-Za-z])', '*'),
-    (r'\\div(?![A-Za-z])|[÷∕⁄／]', '/'), (r'[×∗·⋅∙•✕✖⨯＊]', '*'), (r'[−–—‒－]', '-'),
-    ('＋', '+'), ('＝', '='),
+    (r'\\div(?![A-Za-z])|[÷∕⁄／]', '/'), (r'[×∗·⋅∙•✕✖⨯＊]', '*'),
+    (r'[−–—‒－]', '-'), ('＋', '+'), ('＝', '='),
     (r'\\(?:lparen|lbrack)(?![A-Za-z])|（', '('), (r'\\(?:rparen|rbrack)(?![A-Za-z])|）', ')'),
     (r'\\q?quad(?![A-Za-z])|\\[,;:!> ]|~', ' '), (r'\\([{}])', r'\1'), (r'\\[()\[\]]|\$', ''),
     (r'^ ?(?:\*\*|__|`)(.*?)(?:\*\*|__|`)( ?(?:=.*)?)$', r'\1\2'),
@@ -358,33 +358,79 @@ def same_in_math(one, other, row):
 
 # ---------------------------------------------------------------- multiple choice
 
-CHOICE = re.compile(r'(?i:(?:the )?(?:(?:final|correct|best) )?(?:answer|option|choice|(?:正确)?答案|选项)(?: is|是|为)?[ :]*){0,2}'
-                    r'[(\[]*([A-Ea-e])(?![A-Za-z0-9])( [-–—](?= )|[)\].:,。]*)(.*)')
+HENCE = re.compile(r'^(?i:so|thus|hence|therefore|then|finally)\b[, ]*')
+LEAD = re.compile(  # The best answer is; 所以选
+    r'(?:(?:i(?: would)? (?:choose|pick|select|say)|it(?: is|\'s)'
+    r'|(?:(?:the|my|our|final|correct|best|right|most likely|most appropriate) )*'
+    r'(?:answer|option|choice|letter)(?: (?:is|was|would be|should be|must be))?)(?![a-z])'
+    r'|[所以因此故综上述本题我应该,]*(?:正确|最佳|最终)?的?'
+    r'(?:答案|选项|选择|选)(?:应该|应)?[是为选]?)[ :"]*', re.IGNORECASE)
+CHOICE = re.compile(r'[(\[{"\'“‘「]*([A-Ea-e])(?![A-Za-z0-9])'
+                    r'( [-–—](?= )|[)\]}.:,;。"\'”’」]*)(.*)')
+CORRECT = re.compile(r'(?i:is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?)'
+                     r'|项?(?:是?正确的?)?')
+REASON = re.compile(r'(?i:explanation|reason|rationale|justification|because|since)\b'
+                    r'|解析|解释|理由|因为')
+LONE = re.compile(r'(?<![A-Za-z0-9])[A-E](?![A-Za-z0-9])')
+ARTICLE = re.compile(  # A beta blocker; but A can, A should
+    r'(?<![A-Za-z0-9])A (?!(?:and|but|not|nor|are|was|has|can|may|for|because|should|would|could'
+    r'|also|with|seems?|might|must|instead|rather|then|than|too|does|only|looks|plus|versus)\b)'
+    r'(?=[a-z]{3})')
+QUOTES = ' $"\'“”‘’「」`_{}'
+
+
+def _words(text):
+    """A text as options are compared: one spelling of fonts, case, white space and what ends it."""
+    text = unicodedata.normalize('NFKC', re.sub(FONTS, r' \1 ', str(text))).replace('*', '')
+    return ' '.join(text.casefold().split()).strip(QUOTES + '.。!')
+
+
+def choice_of(answer, row):
+    """The letter A-E that an answer chooses, or None: 'B', '(b)', '**B.**', '\\text{B}', '选B',
+    'Answer: B', 'B - Aspirin', 'B (Aspirin)', 'B because ...', and an option's text alone.
+
+    What follows the letter may name no other letter, and not the text of another of row['choices'],
+    unless it is the text of its own.
+    """
+    text = unicodedata.normalize('NFKC', re.sub(FONTS, r' \1 ', answer)).replace('*', '')
+    text = re.sub(r'\\[,;:! ()\[\]]|~', ' ', text).split('####')[-1].strip(QUOTES)
+    text, alone = HENCE.sub('', text), {_words(answer)}
+    for _ in range(2):
+        alone.add(_words(text))
+        text = text[lead.end():].strip(QUOTES) if (lead := LEAD.match(text)) else text
+    alone.add(_words(text))
+    options = [_words(option) for option in row.get('choices') or ()]
+    named = [i for i, option in enumerate(options) if option in alone]
+    m = CHOICE.fullmatch(text)
+    letter, mark, rest = (m[1].upper(), m[2], m[3].strip(' .。!')) if m else (None, '', '')
+    if m and (not rest or CORRECT.fullmatch(rest)):
+        return letter
+    inner = rest[1:-1] if rest[:1] + rest[-1:] == '()' else rest
+    own = options[ord(letter) - ord('A'):][:1] if m else []
+    if m and own == [_words(inner)]:
+        return letter
+    if len(named) == 1:
+        return 'ABCDE'[named[0]]
+    if not m or _words(inner) in options:
+        return None
+    after = rest[len(own[0]):] if own and rest.casefold().startswith(own[0]) else rest
+    if set(LONE.findall(ARTICLE.sub('', after))) - {letter}:
+        return None
+    told = mark or inner != rest or REASON.match(rest)
+    return letter if told and m[1].isupper() else None
 
 
 def choice_reward(response, row):
-    """1.0 when the answer is row['answer'], a letter A-E: 'B', '(b)', '**B.**', '\\text{B}', '**Answer:** B', '答案：B', 'B - Aspirin'.
-
-    Text after the letter may not hold another letter A-E by itself, unless it is that option's in row['choices'].
-    """
+    """1.0 when the answer chooses row['answer'], a letter A-E, see choice_of."""
     gold, answer = str(row['answer']).strip(), answer_of(response, row, 'choice')
     if gold not in ('A', 'B', 'C', 'D', 'E'):
         raise ValueError(f"the row's answer is {gold!r} where one letter A-E should be")
-    m = answer and CHOICE.fullmatch(unicodedata.normalize('NFKC', re.sub(FONTS, r' \1 ', answer)).replace('*', '').strip(' $'))
-    if not m or m[1].upper() != gold:
-        return 0.0
-    choices, mark, text = list(row.get('choices', ()))[ord(gold) - ord('A'):], m[2], m[3].strip()
-    if not text or choices and text.casefold() == str(choices[0]).casefold():
-        return 1.0
-    return float(m[1].isupper() and mark != '' and not re.search(r'(?<![A-Za-z0-9])[A-E](?![A-Za-z0-9])', text))
+    return float(answer is not None and choice_of(answer, row) == gold)
 
 
 def same_choice(one, other, row):
     """Whether two answers choose the same letter."""
-    def scores(text):
-        rows = [{**row, 'answer': letter} for letter in 'ABCDE']
-        return [choice_reward(f'\\boxed{{{text}}}', row) for row in rows]
-    return any(scores(one)) and scores(one) == scores(other)
+    return choice_of(one, row) is not None and choice_of(one, row) == choice_of(other, row)
 
 
 # ---------------------------------------------------------------- code

@@ -1104,6 +1104,9 @@ def _spellings(text):
     return plains
 
 
+LETTERED = re.compile(r'\(?([A-J])(?:\)|[.:] )(?! ?\(?[A-J]\)?$) ?(.+)')  # (B) 12, B. 12
+
+
 def math_equal(gold, answer):
     """Do two answers, as text in LaTeX, Unicode or ASCII, say the same? TimeoutError when SECONDS
     do not suffice to tell.
@@ -1129,7 +1132,7 @@ def math_equal(gold, answer):
         if all(times) and times[0].groups() != times[1].groups():
             return False  # 3:30 and 1:10 are times rather than ratios
         for one, other in ((golds[0], answers[0]), (answers[0], golds[0])):
-            letter, choice = re.fullmatch(r'\(?([A-J])\)?', one), re.fullmatch(r'\(([A-J])\) ?(.+)', other)
+            letter, choice = re.fullmatch(r'\(?([A-J])\)?', one), LETTERED.fullmatch(other)
             if letter and choice and letter[1] == choice[1] and _read(choice[2], clock)[0] == 'scalar':  # (B) 12 for B
                 return True
         return any(_same(g, p, clock) for g in [_read(text, clock) for text in dict.fromkeys(golds)]

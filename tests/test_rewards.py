@@ -381,6 +381,73 @@ def test_choice_with_the_text_of_the_options():
             choice_reward("\\boxed{B}", {"answer": wrong})
 
 
+OPTIONS = {"choices": ["Ibuprofen", "Aspirin", "A beta blocker", "E. coli"]}
+
+
+@pytest.mark.parametrize("answer, letter", [
+    ("C. A beta blocker.", "C"), ("B\nExplanation: it inhibits COX.", "B"), ("B (Aspirin)", "B"),
+    ("So the answer is B", "B"), ('"B"', "B"), ("{B}", "B"), ("#### B", "B"), ("选B", "B"),
+    ("Aspirin", "B"),
+    ("The answer is Aspirin.", "B"), ("a beta blocker", "C"), ("E. coli", "D"), ("D. E. coli", "D"),
+    ("**E. coli**", "D"),
+    ("B. Aspirin\n\nExplanation: a COX inhibitor", "B"), ("B (Ibuprofen)", None),
+    ("B. Ibuprofen", None), ("A. Aspirin", None),
+    ("Aspirin, Ibuprofen", None), ("not Aspirin", None), ("Aspirin or A", None),
+    ("B. Aspirin or C", None), ("(B) Aspirin.", "B"),
+    ("Therefore, the correct answer is (B) Aspirin.", "B"), ("aspirin", "B"), ("\\text{Aspirin}",
+    "B"), ("Aspirin A", None)])
+def test_choice_reads_the_options_texts(answer, letter):
+    for gold in "ABCD":
+        row = {**OPTIONS, "answer": gold}
+        assert choice_reward(f"<answer>{answer}</answer>", row) == (gold == letter)
+
+
+@pytest.mark.parametrize("answer", [
+    "故选：B。", "答案选B", "所以答案是B", "选项B正确",
+    "因此，正确答案为B。", "B is correct", "Option B is the correct answer.",
+    "I would choose B",
+    "It is B.", "Thus B", "Hence, the best option is (B).", "B because it inhibits COX",
+    '{"answer": "B"}', "\\(B\\)", "`B`", "B;", "“B”", "\\mathbf{B}",
+    "\\textbf{(B)}\\ 12", "B) 12", "My final answer: **B**", "'B'", "[B]",
+    "B. A drug for the heart", "Reasoning #### B"])
+def test_choice_without_options(answer):
+    for gold in "ABC":
+        assert choice_reward(f"<answer>{answer}</answer>", {"answer": gold}) == (gold == "B")
+
+
+@pytest.mark.parametrize("answer, letter", [("yes", "A"), ("No.", "B"), ("**Maybe**", "C"),
+    ("The answer is maybe", "C"), ("B. no", "B"), ("B (no)", "B"),
+                                            ("yes or no", None), ("yes no", None), ("B. yes", None),
+                                            ("not yes", None), ("no maybe", None)])
+def test_choice_of_yes_no_maybe(answer, letter):
+    for gold in "ABC":
+        row = {"answer": gold, "choices": ["yes", "no", "maybe"]}
+        assert choice_reward(f"\\boxed{{{answer}}}", row) == (gold == letter)
+
+
+def test_choice_of_letters_whose_texts_are_letters():
+    row = {"choices": ["O", "A", "B", "AB"]}
+    read = [rewards.choice_of(answer, row) for answer in ("A", "AB", "C. B", "A. B", "C (B)",
+    "B or A")]
+    assert read == ["A", "D", "C", None, "C", None]
+
+
+def test_choice_in_two_spellings_is_one_choice():
+    row = {**OPTIONS, "answer": "B", "task": "choice"}
+    assert choice_reward("\\boxed{B} <answer>B. Aspirin</answer>", row) == 1
+    assert choice_reward("\\boxed{Aspirin} \\boxed{(b)}", row) == 1
+    assert choice_reward("\\boxed{B} <answer>A. Ibuprofen</answer>", row) == 0
+    assert choice_reward("\\boxed{Ibuprofen} \\boxed{Aspirin}", row) == 0
+
+
+@pytest.mark.parametrize("answer, right", [
+    ("B) 4", 1), ("B. 4", 1), ("B: 4", 1), ("\\text{B) }4", 1), ("(B)\\ \\frac{1}{2}", 1),
+    ("\\textbf{(B)}\\ 12", 1), ("B", 1), ("C) 4", 0),
+    ("B) C", 0), ("B: C", 0), ("(B) (C)", 0), ("B) 4 or C", 0), ("B:4", 0), ("4", 0)])
+def test_a_lettered_answer_in_mathematics(answer, right):
+    assert rewards.math_reward(f"\\boxed{{{answer}}}", {"answer": "B"}) == right
+
+
 # ---------------------------------------------------------------- length and repetition
 
 @pytest.mark.parametrize("length, right, score", [
