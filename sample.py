@@ -317,6 +317,8 @@ def forced(sampler, tokenizer, prompts, n, max_new_tokens, temperature, seed=0, 
     keys = range(len(prompts)) if keys is None else keys
     budget = think_budget or max_new_tokens
     end, go_on = tokenizer.encode_assistant(think_end), tokenizer.encode_assistant(wait)
+    if not end:
+        raise ValueError('think_end is empty: it needs the text that ends the thinking')
     if think_at_least and not go_on:
         raise ValueError(f'think_at_least={think_at_least} needs a text to go on with: wait={wait!r}')
     drafts = [[[] for _ in range(n)] for _ in prompts]                   # [(token, log-prob)] of each sample
@@ -484,7 +486,8 @@ def chat(cfg, model, tokenizer):
             continue
         except KeyboardInterrupt:    # ends the answer, not the chat
             pass
-        print(plain)
+        said.append(stream.flush())
+        print(said[-1] + plain)
         messages.append({'role': 'assistant', 'content': row['prefill'] + ''.join(said)})
 
 

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ import torch
 import configurator
 import decode
 import sample
+from data import tokenizer as data_tokenizer
 from data.countdown.prepare import toy_tokenizer
+from data.tokenizer import TOY_TEMPLATE, Tokenizer
 from decode import Completion, Sampler, pick, uniform
+from graders import sandbox
 from kernels import fp8, packed
 from model import ModelConfig, Transformer
 from plots import budget
@@ -636,3 +640,140 @@ def test_the_best_of_k_is_drawn_from_groups_of_k():
     assert best['accuracy'] == (1 / 2 + 1 / 2) / 2 and best['tokens'] == 10
     assert budget.point('zero', 'best', scored, 4, 4, by({'judge': 1.0}))['accuracy'] == 1.0
     assert budget.point('zero', 'best', scored, 2, 2, by({'accuracy': 1.0}))['accuracy'] == (1 + 1 / 2) / 2     # pass@2 of these pairs
+
+
+# ---- prompts and stops
+
+
+def said_in_chat(monkeypatch, model, tokenizer, lines, **settings):
+    """Chats; -> the text of each prompt, and of what was sampled after it"""
+    turns, plain, lines = [], Sampler.generate, iter([*lines, ''])
+    def generate(self, prompts, *args, **how):
+        tokens = []
+        hear = how.pop('on_token')
+        def on_token(prompt, number, token):
+            tokens.append(token)
+            hear(prompt, number, token)
+        out = plain(self, prompts, *args, on_token=on_token, **how)
+        kept = [t for t in tokens if t not in tokenizer.stop_ids]
+        turns.append((tokenizer.decode(prompts[0]), tokenizer.decode(kept)))
+        return out
+    monkeypatch.setattr(Sampler, 'generate', generate)
+    monkeypatch.setattr('builtins.input', lambda _: next(lines))
+    sample.chat(sample.Config(max_new_tokens=4, **settings), model, tokenizer)
+    return turns
+
+
+@pytest.mark.parametrize('own', ['', '<think>'])
+def test_chat_remembers_what_its_answers_were_made_to_start_with(tmp_path, monkeypatch, own):
+    model, tokenizer, _ = tiny_checkpoint(tmp_path)
+    begins = "{% if add_generation_prompt %}{{ '<|assistant|>"
+    tokenizer.chat_template = TOY_TEMPLATE.replace(begins, begins + own)
+    (first, answer), (second, _) = said_in_chat(monkeypatch, model, tokenizer, [' 1 2', ' 3'],
+                                                prefill=' yes', instruction=' big')
+    assert first == f'<|user|> 1 2\n big<|assistant|>{own} yes'
+    assert second == f'{first}{answer}<|end|><|user|> 3\n big<|assistant|>{own} yes'
+
+
+class Says:
+    """A sampler whose completions are all these tokens."""
+    stop_strings = []
+
+    def __init__(self, tokens, finished):
+        self.tokens, self.finished = tokens, finished
+
+    def generate(self, contexts, n, limits, *args, **how):
+        drawn = [self.tokens[:limit] for limit in limits]
+        return [[Completion(tokens, [0.0] * len(tokens), self.finished)] for tokens in drawn]
+
+
+def test_forced_tokens_are_those_of_training():
+    """Tags that are added tokens, as in Qwen3 and R1: in a row to train on each is one token."""
+    special = ['<|user|>', '<|assistant|>', '<|end|>', '<think>', '</think>']
+    tokenizer = Tokenizer.from_words(['Wait', '\n\n'], special, pattern='qwen2')
+    text = '<think>so\nWait, no</think>\n\nyes'
+    trained, _ = tokenizer.apply_chat_template([{'role': 'user', 'content': 'q'},
+                                                {'role': 'assistant', 'content': text}])
+    close = tokenizer.special_tokens['</think>']
+    for sampler, how, at, pieces in (
+            (Says(list(b'so so'), False), {'think_end': '</think>\n\n'}, 3, ['</think>', '\n\n']),
+            (Says([close], True), {'think_at_least': 3}, 0, ['Wait', 'Wait', '</think>'])):
+        ((c,),) = sample.forced(sampler, tokenizer, [[1]], 1, 9, 1.0, think_budget=3, **how)
+        wrote = c.tokens[at:at + len(pieces)]
+        assert [tokenizer.decode([t]) for t in wrote] == pieces
+        assert set(wrote) < set(trained)
+    with pytest.raises(ValueError, match='think_end'):
+        sample.forced(sampler, tokenizer, [[1]], 1, 9, 1.0, think_budget=3, think_end='')
+
+
+def test_an_answer_ends_with_its_stop_text_and_not_with_the_token_that_completes_it():
+    assert sample.until_stop('a</x>\n', ['</x>']) == 'a</x>'
+    assert sample.until_stop('a', ['</x>']) == 'a'
+    assert sample.until_stop('a;b.', ['.', ';b', 'c']) == 'a;b'
+    tokenizer = Tokenizer.from_words(['>\n'], ['<|end|>'])
+    row = {'prompt': 'q', 'task': 'match', 'answer': '4', 'prefill': ' <think>'}
+    completion = Completion(tokenizer.encode('x</think> <answer>4</answer>\n'), [], True)
+    weights = {'accuracy': 1.0, 'format': 1.0}
+    for stop, total in (([], 1.0), (['</answer>'], 2.0)):
+        assert sample.score(tokenizer, [row], [[completion]], weights, stop)[0][0]['total'] == total
+
+
+class AnotherDay(datetime):
+    @classmethod
+    def now(cls):
+        return cls(2031, 2, 3)
+
+
+def test_an_evaluation_stopped_goes_on_with_the_date_of_its_start(tmp_path, monkeypatch):
+    *_, settings = tiny_checkpoint(tmp_path)
+    (tmp_path / 'today.jinja').write_text("{{ strftime_now('%d %B') }}" + TOY_TEMPLATE)
+    settings |= dict(chat_template=str(tmp_path / 'today.jinja'), greedy=False,
+                     out=str(tmp_path / 'o.jsonl'))
+    prompts, plain = [], Sampler.generate
+    def generate(self, some, *args, **how):
+        prompts.append(some)
+        if len(prompts) == 1:
+            raise KeyboardInterrupt
+        return plain(self, some, *args, **how)
+    monkeypatch.setattr(Sampler, 'generate', generate)
+    with pytest.raises(KeyboardInterrupt):
+        sample.main(sample.Config(**settings))
+    monkeypatch.setattr(data_tokenizer, 'datetime', AnotherDay)
+    sample.main(sample.Config(**settings))
+    assert prompts[0] == prompts[1]
+    sample.main(sample.Config(**settings))                      # begun on that day
+    assert bytes(prompts[2][0][:4]) == b'03 F' and prompts[2] != prompts[1]
+
+
+def no_sandbox():
+    try:
+        sandbox.require()
+    except sandbox.SandboxError as error:
+        return str(error)
+
+
+ASKS = {  # words of an instruction: a problem, and an answer in the form that it asks for
+    'put your final answer': (
+        {'prompt': 'What is 6 times 7?', 'task': 'math', 'answer': '42'}, 'It is \\boxed{42}.'),
+    'the letter': (
+        {'prompt': 'Which?\nA. this\nB. that', 'task': 'choice', 'answer': 'B'}, 'So \\boxed{B}.'),
+    'python': (
+        {'prompt': 'Double x.', 'task': 'code', 'entry_point': 'f', 'setup': '',
+         'asserts': ['assert f(2) == 4']}, 'So:\n```python\ndef f(x):\n    return 2 * x\n```')}
+EVALUATIONS = [path for path in sorted((Path(__file__).parents[1] / 'config').glob('eval_*.py'))
+               if path.stem not in ('eval_countdown', 'eval_deepseek')]  # the toy's, and a protocol
+
+
+@pytest.mark.parametrize('path', EVALUATIONS, ids=lambda path: path.stem)
+def test_an_evaluation_preset_asks_for_what_its_reward_wants(path):
+    cfg = configurator.parse(sample.Config, [str(path)])
+    (row, answer), = [asked for words, asked in ASKS.items() if words in cfg.instruction]
+    if row['task'] == 'code' and no_sandbox():
+        pytest.skip(no_sandbox())
+    tokenizer = toy_tokenizer()
+    rows = [sample.instructed(row, cfg.instruction)]
+    (ids,), rows = sample.encode_prompts(tokenizer, rows, cfg.prefill)
+    print(tokenizer.decode(ids))
+    completion = Completion(tokenizer.encode(answer), [], True)
+    ((score,),) = sample.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
+    assert score['total'] == sum(cfg.rewards.values())
