@@ -37,7 +37,7 @@ from kernels.packed import packed
 @dataclass
 class Completion:
     tokens: list      # ids, the stop token included when there is one
-    logprobs: list    # log-probability of each under softmax(logits / temperature) over the whole vocabulary
+    logprobs: list    # log-probability of each under softmax(logits / temperature) over all tokens
     finished: bool    # True: ended with a stop token or stop string; False: cut at the length limit
     routes: torch.Tensor | None = None  # [prompt + completion - 1, MoE layers, K] int16: the experts of every input token, if asked for
 
@@ -528,6 +528,9 @@ class Run:
     # ---- steps
 
     def draw(self, logits, noise, made):
+        """logits [rows, V], those of ids without a token become -inf -> tokens, log-probs"""
+        if self.model.absent is not None:
+            logits.index_fill_(1, self.model.absent, float('-inf'))
         u = shift(mix(noise, made), 11).double() / 2**53 if self.how['temperature'] else None
         return pick(logits, u, **self.how)
 

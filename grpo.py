@@ -132,6 +132,8 @@ class Config:
     eval_every: int = 5                    # steps between evaluations, the start included; 0: none
     eval_rows: int = 128                   # problems of an evaluation
     save_every: int = 10                   # steps between checkpoints; 0: only when stopped
+    save_dtype: Literal['float32', 'bfloat16', 'float16'] | None = None  # of the finished model
+                                           # (no checkpoint); None: as init_from is stored
     keep: int = 2                          # checkpoints kept
     resume: bool = True                    # go on from the newest checkpoint in out_dir
     wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)

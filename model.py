@@ -492,6 +492,8 @@ class Transformer(nn.Module):
         cfg.check()
         self.cfg = cfg
         self.activation_checkpointing = False
+        self.absent = None  # ids without a token, see use_tokens
+        self.stored_dtype = torch.float32   # of the files that it was read from
         layers = [Layer(cfg, i) for i in range(cfg.num_hidden_layers)]
         layers += [MTPLayer(cfg, cfg.num_hidden_layers + i) for i in range(cfg.num_nextn_predict_layers)]
         self.model = nn.ModuleDict({
@@ -513,6 +515,14 @@ class Transformer(nn.Module):
                 p.normal_(0.0, self.cfg.initializer_range)
             elif name.endswith('.bias'):
                 p.zero_()
+
+    def use_tokens(self, tokenizer):
+        """Ids that are no token of the tokenizer (rows that round an embedding up, gaps) are left
+        out of `logprobs` and its entropies, and are not sampled. What `forward` and files have of
+        them stays. -> the model"""
+        ids = tokenizer.ids_without_token(self.cfg.vocab_size)
+        self.absent = torch.tensor(ids, device=self.head_weight.device) if ids else None
+        return self
 
     @property
     def head_weight(self):
@@ -590,7 +600,8 @@ class Transformer(nn.Module):
             h = self.hidden(torch.cat([ids.flatten(), input_ids.flatten()]).unsqueeze(0), rope, mask, routes, replay)
             h = h.squeeze(0).split((ids.numel(), B * T))[1].unflatten(0, (B, T))
         chosen = labels != -100
-        logp, H = linear_logprob(h[chosen], self.head_weight, labels[chosen], temperature, entropy)
+        logp, H = linear_logprob(h[chosen], self.head_weight, labels[chosen], temperature, entropy,
+                                 absent=self.absent)
         mtp_logp = None
         if mtp:
             labels2 = F.pad(labels[:, 1:], (0, 1), value=-100)
@@ -598,7 +609,8 @@ class Transformer(nn.Module):
                 labels2 = labels2.masked_fill(F.pad(doc_ids[:, 1:], (0, 1), value=-9) != doc_ids, -100)
             chosen2 = labels2 != -100
             h2 = self.mtp_hidden(h, F.pad(input_ids[:, 1:], (0, 1)), rope, mask, routes)
-            mtp_logp, _ = linear_logprob(h2[chosen2], self.head_weight, labels2[chosen2])
+            mtp_logp, _ = linear_logprob(h2[chosen2], self.head_weight, labels2[chosen2],
+                                         absent=self.absent)
         return logp, H, mtp_logp
 
     def prefill(self, input_ids, last, routes=None):
@@ -689,6 +701,9 @@ class Transformer(nn.Module):
             shard(model)
         model.to_empty(device=device)
         hub.load_tensors(model.hub_tensors(), files)
+        halves = {'F16': torch.float16, 'BF16': torch.bfloat16}
+        stored = files['model.embed_tokens.weight'][2]      # BF16 in an FP8 checkpoint
+        model.stored_dtype = halves.get(stored, torch.float32)
         return model
 
     def save_pretrained(self, folder, dtype=None, max_shard_bytes=5 * 2**30, state_dict=None):

@@ -17,6 +17,7 @@ Left out: margins and ties in the data, other losses of pairs (DPO trains a poli
 
 import itertools
 import json
+import math
 import random
 import sys
 import time
@@ -53,6 +54,7 @@ class RewardModel(Transformer):
     @classmethod
     def from_language_model(cls, model):
         made = cls(model.cfg).to(model.head_weight.device)
+        made.stored_dtype = model.stored_dtype
         wanted = made.state_dict()
         made.load_state_dict({name: t for name, t in model.state_dict().items() if name in wanted}, strict=False)
         return made
@@ -81,8 +83,9 @@ def conversation(tokenizer, messages, judged):
     return tokenizer.apply_chat_template([*before, last])[0]
 
 
-def read_pairs(path, tokenizer, judged, row_len):
-    """-> [(ids of chosen, ids of rejected)]. ValueError names a row that is no pair."""
+def read_pairs(path, tokenizer, judged, row_len, context=math.inf):
+    """-> [(ids of chosen, ids of rejected)]. ValueError names a row that is no pair, or longer than
+    row_len or the model's context."""
     pairs = []
     for number, row in enumerate(read_rows(path, require=('chosen', 'rejected')), 1):
         where = f'{path}, row {number}'
@@ -92,8 +95,12 @@ def read_pairs(path, tokenizer, judged, row_len):
         if row['chosen'][:-1] != row['rejected'][:-1]:
             raise ValueError(f'{where}: chosen and rejected must answer the same conversation')
         pairs.append(tuple(conversation(tokenizer, row[side], judged) for side in ('chosen', 'rejected')))
-        if max(map(len, pairs[-1])) > row_len:
-            raise ValueError(f'{where}: {max(map(len, pairs[-1]))} tokens do not fit row_len={row_len}')
+        longest = max(map(len, pairs[-1]))
+        if longest > row_len:
+            raise ValueError(f'{where}: {longest} tokens do not fit row_len={row_len}')
+        if longest > context:
+            raise ValueError(f'{where}: {longest} tokens are more than the {context} of the model '
+                             '(max_position_embeddings): leave the row out, or lengthen it')
     return pairs
 
 
@@ -136,7 +143,8 @@ def train(cfg):
     language_model, tokenizer = load_model(cfg, device, whole=True)
     model = RewardModel.from_language_model(language_model)
     del language_model
-    pairs, held_out = ([pair for path in paths for pair in read_pairs(path, tokenizer, cfg.judged, cfg.row_len)]
+    limits = cfg.judged, cfg.row_len, model.cfg.max_position_embeddings
+    pairs, held_out = ([pair for path in paths for pair in read_pairs(path, tokenizer, *limits)]
                        for paths in (cfg.data, cfg.eval_data))
     rows = [row for path in cfg.eval_data for row in read_rows(path, require=('chosen',))]
     prompts = [json.dumps(row['chosen'][:-1]) for row in rows]

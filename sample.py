@@ -525,6 +525,7 @@ def main(cfg):
     model = Transformer.from_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device).eval()
     tokenizer = Tokenizer.from_pretrained(cfg.checkpoint, cfg.chat_template, cfg.template_args)
     tokenizer.check_model(model.cfg.vocab_size, f'tokenizer and model in {cfg.checkpoint}')
+    model.use_tokens(tokenizer)
     if cfg.chat:
         return chat(cfg, model, tokenizer)
     out = cfg.out and Path(cfg.out)

@@ -26,6 +26,7 @@ import resource
 import signal
 import sys
 import time
+import uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -99,6 +100,9 @@ class Config:
     eval_max_new_tokens: int = 192         # longest completion of an evaluation
     log_every: int = 10                    # steps between lines of metrics.jsonl
     save_every: int = 200                  # steps between checkpoints; 0: only when stopped
+    save_dtype: Literal['float32', 'bfloat16', 'float16'] | None = None  # of the finished model
+                                           # (no checkpoint); None: as init_from is stored,
+                                           # float32 if new
     keep: int = 2                          # checkpoints kept
     resume: bool = True                    # go on from the newest checkpoint in out_dir
     wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)
@@ -368,8 +372,19 @@ class Log:
                 import wandb
             except ImportError:
                 raise SystemExit("wandb is missing: pip install -e '.[wandb]', or leave the key `wandb` empty") from None
-            self.wandb = wandb.init(project=cfg.wandb, name=self.folder.name, id=self.folder.name, resume='allow', config=asdict(cfg))
+            self.wandb = wandb.init(project=cfg.wandb, name=str(self.folder), resume='allow',
+                                    id=self.wandb_id(step), config=asdict(cfg))
         self.bar = tqdm(total=steps, initial=step, desc=self.folder.name, dynamic_ncols=True, mininterval=1.0)
+
+    def wandb_id(self, step):
+        """The run's id, made at its start and kept beside its checkpoints: a run that begins again,
+        or goes on in a copy of its folder, is another."""
+        path, here = self.folder / 'wandb.json', str(self.folder.resolve())
+        known = json.loads(path.read_text()) if step and path.exists() else {}
+        if known.get('folder') != here:
+            known = {'id': uuid.uuid4().hex[:12], 'folder': here}
+            path.write_text(json.dumps(known))
+        return known['id']
 
     def write(self, numbers, shown=()):
         if self.quiet:
@@ -433,11 +448,13 @@ def peak_tflops(cfg, device):
 
 
 def finish(cfg, model, tokenizer, rank):
-    """The finished model and its tokenizer in out_dir, the hub's layout; config.json appears last."""
+    """The finished model and its tokenizer in out_dir, the hub's layout, in save_dtype; config.json
+    appears last."""
     weights = checkpoint.full_state_dict(model) if dist.is_initialized() else None
     if rank == 0:
         tokenizer.save_pretrained(cfg.out_dir)
-        model.save_pretrained(cfg.out_dir, state_dict=weights)
+        dtype = getattr(torch, cfg.save_dtype) if cfg.save_dtype else model.stored_dtype
+        model.save_pretrained(cfg.out_dir, dtype, state_dict=weights)
     if dist.is_initialized():
         dist.barrier()
 
@@ -455,11 +472,13 @@ def load_model(cfg, device, whole=False):
     else:
         ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
         model = Transformer(ModelConfig.new({'vocab_size': tokenizer.vocab_size, **ids, **cfg.model})).to(device)
+    model.use_tokens(tokenizer)
     return fp8.convert(model) if cfg.fp8 else model, tokenizer
 
 
-def tokenise(cfg, tokenizer):
-    """-> [(ids, loss mask)] of the rows of cfg.data, less those in which no turn carries loss"""
+def tokenise(cfg, tokenizer, context=math.inf):
+    """-> [(ids, loss mask)] of the rows of cfg.data, less those in which no turn carries loss.
+    context: the model's"""
     docs, turns, silent, rows = [], 0, Counter(), 0
     for path in cfg.data:
         for number, row in enumerate(read_rows(path, require=('messages',)), 1):
@@ -469,6 +488,11 @@ def tokenise(cfg, tokenizer):
                 raise ValueError(f'{path}, row {number}: {error}') from error
             if len(ids) > cfg.row_len:
                 raise ValueError(f'{path}, row {number}: {len(ids)} tokens do not fit row_len={cfg.row_len}')
+            if len(ids) > context:
+                raise ValueError(
+                    f'{path}, row {number}: {len(ids)} tokens are more than the {context} of the '
+                    'model (max_position_embeddings): leave the row out, or lengthen the context: '
+                    "model={'max_position_embeddings': ...}, and the rope_theta or rope_scaling")
             if cfg.loss_on == 'all':
                 mask = [1] * len(ids)
             elif not reasons:
@@ -520,7 +544,7 @@ def main(cfg):
     if (Path(cfg.out_dir) / 'config.json').exists():
         return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
     model, tokenizer = load_model(cfg, device)
-    docs = tokenise(cfg, tokenizer)
+    docs = tokenise(cfg, tokenizer, model.cfg.max_position_embeddings)
     batches = PackedBatches(docs, cfg.batch_rows, cfg.row_len, cfg.seed, rank, world)
     problems = [row for path in cfg.eval_data if cfg.eval_every for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
     active, params = model.num_params(active=True), model.num_params()

@@ -243,6 +243,10 @@ class Tokenizer:
         if spare < 0 or spare > max(1024, vocab_size // 10):
             raise ValueError(f"{where} do not belong together: the tokenizer has {self.vocab_size} tokens, the model an embedding of {vocab_size}")
 
+    def ids_without_token(self, vocab_size: int) -> list[int]:
+        """The ids of an embedding of `vocab_size` rows that stand for no token, and no end."""
+        return sorted(set(range(vocab_size)) - self._bytes.keys() - set(self.stop_ids))
+
     # ---- Text to ids and back ----
 
     def encode(self, text: str) -> list[int]:

@@ -24,20 +24,23 @@ import torch
 from kernels import cdiv, cpu, fused, jit, tl
 
 
-def linear_logprob(h_NC, weight_VC, labels_N, temperature=1.0, entropy=False, chunk=None):
+def linear_logprob(h_NC, weight_VC, labels_N, temperature=1.0, entropy=False, chunk=None,
+                   absent=None):
     """h [N, C] and weight [V, C] float, labels [N] int64 in 0..V-1 -> logp [N], entropy [N] or None, float32 (float64 for float64).
+    absent: ids [n] int64 that are out of the distribution, of probability 0, or None.
     chunk: tokens at a time; by default as many as make 2^24 logits on a CPU, 2^29 on a GPU (a chunk that is not the last costs its logits twice)."""
     check(h_NC, weight_VC, labels_N)
-    return LinearLogprob.apply(h_NC, weight_VC, labels_N, float(temperature), entropy, chunk)
+    temperature = float(temperature)
+    return LinearLogprob.apply(h_NC, weight_VC, labels_N, temperature, entropy, chunk, absent)
 
 
-def linear_loss(h_NC, weight_VC, labels_N, loss_of, temperature=1.0, chunk=None):
+def linear_loss(h_NC, weight_VC, labels_N, loss_of, temperature=1.0, chunk=None, absent=None):
     """As linear_logprob, for a loss that is a sum over tokens: loss_of(logp [n], entropy [n], rows) -> scalar is called on each chunk,
     rows being its slice of 0..N. -> loss (differentiable), logp [N], entropy [N] (not differentiable)."""
     check(h_NC, weight_VC, labels_N)
     if not chunk and h_NC.device.type == 'cpu':      # few enough for the cache, where that leaves dW, written once a chunk, its 1,024 rows
         chunk = max(2**22 // len(weight_VC), min(1024, 2**24 // len(weight_VC)), 1)
-    return LinearLoss.apply(h_NC, weight_VC, labels_N, loss_of, float(temperature), chunk)
+    return LinearLoss.apply(h_NC, weight_VC, labels_N, loss_of, float(temperature), chunk, absent)
 
 
 def check(h, weight, labels):
@@ -159,6 +162,13 @@ def mm(a, b):
         return cpu.product(a, b.t()) if a.dtype.itemsize > 2 else torch.mm(a, b, out_dtype=torch.float32)
 
 
+def logits(a, w, absent):
+    """-> a wᵀ [n, V], in it the columns of absent ids so low that their share is 0, and yet
+    finite: 0 times infinity is no number"""
+    z = mm(a, w.T)
+    return z if absent is None else z.index_fill_(1, absent, -1e20)
+
+
 def slices(h, weight, chunk):
     chunk = chunk or max(1, (2**29 if h.is_cuda else 2**24) // len(weight))
     return [slice(i, min(i + chunk, len(h))) for i in range(0, len(h), chunk)]
@@ -166,17 +176,19 @@ def slices(h, weight, chunk):
 
 class LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, weight, labels, temperature, entropy, chunk):
+    def forward(ctx, h, weight, labels, temperature, entropy, chunk, absent):
         a, w = operands(h, weight)
         dtype = torch.promote_types(a.dtype, torch.float32)
         logp, lse, H = (torch.empty(len(h), dtype=dtype, device=h.device) for _ in range(3))
         kept = None
         for s in slices(h, weight, chunk):
             del kept                                            # before the next chunk's logits
-            logp[s], lse[s], H_s, kept = rows_forward(mm(a[s], w.T), labels[s], temperature, entropy)
+            z = logits(a[s], w, absent)
+            logp[s], lse[s], H_s, kept = rows_forward(z, labels[s], temperature, entropy)
+            del z
             if entropy:
                 H[s] = H_s
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.absent = temperature, chunk, absent
         ctx.save_for_backward(h, weight, labels, lse, H, kept)
         ctx.set_materialize_grads(False)   # an entropy that is only logged costs the backward pass nothing
         return logp, (H if entropy else None)
@@ -191,15 +203,16 @@ class LinearLogprob(torch.autograd.Function):
         dh = torch.empty_like(h) if need_h else None
         dw = torch.zeros(weight.shape, dtype=lse.dtype, device=h.device) if need_w else None
         for s in slices(h, weight, ctx.chunk):
-            kept = last if s.stop == len(h) else rows_forward(mm(a[s], w.T), labels[s], ctx.temperature, False)[-1]
+            kept = last if s.stop == len(h) else \
+                rows_forward(logits(a[s], w, ctx.absent), labels[s], ctx.temperature, False)[-1]
             dz = rows_backward(kept, labels[s], ctx.temperature, lse[s], H[s], g_logp[s], None if g_H is None else g_H[s], a.dtype)
             accumulate(*dz, a[s], w, dh[s] if need_h else None, dw)
-        return dh, dw.to(weight.dtype) if need_w else None, None, None, None, None
+        return dh, dw.to(weight.dtype) if need_w else None, None, None, None, None, None
 
 
 class LinearLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, weight, labels, loss_of, temperature, chunk):
+    def forward(ctx, h, weight, labels, loss_of, temperature, chunk, absent):
         a, w = operands(h, weight)
         dtype = torch.promote_types(a.dtype, torch.float32)
         loss = torch.zeros((), dtype=dtype, device=h.device)
@@ -207,7 +220,9 @@ class LinearLoss(torch.autograd.Function):
         dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
         dw = torch.zeros(weight.shape, dtype=dtype, device=h.device) if ctx.needs_input_grad[1] else None
         for s in slices(h, weight, chunk):
-            logp[s], lse, H[s], kept = rows_forward(mm(a[s], w.T), labels[s], temperature, True)
+            z = logits(a[s], w, absent)
+            logp[s], lse, H[s], kept = rows_forward(z, labels[s], temperature, True)
+            del z
             with torch.enable_grad():
                 leaves = logp[s].clone().requires_grad_(), H[s].clone().requires_grad_()
                 part = loss_of(*leaves, s)
@@ -228,7 +243,8 @@ class LinearLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, g, *_):
         dh, dw = ctx.saved_tensors
-        return None if dh is None else dh * g.to(dh.dtype), None if dw is None else (dw * g).to(ctx.dtype), None, None, None, None
+        dh, dw = (None if d is None else d * g.to(d.dtype) for d in (dh, dw))
+        return dh, None if dw is None else dw.to(ctx.dtype), None, None, None, None, None
 
 
 def accumulate(dz, scale, a, w, dh, dw):

@@ -115,6 +115,7 @@ def main(cfg):
     rewards.prepare({'accuracy': 1.0, **cfg.best_of}, {row['task'] for row in rows}, preference=cfg.preference, device=device)
     for stage in cfg.stages:
         model, tokenizer = Transformer.from_pretrained(run / stage, device=device).eval(), Tokenizer.from_pretrained(run / stage)
+        model.use_tokens(tokenizer)
         for p in points(cfg, stage, model, tokenizer, rows):
             found.append(p)
             print(f'{stage:10s} {p["way"]:8s} {p["size"]:4d}  tokens {p["tokens"]:7.1f}  accuracy {p["accuracy"]:.3f} '

@@ -432,7 +432,7 @@ def test_a_wrong_checkpoint_is_one_line_on_the_terminal(tmp_path):
 
 
 def read_by_two_ranks(rank, folder, shapes):
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2)
     read, elements, places = hub.read, [], []
 
@@ -457,6 +457,10 @@ def read_by_two_ranks(rank, folder, shapes):
         assert sum(elements) == kept, (sum(elements), kept)   # nothing was read that this rank does not keep
         ids = torch.arange(20)[None]
         torch.testing.assert_close(model(ids), whole(ids))
+        register_fsdp_forward_method(model, 'logprobs')
+        for m in (model, whole):
+            m.absent = torch.arange(80, m.cfg.vocab_size)
+        torch.testing.assert_close(model.logprobs(ids, ids)[0], whole.logprobs(ids, ids)[0])
         places.append(kept)
     torch.save(places, folder / f'kept{rank}')
     dist.destroy_process_group()

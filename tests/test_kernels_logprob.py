@@ -50,6 +50,35 @@ def test_the_torch_path_against_float64(temperature, with_entropy):
     compare(torch.bfloat16, temperature, with_entropy, SIZES, (5e-6, 8e-3))     # gradients are rounded to bf16, log-probs are not
 
 
+def compare_absent(tolerance, V=130, temperatures=(1.0, 0.7), chunks=(5, None)):
+    """Ids out of the distribution, with far the largest logits: as if the vocabulary had no such
+    rows, which get no gradient."""
+    h, w, labels, g_logp, g_H = draw(12, 6, V, torch.float32, seed=2)
+    absent = torch.tensor([0, 7, *range(V - 9, V)])
+    there = torch.tensor([i for i in range(V) if i not in absent.tolist()])
+    with torch.no_grad():
+        w[absent] = 60 * h.detach()[:len(absent)]
+    labels = there[labels % len(there)]
+    place = torch.searchsorted(there, labels)
+    for temperature in temperatures:
+        expected = truth(h, w.detach()[there], place, g_logp, g_H, temperature)
+        for chunk in chunks:
+            logp, H = linear_logprob(h, w, labels, temperature, True, chunk, absent)
+            dh, dw = torch.autograd.grad((logp * g_logp + H * g_H).sum(), (h, w))
+            assert not dw[absent].any()
+            loss, *_ = linear_loss(
+                h, w, labels, lambda logp, H, s: (logp * g_logp[s] + H * g_H[s]).sum(),
+                temperature, chunk, absent)
+            again = torch.autograd.grad(loss, (h, w))
+            for a, b in zip((logp, H, dh, dw[there], again[0], again[1][there]),
+            [*expected, *expected[2:]]):
+                assert (a.double() - b).abs().max() <= tolerance * (1 + b.abs().max())
+
+
+def test_absent_ids_count_nowhere():
+    compare_absent(1e-5)
+
+
 def test_no_tensor_is_larger_than_a_chunk_of_logits():
     class Largest(TorchDispatchMode):
         numel = 0
@@ -154,6 +183,11 @@ def check_far_logits(triton_path):
     logp, H = linear_logprob(h, w, torch.tensor([4999]), entropy=True)
     expected = (h.double() @ w.double().T).log_softmax(-1)
     assert abs(logp.item() - expected[0, 4999].item()) < 1e-3 and abs(H.item() + (expected.exp() * expected).sum().item()) < 1e-3
+
+
+def check_absent_ids(triton_path):
+    compare_absent(1e-5, temperatures=(0.7,), chunks=(5,))
+    compare_absent(1e-5, 4200, temperatures=(0.7,), chunks=(None,))
 
 
 def check_the_loss_form(triton_path):

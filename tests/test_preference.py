@@ -19,7 +19,7 @@ from preference import Judge, PairsConfig, RewardModel, accuracy, conversation, 
 from preference import main as write_pairs
 
 TINY = dict(model_type='qwen2', num_hidden_layers=2, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64,
-            max_position_embeddings=128)
+            max_position_embeddings=136)
 
 
 def pair(rng):

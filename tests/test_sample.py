@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,44 @@ def test_a_sample_does_not_depend_on_slots_or_company(kind):
     assert [c.tokens for c in alone[0]] == [c.tokens for c in reference[2]]
     other = Sampler(model, [3]).generate(PROMPTS, 3, 10, 1.0, seed=6)
     assert [c.tokens for c in other[0]] != [c.tokens for c in reference[0]]
+
+
+@pytest.mark.parametrize('kind', MODELS)
+def test_ids_without_a_token_are_never_sampled_and_count_in_no_log_prob(kind):
+    """Whatever their logits, here the largest by far; as if the vocabulary had no such rows, in
+    every way of sampling."""
+    torch.manual_seed(1)
+    shape = dict(MODELS[kind], num_nextn_predict_layers=int(kind == 'mla'))
+    model = Transformer(ModelConfig(vocab_size=40, max_position_embeddings=64,
+                                    initializer_range=0.2, **shape))
+    absent, drafted = [0, 17, 36, 37, 38, 39], 0
+    there = [i for i in range(40) if i not in absent]
+    with torch.no_grad():
+        model.head_weight[absent] = 30 * torch.randn(len(absent), 32)
+    model.use_tokens(SimpleNamespace(ids_without_token=lambda vocab_size: absent))
+    filters = {'top_k': 9, 'top_p': 0.95, 'min_p': 0.02}
+    ways = [(1, 0.0, {}), (8, 0.8, {}), (1, 1.0, filters)]
+    for n, temperature, filters in ways:
+        sampler = Sampler(model, [3], slots=40)        # 32 rows: on packed weights; 4: with drafts
+        completions = sampler.generate(PROMPTS, n, 20, temperature, seed=1, **filters)
+        for prompt, samples in zip(PROMPTS, completions):
+            assert not {t for c in samples for t in c.tokens} & set(absent)
+            for c in samples[:2]:
+                ids, tau = torch.tensor([prompt + c.tokens]), temperature or 1.0
+                labels = torch.full_like(ids, -100)
+                labels[0, len(prompt) - 1:-1] = torch.tensor(c.tokens)
+                with torch.no_grad():
+                    logp, entropy, _ = model.logprobs(ids, labels, temperature=tau, entropy=True)
+                    z = model(ids)[0, len(prompt) - 1:-1, there] / tau
+                truth = torch.distributions.Categorical(logits=z)
+                expected = truth.log_prob(torch.tensor([there.index(t) for t in c.tokens]))
+                for got in (logp, torch.tensor(c.logprobs)):
+                    assert torch.allclose(got, expected, atol=1e-5)
+                assert torch.allclose(entropy, truth.entropy(), atol=1e-5)
+                if temperature == 0:
+                    assert z.argmax(-1).tolist() == [there.index(t) for t in c.tokens]
+        drafted += sampler.drafted
+    assert bool(drafted) == (kind == 'mla')
 
 
 def test_logprobs_are_the_training_forwards():

@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 
 import checkpoint
 import sample
@@ -289,9 +292,89 @@ def test_wandb_gets_the_numbers_where_it_is_installed(toy, tmp_path, monkeypatch
     sft.main(config(toy, tmp_path / 'a', steps=2, wandb='tests'))
     assert said[0]['project'] == 'tests' and said[0]['resume'] == 'allow' and said[-1] == 'finished'
     assert [(step, numbers['loss']) for step, numbers in said[1:-1]] == [(line['step'], line['loss']) for line in metrics(tmp_path / 'a')]
+    # an id of its own, whatever the folder's last name; the same where a run goes on, another
+    # in a copy and where it begins again
+    for folder in ('b/a', 'c'):
+        sft.main(config(toy, tmp_path / folder, steps=2, wandb='tests'))
+    shutil.copytree(tmp_path / 'a', tmp_path / 'copy')
+    for folder in ('a', 'copy'):
+        (tmp_path / folder / 'config.json').unlink()
+        sft.main(config(toy, tmp_path / folder, steps=3, wandb='tests'))
+    shutil.rmtree(tmp_path / 'c')
+    sft.main(config(toy, tmp_path / 'c', steps=2, wandb='tests'))
+    ids = [given['id'] for given in said if isinstance(given, dict)]
+    assert ids[0] == ids[3] and len(set(ids)) == len(ids) - 1 == 5
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(SystemExit, match=r'\[wandb\]'):
-        sft.main(config(toy, tmp_path / 'b', steps=2, wandb='tests'))
+        sft.main(config(toy, tmp_path / 'd', steps=2, wandb='tests'))
+
+
+def test_a_model_is_saved_as_its_start_is_stored_and_a_new_one_in_float32(toy, tmp_path):
+    def saved(folder):
+        tensors = load_file(tmp_path / folder / 'model.safetensors')
+        biases = {str(t.dtype) for name, t in tensors.items() if name.endswith('correction_bias')}
+        assert biases == {'torch.float32'}
+        dtype = tensors['model.embed_tokens.weight'].dtype
+        written = json.loads((tmp_path / folder / 'config.json').read_text())
+        assert written['torch_dtype'] == str(dtype)[6:]
+        return dtype
+    sft.main(config(toy, tmp_path / 'new', steps=1, dtype='bfloat16'))
+    sft.main(config(toy, tmp_path / 'half', steps=1, save_dtype='bfloat16'))
+    assert saved('new') == torch.float32 and saved('half') == torch.bfloat16
+    onward = dict(steps=2, save_every=1, model={}, dtype='bfloat16',
+                  init_from=str(tmp_path / 'half'))
+    sft.main(config(toy, tmp_path / 'on', **onward))
+    sft.main(config(toy, tmp_path / 'asked', **{**onward, 'steps': 1}, save_dtype='float16'))
+    assert saved('on') == torch.bfloat16 and saved('asked') == torch.float16
+    weights = load_file(tmp_path / 'on' / 'step_00000002' / 'weights.safetensors')
+    assert {t.dtype for t in weights.values()} == {torch.float32}
+    written = load_file(tmp_path / 'on' / 'model.safetensors')['model.embed_tokens.weight']
+    assert torch.equal(written, weights['model.embed_tokens.weight'].bfloat16())
+
+
+def test_a_row_beyond_the_context_of_the_model_is_named(toy, tmp_path):
+    tokenizer = sft.Tokenizer.from_pretrained(toy / 'tokenizer')
+    lengths = [len(tokenizer.apply_chat_template(json.loads(line)['messages'])[0])
+               for line in (toy / 'corpus.jsonl').read_text().splitlines()]
+    row = next(i for i, n in enumerate(lengths, 1) if n > 40)
+    short = {**TINY, 'max_position_embeddings': 40}
+    said = rf'corpus.jsonl, row {row}: {lengths[row - 1]} tokens are more than the 40 .*model={{'
+    with pytest.raises(ValueError, match=said):
+        sft.main(config(toy, tmp_path / 'a', model=short))
+    assert not (tmp_path / 'a').exists()
+    enough = {**TINY, 'max_position_embeddings': max(lengths)}      # though row_len is more
+    sft.main(config(toy, tmp_path / 'b', model=enough, steps=1))
+
+
+def test_ids_without_a_token_are_left_out_of_training_and_sampling(toy, tmp_path):
+    """A vocabulary rounded up, whose spare rows would be the likeliest of all."""
+    folder = tmp_path / 'padded'
+    tokenizer = sft.Tokenizer.from_pretrained(toy / 'tokenizer')
+    n = tokenizer.vocab_size
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**{**TINY, 'vocab_size': n + 20, 'initializer_range': 0.2}))
+    with torch.no_grad():
+        model.lm_head.weight[n:] = 100 * torch.randn(20, 32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    cfg = config(toy, tmp_path / 'out', init_from=str(folder), model={}, tokenizer=None, steps=2)
+    read, _ = sft.load_model(cfg, torch.device('cpu'))
+    assert read.absent.tolist() == list(range(n, n + 20))
+    ids = torch.tensor([tokenizer.encode('3 7 8 make 29, or so')])
+    labels = F.pad(ids[:, 1:], (0, 1), value=-100)
+    logp, entropy, mtp = read.logprobs(ids, labels, mtp=True, entropy=True)
+    with torch.no_grad():
+        z = read(ids)[0, :-1]
+        p = torch.distributions.Categorical(logits=z[:, :n])
+    assert z.argmax(-1).min() >= n      # exported logits are as they were
+    assert torch.allclose(logp, p.log_prob(ids[0, 1:]), atol=1e-5)
+    assert torch.allclose(entropy, p.entropy(), atol=1e-5)
+    assert mtp.min() > -40
+    sft.main(cfg)
+    assert metrics(tmp_path / 'out')[0]['loss'] < 20      # hundreds, were they counted
+    before, after = (load_file(f / 'model.safetensors')['lm_head.weight']
+                     for f in (folder, tmp_path / 'out'))
+    assert torch.equal(before[n:], after[n:]) and not torch.equal(before[:n], after[:n])
 
 
 def test_utilisation_is_flops_over_time_over_the_devices_peak(toy, tmp_path):

@@ -117,6 +117,21 @@ def test_from_words_is_read_back_and_equals_the_tokenizers_library(tmp_path, pat
         assert tok.decode(ids) == text == reference.decode(ids, skip_special_tokens=False), ascii(text)
 
 
+def test_ids_that_stand_for_no_token_are_known(tmp_path):
+    tok = Tokenizer.from_words(["ab", "cd"],
+    ["<|end|>"])     # 256 bytes, two words, one control token
+    assert tok.ids_without_token(259) == [] and tok.ids_without_token(262) == [259, 260, 261]
+    tok.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    spec["added_tokens"].append({**spec["added_tokens"][0], "id": 300, "content": "<|far|>"})
+    path.write_text(json.dumps(spec))
+    config = tmp_path / "generation_config.json"
+    config.write_text(json.dumps({"eos_token_id": [258, 299]}))     # an end, though without a text
+    tok = Tokenizer.from_pretrained(tmp_path)
+    assert tok.ids_without_token(303) == [*range(259, 299), 301, 302]
+
+
 def test_from_words_refuses_bad_words():
     for words, message in ((["ab", "ab"], "twice"), ([""], "empty")):
         with pytest.raises(ValueError, match=message):
