@@ -30,7 +30,8 @@ COMMANDS = {  # LaTeX command -> a character, or nothing for style; the others s
     **dict.fromkeys('times cdot ast'.split(), '*'), **dict.fromkeys('le leq leqslant'.split(), '≤'),
     **dict.fromkeys('ge geq geqslant'.split(), '≥'), **dict.fromkeys('ne neq'.split(), '≠'), 'lt': '<', 'gt': '>',
     **dict.fromkeys('approx simeq'.split(), '≈'), **dict.fromkeys('lvert rvert vert mid'.split(), '|'), 'in': '∈',
-    **dict.fromkeys('emptyset varnothing'.split(), '⦃⦄'), 'cup': '∪', 'div': '/', 'pm': '±', 'mp': '∓', 'infty': '∞',
+    **dict.fromkeys('emptyset varnothing'.split(), '⦃⦄'), 'cup': '∪', 'cap': '∩',
+    'forall': '', 'div': '/', 'pm': '±', 'mp': '∓', 'infty': '∞',
     **dict.fromkeys('circ degree'.split(), '°'), 'pi': 'π', 'sqrt': '√', 'lfloor': '⌊', 'rfloor': '⌋', 'lceil': '⌈',
     **dict.fromkeys('setminus smallsetminus backslash'.split(), '∖'),
     **dict.fromkeys('ldots dots cdots dotsc dotsb'.split(), '⋯'), 'equiv': '≡', 'permil': '‰',
@@ -78,24 +79,35 @@ BEFORE_NFKC = [(re.compile(pattern), new) for pattern, new in (
     (r'[ℝℤℕℚℂ]', lambda m: f"\\mathbb{{{unicodedata.normalize('NFKC', m[0])}}}"),
 )]
 SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
-    (r'\\left ?\\\{ ?\\begin ?\{array\}(?:\{[lcr| ]*\})?(.*?)\\end\{array\} ?\\right ?\.|'
-     r'\\begin\{(?:align(?:ed|\*)?|gathered)\}(.*?)\\end\{(?:align(?:ed|\*)?|gathered)\}',
-     _system),
+    (r'\\left ?\\\{ ?\\begin ?\{array\}(?:\{[lcr| ]*\})?(.*?)\\end ?\{array\} ?\\right ?\.|'
+     r'(?:\\left ?\\\{ ?)?\\begin ?\{(?:align(?:ed|\*)?|gathered|split)\}(.*?)'
+     r'\\end ?\{(?:align(?:ed|\*)?|gathered|split)\}(?: ?\\right ?\.)?', _system),
     (r'\\begin ?\{d?cases\}', '⟬'), (r'\\end ?\{d?cases\}', '⟭'),
     (r'\\begin ?\{v(?:small)?matrix\}', '⟪'), (r'\\end ?\{v(?:small)?matrix\}', '⟫'),
-    (r'\\begin ?' + MATRIX + r'(?:\{[lcr| ]*\})?', '⟦'), (r'\\end' + MATRIX, '⟧'),
+    (r'\\begin ?' + MATRIX + r'(?:\{[lcr| ]*\}|\[[lcr]\])?', '⟦'), (r'\\end ?' + MATRIX, '⟧'),
     (r'\\\\(?:\[\w*\])?', '⏎'), (r',\\!\s*|\{,\}', ','), (r'\\!', ''), (r'\\[,;:> ]|~', ' '),
     (r'\\[()\[\]]|\$', ''), (r'\\%', '%'),
     (r'\\\{', '⦃'), (r'\\\}', '⦄'), (r'\\\|', '|'),
     (r'\\mathbb\s*(?:R|\{R\})|\\(?:R|reals)(?![A-Za-z])', '(-∞,∞)'),
     (r'\\mathbb\s*([A-Z])', r'\\mathbb{\1}'),
     (r'\\mu ?\\(?:mathrm|text)\{ ?(?=[A-Za-z])', r'\\mathrm{ μ'),
-    *[(FONTS, r' \1 ')] * 2,
+    *[(FONTS, r' \1 ')] * 2, (r'\s+', ' '),
     (REALS, '(-∞,∞)'),
+    (REALS[:-3] + r' (?:except|but|other than)(?: for)? (.+)$', r'(-∞,∞)∖⦃\1⦄'),
+    *[(rf'(?i)^ ?(?:the )?(?:set of )?(?:all )?{sign} (?:real numbers|reals)'
+       rf'|\(-∞,∞\) ?[_^] ?\{{? ?{short} ?\}}?', interval) for sign, short, interval in (
+           ('positive', r'(?:\+|> ?0)', '(0,∞)'), ('negative', '(?:-|< ?0)', '(-∞,0)'),
+           ('non-?negative', r'(?:≥|\\geq?) ?0', '[0,∞)'))],
+    (r'(?i)^ ?no (?:real )?(?:solutions?|roots?) ?$', '⦃⦄'), (r'^ ?DNE ?$', 'does not exist'),
+    (r'(?i)^ ?(?:minus|negative) (?=\d)', '-'),
+    (r' ?_ ?', '_'), (r'_\{ ?\( ?(\d+) ?\) ?\}', r'_{\1}'),
+    (r'(?<=\d) ?\(? ?base (\d+|[a-z]{3,7}) ?\)? ?$', r'_{\1}'),
     (r'(?i)^ ?(?:the )?(?:set of )?(?:all )?(?:the )?integers ?$', r'\\mathbb{Z}'),
     (r'(?i)^ ?(?:the )?empty set ?$', '⦃⦄'),
     (r'(\d) and (?:a|one) half(?![a-z])', r'(\1+1/2)'),
     (r'\\([A-Za-z]+)\s*', lambda m: COMMANDS.get(m[1], m[0])), (r'\^\s*(?:°|\{\s*°\s*\})', '°'), (r'\{\s*\}', ''),
+    (r'\| ?⟦([^⟦⟧]*)⟧ ?\||\\det ?\( ?⟦([^⟦⟧]*)⟧ ?\)|\\det ?⟦([^⟦⟧]*)⟧',
+     lambda m: f'⟪{m[1] or m[2] or m[3]}⟫'),
     (r'° ?C(?![A-Za-z])', ' celsius'), (r'° ?F(?![A-Za-z])', ' fahrenheit'),
     (CURRENCY + r' ?(\d[\d.,]*) ?([kKMB])(?![A-Za-z])',
      lambda m: f'{m[1]}{m[2]} ' + {'K': 'thousand', 'M': 'million', 'B': 'billion'}[m[3].upper()]),
@@ -107,7 +119,8 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r'\{([^{}]*)\\choose([^{}]*)\}', r'\\binom{\1}{\2}'),
     (r'\\dot ?\{? ?\d ?\}?(?:\d* ?\\dot ?\{? ?\d ?\}?)?', _dotted),
     (r'\d\u0307(?:\d*\d\u0307)?|(?:\d\u0305)+', _dotted),
-    (r'\\(?:bar|overline) ?(\d)', r'\\overline{\1}'), (r'\\bar ?(?=\{ ?\d)', r'\\overline'),
+    (r'\\(?:bar|overline) ?(\d)', r'\\overline{\1}'), 
+    (r'\\(?:bar|widehat|overparen|wideparen) ?(?=\{ ?\d)', r'\\overline'),
     (r'(?<![\d)])(\d*\.\d*) ?\((\d+)\)(?![\d^!])', r'\1\\overline{\2}'),  # 0.(27)
     (r'\\overline ?\{ ?([A-Z]{2}) ?\}', r'\1'),  # a segment
     (r'(?<=\d) +([kM]?) ?\\Omega(?![A-Za-z])', r' \1Ω'), (r'(?<=[\d)]) factorial(?![a-z])', '!'),
@@ -117,8 +130,8 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r'\( ?\\?[pb]?mod(?:ulo)?(?![A-Za-z]) ?(?:\{([^{}]*)\}|(\w+)) ?\)|'
      r'\\?(?<![A-Za-z])[pb]?mod(?:ulo)?(?![A-Za-z]) ?(?:\{([^{}]*)\}|(\w+))',
      lambda m: f' (mod {next(filter(None, m.groups()), "")})'),
-    (r'(?<!\d)(\d+\.\d*?)(\d)\2{2,} ?(?:⋯|\.\.\.)', r'\1\\overline{\2}'),
-    (r'(\d\.\d+) ?(?:⋯|\.\.\.)$', r'\1'), (r'\.{3,}|。{3,}', '⋯'),
+    (r'(?<!\d)(\d+\.\d*?)(\d{1,6}?)\2{2,} ?(?:⋯|\.\.\.)', r'\1\\overline{\2}'),
+    (r'\.{3,}|。{3,}', '⋯'),
     (r'^\*\*(.+)\*\*$', r'\1'),  # bold type
     (r'^([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])$', lambda m: '[('[m[1] == ']'] + m[2] + '])'[m[3] == '[']),  # ]0, 1[ is (0, 1)
     (r'\*\*', '^'), (r'<=', '≤'), (r'>=', '≥'), (r'!=', '≠'), (r'\+/?-', '±'),
@@ -128,8 +141,9 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r'(?i)^ *(?:(?:the )?(?:final )?answer(?: is)?|so|thus|therefore|hence)\b[:, ]*', ''),
     (r'^ ?≈', ''), (r'^ ?0(?=\d ?: ?[0-5]\d(?!\d))', ''),  # 05:00
     (r'(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)', lambda m: m[0].replace(' ', '')),  # 1 000
-    (r'(?<!\d)(\d+)\.(\d*) ?\\overline ?\{ ?(\d+) ?\}',
-     lambda m: f"(({m[1]}{m[2]}{m[3]}-{m[1]}{m[2]})/{'9' * len(m[3])}{'0' * len(m[2])})"),
+    (r'(?<!\d)(\d*)\.(\d*) ?\\overline ?\{ ?(\d+) ?\}',
+     lambda m: f"(({m[1]}{m[2]}{m[3]}-{m[1]}{m[2] or '0' * (not m[1])})"
+               f"/{'9' * len(m[3])}{'0' * len(m[2])})"),
     (r'(?<![\w.})^])(\d+) (\d+) ?/ ?(\d+)(?![\w.])', _mixed),
     (r'(?<![\w.})^])(\d+) ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))', _mixed),
 )]
@@ -744,6 +758,12 @@ def _structure(text, clock, depth):
     pieces = _split(text, '∪')
     if len(pieces) > 1:
         return 'union', [_read(t, clock, depth) for t in pieces[::2]]
+    pieces = _split(text, '∩')
+    if len(pieces) > 1:
+        sets = [_read(t, clock, depth) for t in pieces[::2]]
+        parts = [part for item in sets for part in (item[1] if item[0] == 'union' else [item])]
+        if {(part[0], len(part[-1])) for part in parts} == {('tuple', 2)}:
+            return _all_of([('rel', [], [], item, None) for item in sets], clock)
     pieces = _split(text, '∖')
     if len(pieces) == 3 and pieces[0] == '(-∞,∞)':
         points = _read(pieces[2], clock, depth)
@@ -776,7 +796,7 @@ def _structure(text, clock, depth):
         first, *others = (_Parser(t, clock).parse() for t in pieces[::2])
         inverse = _sympy().Pow(first, -1, evaluate=False)
         return 'tuple', '::', [_scalar(_sympy().Mul(x, inverse, evaluate=False)) for x in others]
-    head, words = text, None
+    text, head, words = _in_digits(text), text, None
     if not re.search(r'(?<![A-Za-z])(?:sin|cos|tan|cot|sec|csc|c?tg) ?[^A-Za-z]*°', text):
         head, words = split_words(text, clock.upright, FUNCTIONS)
     tree = _Parser(head, clock).parse()
@@ -786,6 +806,17 @@ def _structure(text, clock, depth):
     if words and words.power > 1:
         tree = _sympy().Pow(tree, words.power, evaluate=False)
     return _scalar(tree, words, head if re.fullmatch(r'-?\d*\.?\d+', head) else '', text)
+
+
+def _in_digits(text):
+    """'twenty dollars' -> '20 dollars'; 'five apples' stays: only before units."""
+    words = text.split(' ')
+    for n in range(min(8, len(words) - 1), 0, -1) if text[:1].isalpha() else ():
+        if (number := number_of(' '.join(words[:n]))) is not None:
+            spelled = f'({number}) ' + ' '.join(words[n:])
+            said = split_words(spelled, functions=FUNCTIONS)[1]
+            return spelled if said and said.units and not said.nouns else text
+    return text
 
 
 def _scalar(tree, words=None, numeral='', text=''):
@@ -860,7 +891,8 @@ def _relation(sides, ops, clock, depth):
             else:
                 exact = _read(sides[0], clock, depth) if k == 0 else \
                     _relation(sides[:k + 1], ops[:k], clock, depth)
-                return 'approx', exact, [_read(s, clock, depth) for s in sides[k + 1:]]
+                rounded = [side.rstrip('⋯') for side in sides[k + 1:]]
+                return 'approx', exact, [_read(side, clock, depth) for side in rounded]
         if _name(sides[-1]) and not _name(sides[0]):
             sides = sides[::-1]
         name = _name(sides[0])

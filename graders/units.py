@@ -222,6 +222,7 @@ def _tables():
 
 
 MEASURES, SPELLINGS = _tables()
+MONEY = {SPELLINGS[word] for word in 'dollar euro sterling rupee yen yuan cent yenyuan'.split()}
 
 
 # ---------------------------------------------------------------- words that change the number
@@ -318,7 +319,7 @@ def number_of(text):
     words = text.casefold().replace('-', ' ').split()
     sign = -1 if words[:1] in (['minus'], ['negative']) else 1
     words = words[sign < 0:]
-    if not words or len(words) > 20:
+    if not words or len(words) > 20 or not text[:1].isalpha():
         return None
     if 'and' in words and (fraction := _fraction(words[len(words) - words[::-1].index('and'):])):
         whole = _integer(words[:len(words) - 1 - words[::-1].index('and')])
@@ -472,7 +473,8 @@ def _words(pieces, glued, upright, functions):
             else:
                 units[last] += (POWERS[lower] - 1) * (1 if units[last] > 0 else -1)
         elif known and not (stem in SCALES and stem not in SPELLINGS):
-            units[known] += sign * (square or 1)
+            if known not in MONEY or not units[known]:  # $5 dollars
+                units[known] += sign * (square or 1)
             last, square, sign = known, 0, 1
             sure = sure or lower in ('°', '%')
         elif (factor := _scale(stem)) is not None:

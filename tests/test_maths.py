@@ -788,6 +788,200 @@ CAB | BAC
 7 | 7 \times
 5 inclusive | 5 exclusive
 25^\circ C | 25^\circ F
+0.33 | 0.33...
+0.7 | 0.7\ldots
+-four | 4
+5 hundred | 5 thousand
+5 million | 5 billion
+5 kilograms | 5 pounds
+5 liters | 5 gallons
+5 g | 5 mg
+5 mi | 5 km
+5 \text{ m} | 5 \text{ cm}
+5 \,\mathrm{m} | 5\,\mathrm{km}
+5 rad | 5^\circ
+5 F | 5 C
+5\text{ F} | 5\text{ C}
+12 noon | 12 midnight
+5 hrs | 5 mins
+5 yards | 5 meters
+5 lbs | 5 oz
+5 kWh | 5 kW
+5 A | 5 V
+5\text{ A} | 5\text{ V}
+5 MB/s | 5 Mb/s
+5 Mbps | 5 kbps
+2 pairs | 2 dozens
+5 students | 5 teachers
+5 triangles | 5 squares
+5 ways | 5 days
+5 hundredths | 5 hundreds
+5 hours ago | 5 hours later
+3 floors above | 3 floors below
+\$5 gain | \$5 loss
+\$5 owed | \$5 owned
+5 points ahead | 5 points behind
+50 m deep | 50 m high
+5 to the left | 5 to the right
+5 left | 5 right
+5 feet tall | 5 feet wide
+5 more | 5 fewer
+5 more | 5 less
+5 faster | 5 slower
+increase of 5 | decrease of 5
+5 older | 5 younger
+100 AD | 100 BC
+5 degrees warmer | 5 degrees colder
+5 km upstream | 5 km downstream
+90^\circ \text{ CW} | 90^\circ \text{ CCW}
+5 | 5 dozen eggs
+5 | 5 hundred dollars
+7 | 7 tenths of a mile
+7 | 7 quarters
+2 | 2 thirds
+4 | 4 fifths
+3 | 3 eighths
+9 | 9 ten-thousandths
+8 | 8 ninths
+100 | 100 basis points
+5 | 5 scores
+3 | 3 million
+5 thousand | 5 million
+\$5 | \$5 million
+\$5 | \$5k
+\$5 | \$5M
+5 | 5K
+5 | 5万元
+5亿 | 5万
+5千克 | 5克
+5平方米 | 5立方米
+5米 | 5平方米
+5小时 | 5分钟
+5岁 | 5年
+5本 | 5个
+5 rubles | 5 euros
+5 рублей | 5 евро
+5 | 5 тысяч
+5 | 5 миллионов
+5 | 5 लाख
+5 | 5 करोड़
+5 | 5만
+5 원 | 5 엔
+5 | 5 squared units
+5 | 5^2 \text{ units}
+5 squared | 5 cubed
+5 square meters | 5 cubic meters
+3 m | 3 mm
+1 lb | 1 kg
+16 oz | 2 lb
+60 s | 1 h
+100 cm | 10 m
+2 weeks | 15 days
+1 mile | 1 km
+1 acre | 1 hectare
+1 quart | 1 gallon
+4 quarts | 2 gallons
+1 yard | 2 feet
+1 MiB | 1 kiB
+SSA | ASS
+VIII | IIIV
+LIV | LVI
+MMXX | XXMM
+HHT | THH
+TTH | HTT
+GBB | BBG
+ABBA | BAAB
+NNE | NEN
+BAC | CAB
+ABC | CBA
+PQR | RQP
+XIV | XVI
+CXL | CLX
+MIX | MXI
+\text{HHT} | \text{HTH}
+\mathrm{HHT} | \mathrm{HTH}
+\textbf{RGB} | \textbf{GRB}
+\text{II} | \text{I}^2
+\text{AAS} | \text{ASA}
+\text{red} | \text{der}
+\text{Amy} | \text{May}
+\text{amy} | \text{may}
+\text{VI} | \text{IV}
+\text{cat} | \text{act}
+\text{Leo} | \text{Ole}
+(SAS) | (SSA)
+\{SAS, ASA\} | \{SSA, ASA\}
+SAS, ASA | SSA, ASA
+x=SAS | x=SSA
+XX | X^2
+HT | H \cdot T
+VV | V^2
+TF | FT
+YN | NY
+WL | LW
+RB | BR
+GB | BG
+MF | FM
+RRB | RBR
+Sam | Mas
+5 dogs | 5 Gods
+2\text{ HT} | 2\text{ TH}
+P(HT) | P(TH)
+IV, VI | VI, VI
+IV | 4V
+IX | I\times X
+3k, k\in\mathbb{Z} | 3k, k\in\mathbb{N}
+3k, k\in\mathbb{Z} | 3k+1, k\in\mathbb{Z}
+1<x<5, x\in\mathbb{Z} | 1<x<5
+x>1, x<5 | x>1
+x>1, x<5 | x>1, y<5
+x>1, x<5 | 1\le x<5
+x<1, x>5 | 1<x<5
+x\equiv 3\pmod 7 | x\equiv 4\pmod 7
+x\equiv 3\pmod 7 | x\equiv 3\pmod 8
+x\equiv 3\pmod 7 | y\equiv 3\pmod 7
+x\equiv 3\pmod 7 | 3
+x\equiv 3\pmod 7 | x=3
+x\equiv 3, 4\pmod 7 | x\equiv 3\pmod 7
+0.\dot1\dot8 | 0.18
+0.(27) | 0.27
+0.(27) | 0.2(7)
+0.\bar3 | 0.3
+0.1\dot8 | 0.\dot1\dot8
+0.272727... | 0.272727
+\begin{vmatrix}1&2\\3&4\end{vmatrix} | 2
+\begin{vmatrix}1&2\\3&4\end{vmatrix} | \begin{pmatrix}1&2\\3&4\end{pmatrix}
+\begin{cases}x=1\\y=2\end{cases} | x=2,y=1
+\begin{cases}1&x>0\\0&x\le0\end{cases} | \begin{cases}0&x>0\\1&x\le0\end{cases}
+20 | twelve
+20 | two hundred
+\frac12 | one third
+\frac12 | two halves
+all real numbers | \mathbb{Z}
+all real numbers | \text{all positive real numbers}
+\mathbb{R} | \mathbb{R}^+
+1101_2 | 1101_3
+1101_2 | 1011_2
+1,2,\ldots | 1,2
+1,2,\ldots,10 | 1,2,10
+33.3 | \frac{100}{3}\approx 33.4
+33.3 | \frac{101}{3}\approx 33.3
+33.3 | 33.4\approx 33.3
+33.3 | \frac{100}{3}
+33.34 | \frac{100}{3}\approx 33.34
+33 | \frac{101}{3} \approx 33
+5 | \frac{16}{3}\approx 5
+5 | 5.2\approx 5
+\tan x | ctg x
+x\ne0 | \text{all real numbers except } 1
+\emptyset | \text{no}
+5元 | 5美元
+3万 | 3千
+3 | 3万
+8 m/s | 8\,\mathrm{m\,s}
+8 m/s | 8\,\mathrm{m\,s^{-2}}
+5 Hz | 5 s
+42 | 41.7 \approx 41
 '''
 
 # The same where order does not matter, units that convert, spellings of other countries and books.
@@ -951,6 +1145,206 @@ x \in \mathbb{R} | all reals
 43_5 | \boxed{43_5.}
 8.25 | \sqrt{68}\approx 8.246
 5 | 5\,\Omega
+5 km | 5000 m
+2 hours | 120 minutes
+1.5 hours | 90 min
+1 gallon | 4 quarts
+1 pound | 16 ounces
+2 pints | 1 quart
+1 mile | 5280 feet
+1 foot | 12 inches
+90 min | 1.5\text{ h}
+50 cents | \$0.50
+\$1.25 | 125 cents
+\$1.25 | 125¢
+5 quarters | 1.25
+1 kW | 1000 W
+1 N | 1 kg m/s^2
+1 hectare | 10000 m^2
+1 m^3 | 1000 L
+1 mL | 1 cm^3
+1 cc | 1 mL
+60 mph | 88 ft/s
+1 rpm | 360 degrees per minute
+1 century | 10 decades
+1 decade | 10 years
+3 \text{ dozen eggs} | 36 eggs
+5 dollars | \$5
+5 USD | \$5
+5 dollars | 5
+7 apples | 7\text{ apples}
+12 in | 1 ft
+12\text{ in.} | 1\text{ ft.}
+5 ft. | 5 feet
+5 sq. ft. | 5 square feet
+5\text{ sq. units} | 5\text{ square units}
+100 square centimeters | 100 cm^2
+100 cm squared | 100 cm^2
+3 hrs | 3 hours
+3 hr | 3 h
+5 secs | 5 s
+5 kgs | 5 kg
+10 kph | 10 km/h
+10 m/s | 10 meters/second
+10 \text{ m/s} | 10 m s^{-1}
+9.8\,\mathrm{m/s^2} | 9.8 m/s²
+9.8\ \mathrm{m\cdot s^{-2}} | 9.8 m/s^2
+5\,\mu\mathrm{m} | 5 micrometers
+5 μm | 0.005 mm
+5 kΩ | 5000 ohms
+5\text{ k}\Omega | 5000\text{ ohm}
+20\,^{\circ}\mathrm{C} | 20 degrees Celsius
+20°C | 20
+5\% | 5 percent
+5\% | 5 per cent
+45 degrees | \pi/4 radians
+45 deg | 45^\circ
+5 天 | 5 days
+5小时 | 5 hours
+5 米 | 5 m
+5平方米 | 5 m^2
+5公里/小时 | 5 km/h
+100 元 | 100
+5 个 | 5
+5人 | 5
+5 штук | 5
+5 рублей | 5
+5 km | 5 km
+5 Kilometer | 5 kilometers
+5 KM | 5 km
+5 Dollars | 5 dollars
+5 EUR | 5 euros
+5 € | €5
+¥500 | 500 yen
+500円 | 500 yen
+twenty-five | 25
+\text{Twenty} | 20
+three hundred | 300
+one million | 1000000
+one third | 1/3
+three fourths | 0.75
+two and a half | 2.5
+minus five | -5
+a half | 1/2
+half | 0.5
+zero | 0
+x = twenty | 20
+SAS | \text{SAS}
+SAS | \textbf{SAS}
+IV | \text{IV}
+RGB | \mathrm{RGB}
+2AB | 2BA
+AB+CD | CD+BA
+MN | NM
+AB \cdot CD | CD \cdot AB
+PQ = 5 | 5
+lwh | whl
+abc + d | d + cba
+mgh | hmg
+xy | yx
+nRT | RTn
+mv^2 | v^2 m
+I^2R | RI^2
+3mg | 3gm \cdot 1
+(1,5) | (1,\infty)\cap(-\infty,5)
+1<x<5 | 1<x, x<5
+1<x<5 | x<5 \wedge x>1
+[0,1)\cup(1,\infty) | x\ge0, x\ne1
+-1<x<3, x\neq 0 | (-1,0)\cup(0,3)
+x>2 | x>1, x>2
+3k, k\in\mathbb{Z} | 3k, k \in \mathbb{Z}
+3k | 3k \text{ for all } k\in\mathbb{Z}
+3k | 3k, \forall k\in\mathbb{Z}
+3k | 3k \text{ (}k\text{ is an integer)}
+3k | 3k \text{ for integer } k
+3k | 3k, \text{ where } k \text{ is any integer}
+3k | 3k \text{ for all integers } k
+3k | 3k, k \text{ any integer}
+3k | 3k, k \text{ an integer}
+2\pi k | x = 2k\pi, k\in\mathbb{Z}
+x = k\pi \text{ or } x = \frac{\pi}{2}+2k\pi, k\in\mathbb{Z} | k\pi, \frac{\pi}{2}+2k\pi
+x\equiv 3\pmod 7 | x\equiv 3\ (\mathrm{mod}\ 7)
+x\equiv 3\pmod 7 | x\equiv 3 \text{ mod } 7
+x\equiv 3\pmod 7 | x\equiv 3 \mod 7
+x\equiv 3\pmod 7 | x\equiv 3\,(\text{mod }7)
+x\equiv 3\pmod 7 | x≡3 mod 7
+x\equiv 3\pmod 7 | x \equiv -4 \pmod 7
+x\equiv 3\pmod 7 | x \equiv 3 \pmod{7}.
+3 \pmod 7 | 3 \bmod 7
+3 \pmod 7 | 3\ (\text{mod } 7)
+n\equiv a \pmod m | n \equiv a \ (\bmod\ m)
+\frac{3}{11} | 0.272727\ldots
+\frac{3}{11} | 0.272727...
+\frac{1}{7} | 0.142857142857142857...
+\frac13 | .\overline{3}
+\frac13 | 0.\widehat{3}
+\frac{3}{11} | 0.\dot{2}\dot{7}
+\frac{3}{11} | 0.\overline{27}
+\frac{37}{30} | 1.2\overline{3}
+\frac{3}{11} | 0.(27)
+\frac{1}{6} | 0.1\dot{6}
+-2 | \det\begin{pmatrix}1&2\\3&4\end{pmatrix}
+-2 | \left|\begin{matrix}1&2\\3&4\end{matrix}\right|
+-2 | \left|\begin{array}{cc}1&2\\3&4\end{array}\right|
+ad-bc | \begin{vmatrix}a&b\\c&d\end{vmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix*}[r]1\\2\end{pmatrix*}
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{psmallmatrix}1&2\\3&4\end{psmallmatrix}
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \bigl(\begin{smallmatrix}1&2\\3&4\end{smallmatrix}\bigr)
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \left[\begin{smallmatrix}1&2\\3&4\end{smallmatrix}\right]
+x=1,y=2 | \left\{\begin{aligned}x&=1\\y&=2\end{aligned}\right.
+x=1,y=2 | \begin{cases}x=1,\\y=2.\end{cases}
+x=1,y=2 | \begin{cases}x&=1\\y&=2\end{cases}
+x=1,y=2 | \begin{dcases}x=1\\y=2\end{dcases}
+|x|=\begin{cases}x&x\ge0\\-x&x<0\end{cases} | \begin{cases}-x&x<0\\x&x\ge0\end{cases}
+99 | ninety-nine
+1234 | one thousand two hundred thirty-four
+3.5 | three and one half
+2.75 | two and three quarters
+\frac43 | one and one-third
+30\% | thirty percent
+20 | twenty dollars
+5 feet | five feet
+-3 | negative three
+-5 | minus 5
+\mathbb{R} | \text{all real numbers } x
+\mathbb{R} | \text{the real numbers}
+\mathbb{R} | x \text{ can be any real number}
+\mathbb{R} | \text{all real values of } x
+x\ne0 | \text{all real numbers except } 0
+(0,\infty) | \mathbb{R}^+
+(0,\infty) | \text{all positive real numbers}
+x \ge 0 | \text{all nonnegative real numbers}
+[0,\infty) | \mathbb{R}_{\ge 0}
+\emptyset | \text{no solution}
+\emptyset | \text{no real solutions}
+\mathbb{Z} | \text{all integers}
+\text{DNE} | \text{does not exist}
+1101_2 | 1101_{(2)}
+1101_2 | \text{1101}_2
+1101_2 | 1101 \text{ base } 2
+1101_2 | 1101 \text{ (base 2)}
+1101_2 | 1101 base two
+1101_2 | (1101)_{\text{two}}
+\text{A5}_{11} | A5_{11}
+\tan x | \tg x
+\cot x | \ctg x
+\tan^2 x | tg^2 x
+\tan\alpha | \mathrm{tg}\,\alpha
+\arctan x | \mathrm{arctg}\,x
+\text{arccot } x | \operatorname{arcctg} x
+\csc x | \operatorname{cosec} x
+1,2,3,\dots | 1, 2, 3, \ldots
+(1,2,\ldots,n) | (1,2,…,n)
+5 | 5 \text{ A}
+5 | 5 \text{ K}
+5 | 5\,\text{N}
+5 | 5 cd
+10 | 10 \mathrm{kJ}
+8 m/s | 8\,\mathrm{m}\,\mathrm{s}^{-1}
+8 m/s | 8 \mathrm{m \cdot s^{-1}}
+8 m/s | 8\ \text{m/s}
+8\text{ kg m}^2 | 8\,\mathrm{kg\cdot m^2}
+1.60\times10^{-19} C | 1.6\times10^{-19}\,\mathrm{C}
 '''
 
 
