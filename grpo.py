@@ -50,7 +50,7 @@ import plan
 import rewards
 from data.loader import read_rows
 from model import update_router_bias
-from sample import Sampler, encode_prompts, evaluate, instructed, score
+from sample import Sampler, average, encode_prompts, evaluate, instructed, score
 from sft import (Log, Stop, Unsharded, expert_counts, finish, let_go, load_model, make_optimizers, not_finite, optimizer_step, peak_memory,
                  peak_tflops, resume, router_bias, schedule, shard, start_processes, total)
 
@@ -68,7 +68,10 @@ class Config:
     rewards: dict[str, float] = field(default_factory=lambda: {'accuracy': 1.0, 'format': 0.2})  # weights of the reward functions
     preference: dict[str, str] = field(default_factory=dict)  # reward models of the task or reward 'preference', {name: folder}
     unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
-    reward_workers: int = -1               # processes that grade; -1: one a core where programs are run, else none
+    reward_file: str = ''                  # Python file of your own rewards and tasks, functions
+                                           # name_reward(response, row)
+    reward_workers: int = -1               # processes that grade; -1: one a core where programs are
+                                           # run or there is a reward_file, else none
     steps: int = 30                        # rollouts
     prompts: int = 32                      # prompts of a rollout, over all ranks
     group: int = 8                         # completions a prompt
@@ -441,21 +444,27 @@ def mean(values):
 
 
 def of_rollout(cfg, every):
-    """All that a step sampled [P][G] -> its rewards, lengths and shares in numbers. `right` is an accuracy of 1, or where that is no reward a
-    total of 1; the task 'preference' knows no right and wrong, its mean reward is `judged`."""
+    """All that a step sampled [P][G] -> its rewards, lengths and shares in numbers. `right` is what
+    rewards.right says, and not there where nobody scored the tasks; of those that know no right and
+    wrong `judged` is the mean reward. A length of nobody is None."""
     scores = [s.score for group in every for s in group]
-    judged = [s for s in scores if s['task'] == 'preference']
-    checked = [(s, s['rewards'].get('accuracy', s['total']) >= 1) for s in scores if s['task'] != 'preference']
     totals = [[s.score['total'] for s in group] for group in every]
     varies = ~alike(torch.tensor(totals, dtype=torch.float64), 1)
-    numbers = {'reward': mean([s['total'] for s in scores]), 'length': mean([s['length'] for s in scores]), 'right': mean([r for _, r in checked]),
-               'truncated': mean([not s['finished'] for s in scores]), 'mixing': mean([s['mixed'] for s in scores]),
-               'zero_variance': 1 - varies.double().mean().item(), **{f'reward_{name}': mean([s['rewards'][name] for s in scores]) for name in cfg.rewards},
-               'length_right': mean([s['length'] for s, r in checked if r]), 'length_wrong': mean([s['length'] for s, r in checked if not r]),
-               'sampled_groups': len(every)}
-    if judged:
-        numbers['judged'] = mean([s['rewards'].get('preference', s['rewards'].get('accuracy', 0.0)) for s in judged])
-    return numbers
+    numbers = {'reward': mean([s['total'] for s in scores]),
+               'length': mean([s['length'] for s in scores])}
+    checked = [(s['length'], r) for s in scores if (r := rewards.right(s)) is not None]
+    if checked:
+        numbers['right'] = mean([r for _, r in checked])
+        for name, wanted in (('right', True), ('wrong', False)):
+            numbers[f'length_{name}'] = average([length for length, r in checked if r is wanted])
+    judged = [rewards.accuracy_of(s) for s in scores if s.get('task') in rewards.JUDGED]
+    if judged and None not in judged:
+        numbers['judged'] = mean(judged)
+    for name in cfg.rewards:
+        numbers[f'reward_{name}'] = mean([s['rewards'][name] for s in scores])
+    return {**numbers, 'truncated': mean([not s['finished'] for s in scores]),
+            'mixing': mean([s['mixed'] for s in scores]),
+            'zero_variance': 1 - varies.double().mean().item(), 'sampled_groups': len(every)}
 
 
 def warnings_of(n, first):
@@ -466,8 +475,8 @@ def warnings_of(n, first):
                                 'means that answers are not found (see samples.txt; try prefill or format), one that is always the same that the '
                                 'problems are too hard or too easy (data), or group or temperature too small')
     if n['reward_failures']:
-        out['rewards'] = (f'{n["reward_failures"]} rewards failed and count 0.0; so far ' + ', '.join(
-            f'{name}: {error} {count} times' for (name, error), count in rewards.FAILURES.most_common(3)) + '; usually a key that the rows of data lack')
+        out['rewards'] = (f'{n["reward_failures"]} rewards failed and count 0.0; so far on this '
+                          f'rank: {rewards.told() or "none"}')
     if n['truncated'] == 1:
         out['truncated'] = ('every completion was cut: max_new_tokens is too small, or the model never says its stop token '
                             '(the chat template, or a base model without a cold start)')
@@ -490,10 +499,16 @@ def main(cfg):
     if (Path(cfg.out_dir) / 'config.json').exists():
         return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
     model, tokenizer = load_model(cfg, device)
-    files = [read_rows(path, require=('prompt', 'task')) for path in cfg.data]
+    rewards.use_file(cfg.reward_file)
+    rewards.check_names(cfg.rewards)
+    files = [rewards.checked(path, read_rows(path, require=('prompt', 'task')), cfg.rewards)
+             for path in cfg.data]
     files = [[instructed(row, cfg.instruction) for row in rows] for rows in files]
-    eval_rows = [instructed(row, cfg.instruction) for path in cfg.eval_data if cfg.eval_every
-                 for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
+    eval_rows = []
+    for path in cfg.eval_data if cfg.eval_every else ():
+        rows = read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]
+        rewards.checked(path, rows, {'accuracy': 1.0})
+        eval_rows += [instructed(row, cfg.instruction) for row in rows]
     tasks = {row['task'] for rows in (*files, eval_rows) for row in rows}
     rewards.prepare(cfg.rewards, tasks, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
     active, E = model.num_params(active=True), model.cfg.n_routed_experts
@@ -516,19 +531,25 @@ def main(cfg):
                 tensor.data.copy_(checkpoint.placed(state['reference'].pop(name), tensor))
     order = islice(problem_order([len(rows) for rows in files], cfg.seed), drawn, None)
     log, stop, warned = Log(cfg, rank, step, cfg.steps), Stop(), set()
+    if state and (said := rewards.file_changed(state.get('reward_file'))):
+        log.warn(f'from step {step} on others score: {said}')
 
     def save():
         state = {'data': data, 'seed': cfg.seed, 'drawn': drawn, 'bad': bad, 'seconds': seconds, 'flops': flops, 'first': first}
         state['date'] = tokenizer.date.isoformat()
+        state['reward_file'] = rewards.file_stamp()
         if reference is not None:
             state['reference'] = checkpoint.full_state_dict(reference)
         checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
 
     def look():
+        before = rewards.FAILURES.copy()
         with Unsharded(model), torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
             numbers, scored = evaluate(model, tokenizer, eval_rows, n=1, greedy=False, temperature=cfg.temperature, prefill=cfg.prefill,
                                        max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
                                        slots=cfg.slots, stop=cfg.stop)
+        if rewards.FAILURES - before:
+            log.warn(f'step {step}: evaluation with rewards that failed: {rewards.told()}')
         log.write({'step': step, **{f'eval_{k}': v for k, v in numbers.items()}})
         log.samples(step, scored)
 
@@ -539,13 +560,18 @@ def main(cfg):
 
     if eval_rows and step == 0:
         look()
-    began = time.time()
+    began, tried = time.time(), False
     ended = lambda: step == cfg.steps or bool(cfg.max_flops) and flops >= cfg.max_flops  # noqa: E731
     while not ended():
         # rollout
-        start, failed = time.time(), sum(rewards.FAILURES.values())
+        start, before = time.time(), rewards.FAILURES.copy()
         groups, every, drafts = collect(cfg, model, tokenizer, files, order, step, device, rank, world)
         drawn += len(every)
+        failed = rewards.failures(before, cfg.rewards)
+        failed = total(torch.tensor([failed[name] for name in cfg.rewards]), device).tolist()
+        if not tried:
+            rewards.require_working(dict(zip(cfg.rewards, failed)), len(every) * cfg.group)
+            tried = True
         sampling, start = timed(start), time.time()
         samples = [s for group in groups for s in group]
         for number, s in enumerate(samples):
@@ -624,7 +650,7 @@ def main(cfg):
             'entropy': stats[1] / n, 'clipped': (stats[2] + stats[3]) / n,
             'clipped_low': stats[2] / n, 'clipped_high': stats[3] / n, 'ratio': stats[5] / n, 'ratio_max': worst[0].item(), 'kl': stats[4] / n,
             'mismatch': stats[6] / n, 'mismatch_max': worst[1].item(), 'mismatch_kl': stats[7] / n, 'grad_norm': mean(norms), 'skipped': skipped,
-            'flops': flops, 'reward_failures': sum(rewards.FAILURES.values()) - failed,
+            'flops': flops, 'reward_failures': sum(failed),
             'seconds': seconds + time.time() - began, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg) * cfg.learning_rate,
             'tokens_per_second': sampled / (sampling + training),
             'memory_gib': peak_memory(device)}

@@ -9,7 +9,7 @@ No model text is evaluated as code but in the sandbox, and no input is slow.
 ACCURACY names the tasks, REWARDS what `combined` can weigh; `use_file` adds the functions of a file
 of one's own to both. `grade` scores a batch, `check_row` and `prepare` say before a run what its
 rewards would lack, `right` is what counts as right. The grader of mathematics is graders/maths.py,
-programs run in graders/sandbox.py, the learned reward is preference.py. """
+programs run in graders/sandbox.py, the learned reward is preference.py."""
 import builtins
 import difflib
 import hashlib
@@ -838,8 +838,12 @@ def is_texts(value):
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def is_tests(value):
-    return isinstance(value, list) and all(
+def is_texts_or_null(value):
+    return value is None or is_texts(value)
+
+
+def is_tests_or_null(value):
+    return value is None or isinstance(value, list) and all(
         isinstance(test, dict) and is_texts([test.get('input'), test.get('output')])
         for test in value)
 
@@ -875,8 +879,9 @@ NEEDS = {
                   'target': ('a number', is_exact)},
     'match': {'answer': ('text or a number', is_answer)},
     'math': {'answer': ('text or a number', is_answer), 'form?': ("'number'", is_form)},
-    'choice': {'answer': ('one letter A-E', is_letter), 'choices?': ('a list of texts', is_texts)},
-    'code': {'tests?': (TESTS, is_tests), 'asserts?': ('a list of texts', is_texts),
+    'choice': {'answer': ('one letter A-E', is_letter),
+               'choices?': ('a list of texts', is_texts_or_null)},
+    'code': {'tests?': (TESTS, is_tests_or_null), 'asserts?': ('a list of texts', is_texts_or_null),
              'starter?': ('text', is_string), 'setup?': ('text', is_string_or_null),
              'entry_point?': ('a name', is_string_or_null),
              'seconds?': ('a number above 0', is_positive), 'partial?': ('true or false', is_bool),
@@ -892,7 +897,7 @@ def check_row(row, weights):
     of it.
 
     A function of a reward file says what it needs as `name_reward.needs = ('key', ...)`, or is not
-    checked. """
+    checked."""
     task = row.get('task')
     if not isinstance(task, str) or task not in ACCURACY:
         raise ValueError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}")
@@ -906,6 +911,8 @@ def check_row(row, weights):
             plain = key.removesuffix('?')
             if key == plain and row.get(key) is None:
                 raise ValueError(f'{key!r} is missing, which the reward {name!r} reads')
+            if key == plain == 'answer' and str(row[key]).strip() == '':
+                raise ValueError("the row's answer is empty")
             if plain in row and not fits(row[plain]):
                 raise ValueError(f'{plain!r} must be {form} for the reward {name!r}, '
                                  f'not {repr(row[plain])[:60]}')
@@ -941,9 +948,19 @@ def use_file(path):
         raise ValueError(f'reward_file={path!r}: {error.strerror}') from error
 
 
-def file_hash():
-    """sha256 of the reward file as it was read, '' without one."""
-    return hashlib.sha256(_file[1]).hexdigest() if _file else ''
+def file_stamp():
+    """The reward file as it was read, for checkpoints: {"path", "sha256"}, both '' without one."""
+    path, source = _file or ('', None)
+    return {'path': path, 'sha256': hashlib.sha256(source).hexdigest() if path else ''}
+
+
+def file_changed(before):
+    """before: a checkpoint's stamp, or None -> what to say if it was of another file, else None."""
+    now, before = file_stamp(), before or {'path': '', 'sha256': ''}
+    if now['sha256'] != before['sha256']:
+        one, other = (f'{f["path"]} (sha256 {f["sha256"][:12]})' if f['path'] else 'none'
+                      for f in (before, now))
+        return f'the reward_file of the checkpoint was {one}, now it is {other}'
 
 
 def _take(file):
@@ -1048,7 +1065,7 @@ def grade(samples, weights):
 
     A sample whose worker takes more than SECONDS, or is killed twice, scores 0.0 in every component
     that is graded there and is counted. What a reward model judges is graded here, where the model
-    is. """
+    is."""
     check_names(weights)
     here = [[name for name in weights if not _pool or _is_judged(name, row)] for _, row in samples]
     try:  # in batches; where that fails each sample asks for itself, and the failing ones are counted
@@ -1112,7 +1129,7 @@ def prepare(weights, tasks, unsafe_code=False, workers=-1, preference=None, devi
 
     workers: processes that grade; -1: one a core (shared by the machine's ranks) where programs are
     run or a reward file is used, whose functions may hang, else none. preference: {name: folder of
-    a reward model}, on `device`. """
+    a reward model}, on `device`."""
     global _pool
     check_names(weights)
     for task in set(tasks) - set(ACCURACY):

@@ -45,6 +45,7 @@ from tqdm import tqdm
 import checkpoint
 import kernels
 import plan
+import rewards
 from data.loader import PackedBatches, read_rows
 from data.tokenizer import Tokenizer
 from kernels import cpu, fp8
@@ -98,6 +99,14 @@ class Config:
     eval_every: int = 0                    # steps between evaluations; 0: only the data of the last step
     eval_rows: int = 64                    # problems of an evaluation
     eval_max_new_tokens: int = 192         # longest completion of an evaluation
+    preference: dict[str, str] = field(default_factory=dict)  # reward models of the task
+                                           # 'preference' in eval_data, {name: folder}
+    reward_file: str = ''                  # Python file of your own rewards and tasks, functions
+                                           # name_reward(response, row)
+    unsafe_code: bool = False              # let programs of the model run without a sandbox where
+                                           # there is none
+    reward_workers: int = -1               # processes that grade; -1: one a core where programs are
+                                           # run or there is a reward_file, else none
     log_every: int = 10                    # steps between lines of metrics.jsonl
     save_every: int = 200                  # steps between checkpoints; 0: only when stopped
     save_dtype: Literal['float32', 'bfloat16', 'float16'] | None = None  # of the finished model
@@ -546,7 +555,15 @@ def main(cfg):
     model, tokenizer = load_model(cfg, device)
     docs = tokenise(cfg, tokenizer, model.cfg.max_position_embeddings)
     batches = PackedBatches(docs, cfg.batch_rows, cfg.row_len, cfg.seed, rank, world)
-    problems = [row for path in cfg.eval_data if cfg.eval_every for row in read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]]
+    rewards.use_file(cfg.reward_file)
+    problems = []
+    for path in cfg.eval_data if cfg.eval_every else ():
+        rows = read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]
+        problems += rewards.checked(path, rows, {'accuracy': 1.0})
+    if problems:
+        tasks = {row['task'] for row in problems}
+        rewards.prepare({'accuracy': 1.0}, tasks, cfg.unsafe_code, cfg.reward_workers,
+                        cfg.preference, device)
     active, params = model.num_params(active=True), model.num_params()
     moe = any(hasattr(layer.mlp, 'gate') for layer in model.model.layers)
     model = shard(model, cfg, device)
@@ -558,6 +575,8 @@ def main(cfg):
         step, seconds, flops, tokens, bad = (state[key] for key in ('step', 'seconds', 'flops', 'tokens', 'bad'))
         batches.load_state(state['batches'])
     log, stop = Log(cfg, rank, step, cfg.steps), Stop()
+    if state and (said := rewards.file_changed(state.get('reward_file'))):
+        log.warn(f'from step {step} on others score: {said}')
     if rank == 0:
         print(f'{params / 1e6:.2f}M parameters ({active / 1e6:.2f}M active), {len(docs)} documents, {sum(len(d[0]) for d in docs)} tokens'
               + (f', from step {step}' if step else ''), file=sys.stderr)
@@ -565,6 +584,7 @@ def main(cfg):
     def save():
         state = {'seconds': seconds, 'flops': flops, 'tokens': tokens, 'bad': bad, 'batches': batches.state()}
         state['date'] = tokenizer.date.isoformat()
+        state['reward_file'] = rewards.file_stamp()
         checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
 
     stream, mtp = iter(batches), bool(model.cfg.num_nextn_predict_layers) and cfg.mtp_weight > 0
@@ -617,8 +637,11 @@ def main(cfg):
                 numbers.update(balance_loss=sums[2], expert_max_load=(counts.amax(1) / counts.float().mean(1)).mean().item(), **router_bias(model))
             log.write(numbers, ('loss', 'mtp_loss', 'grad_norm', 'expert_max_load', 'tokens_per_second'))
         if problems and step % cfg.eval_every == 0:
+            before = rewards.FAILURES.copy()
             with Unsharded(model), torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
                 numbers, scored = evaluate(model, tokenizer, problems, n=1, greedy=False, max_new_tokens=cfg.eval_max_new_tokens, seed=cfg.seed)
+            if rewards.FAILURES - before:
+                log.warn(f'step {step}: evaluation with rewards that failed: {rewards.told()}')
             log.write({'step': step, **{f'eval_{k}': v for k, v in numbers.items()}}, ('eval_pass1', 'eval_length'))
             log.samples(step, scored)
         if (cfg.save_every and step % cfg.save_every == 0) or stop.wanted(device):

@@ -45,7 +45,7 @@ import numpy as np  # noqa: E402
 
 from data import source  # noqa: E402
 from graders.pool import Died, Pool  # noqa: E402
-from rewards import accuracy_reward, language_reward  # noqa: E402
+from rewards import accuracy_reward, check_row, language_reward  # noqa: E402
 
 
 @dataclass
@@ -355,11 +355,16 @@ def graded(cfg: Config, samples: list, pool: Pool | None) -> list[str | None]:
             return accuracy_reward(response, row)
         except (KeyError, ValueError) as error:
             return error
+    for where, row, response in samples:
+        if not response:
+            raise ValueError(f'{where}: nothing to verify: no assistant message at the end')
+        try:
+            check_row(row, {'accuracy': 1.0})
+        except ValueError as error:
+            raise ValueError(f'{where}: cannot be verified: {error}') from error
     asked = [(response, row) for _, row, response in samples]
     values = pool.map('rewards', 'accuracy_reward', asked) if pool else [here(*sample) for sample in asked]
     for (where, _, response), value in zip(samples, values):
-        if not response:
-            raise ValueError(f'{where}: nothing to verify: no assistant message at the end')
         if isinstance(value, (KeyError, ValueError)):
             what = value.args[0] if value.args else value
             raise ValueError(f'{where}: cannot be verified: {what} (the row needs "task" and what its reward reads)')

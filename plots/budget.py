@@ -111,8 +111,11 @@ def main(cfg):
     torch.set_num_threads(cfg.threads)
     device = device_of(cfg)
     run, found = Path(cfg.run), []
-    rows = read_rows(cfg.data or run / 'data' / 'test.jsonl', require=('prompt', 'task'))[:cfg.limit]
-    rewards.prepare({'accuracy': 1.0, **cfg.best_of}, {row['task'] for row in rows}, preference=cfg.preference, device=device)
+    path, weights = cfg.data or run / 'data' / 'test.jsonl', {'accuracy': 1.0, **cfg.best_of}
+    rewards.check_names(weights)
+    rows = rewards.checked(path, read_rows(path, require=('prompt', 'task'))[:cfg.limit], weights)
+    tasks = {row['task'] for row in rows}
+    rewards.prepare(weights, tasks, preference=cfg.preference, device=device)
     for stage in cfg.stages:
         model, tokenizer = Transformer.from_pretrained(run / stage, device=device).eval(), Tokenizer.from_pretrained(run / stage)
         model.use_tokens(tokenizer)

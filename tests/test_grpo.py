@@ -1,8 +1,10 @@
 """grpo.py: every variant against a slow float64 reference from its paper's formula, rollouts and whole runs on a tiny model."""
+import hashlib
 import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -899,6 +901,22 @@ def test_numbers_of_a_rollout_counted_by_hand():
                                  'reward_accuracy': 2.4 / 6, 'reward_format': 0.4 / 6, 'length_right': 10, 'length_wrong': 50, 'sampled_groups': 3, 'judged': 0.7})
 
 
+def test_right_is_not_there_where_nobody_scored_the_task_and_is_never_a_total():
+    def sample(total, **parts):
+        score = {'task': 'math', 'total': total, 'rewards': parts}
+        return Sample([1, 2], [3], [], {**score, 'length': 1, 'finished': True, 'mixed': False})
+    tossed = [[sample(1.0, random=1.0), sample(0.0, random=0.0)]]
+    coin = grpo.of_rollout(Config(rewards={'random': 1.0}), tossed)
+    assert not {'right', 'length_right', 'length_wrong', 'judged'} & coin.keys()
+    assert coin['reward'] == 0.5
+    weights = {'accuracy': 0.0, 'random': 1.0}
+    control = [[sample(1.0, random=1.0, accuracy=0.0), sample(0.0, random=0.0, accuracy=1.0)]]
+    assert grpo.of_rollout(Config(rewards=weights), control)['right'] == 0.5
+    by_name = [[sample(3.0, math=0.5), sample(3.0, math=0.9)]]          # graded, weighed by 3
+    got = grpo.of_rollout(Config(rewards={'math': 3.0}), by_name)
+    assert got['right'] == 0 and got['length_right'] is None and got['length_wrong'] == 1
+
+
 def test_warnings_say_the_cause_and_the_key():
     well = dict(reward=0.5, zero_variance=0.4, truncated=0.1, kl=0.01, entropy=0.3, mismatch_kl=1e-4, reward_failures=0)
     assert grpo.warnings_of(well, {'entropy': 0.5}) == {}
@@ -912,10 +930,71 @@ def test_warnings_say_the_cause_and_the_key():
 
 def test_rewards_that_fail_are_told_by_name(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rewards, 'FAILURES', type(rewards.FAILURES)())
-    monkeypatch.setitem(rewards.REWARDS, 'length_coin', lambda response, row: row['tagret'])
+    monkeypatch.setattr(rewards, 'EXAMPLES', {})
+    monkeypatch.setitem(rewards.REWARDS, 'length_coin',
+                        lambda response, row: row['target'] % 2 or row['tagret'])
     grpo.main(config(toy, tmp_path / 'a', steps=2))
-    assert 'length_coin: KeyError 16 times' in capsys.readouterr().err
-    assert [line['reward_failures'] for line in metrics(tmp_path / 'a')] == [16, 16]
+    assert "length_coin: KeyError 8 times (KeyError: 'tagret')" in capsys.readouterr().err
+    assert [line['reward_failures'] for line in metrics(tmp_path / 'a')] == [8, 8]
+
+
+def test_a_run_whose_reward_raises_on_all_of_its_first_step_stops_and_shows_the_error(
+        toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, 'EXAMPLES', {})
+    monkeypatch.setitem(rewards.REWARDS, 'length_coin', lambda response, row: row['tagret'])
+    said = "'length_coin' failed on all of 16 samples: KeyError: 'tagret'"
+    with pytest.raises(ValueError, match=said):
+        grpo.main(config(toy, tmp_path / 'a', rewards={'format': 1.0, 'length_coin': 1.0}))
+    assert metrics(tmp_path / 'a') == []
+
+
+def test_a_row_without_what_its_task_reads_is_refused_before_the_first_step(toy, tmp_path):
+    rows = [json.loads(line) for line in (toy / 'rl.jsonl').read_text().splitlines()]
+    del rows[5]['target']
+    prepare.write_rows(tmp_path / 'bad.jsonl', rows)
+    bad = str(tmp_path / 'bad.jsonl')
+    train = {'data': [bad], 'rewards': {'accuracy': 1.0}}
+    for changes in (train, {'eval_data': [bad], 'eval_every': 1}):
+        with pytest.raises(ValueError, match=f"^{bad}:6: 'target' is missing"):
+            grpo.main(config(toy, tmp_path / 'a', **changes))
+    grpo.main(config(toy, tmp_path / 'a', data=[bad], steps=1))              # nobody reads it
+
+
+def test_a_reward_file_is_a_reward_and_a_task_its_hash_is_kept_and_a_change_told(
+        toy, tmp_path, capsys):
+    mine = tmp_path / 'my.py'
+    mine.write_text('def coin_reward(response, row):\n    return len(response) % 3 / 2\n'
+                    'coin_reward.needs = ("side",)\n')
+    rows = [{'prompt': f' {n} {n + 1} {n + 2} make 6', 'task': 'coin', 'side': 'head'}
+            for n in range(8)]
+    prepare.write_rows(tmp_path / 'coin.jsonl', rows)
+    changes = dict(data=[str(tmp_path / 'coin.jsonl')], eval_data=[str(tmp_path / 'coin.jsonl')],
+                   rewards={'coin': 1.0}, reward_file=str(mine), eval_every=1, reward_workers=1)
+    try:
+        grpo.main(config(toy, tmp_path / 'a', steps=1, save_every=1, **changes))
+        first, line = metrics(tmp_path / 'a')[0], metrics(tmp_path / 'a')[1]
+        assert 0 < line['reward'] == line['reward_coin'] < 1 and 0 < line['right'] < 1
+        assert 0 < first['eval_accuracy'] < 1 and 0 < first['eval_pass1'] < first['eval_accuracy']
+        state = torch.load(tmp_path / 'a' / 'step_00000001' / 'state.pt', weights_only=True)
+        digest = hashlib.sha256(mine.read_bytes()).hexdigest()
+        assert state['reward_file'] == {'path': str(mine), 'sha256': digest}
+        (tmp_path / 'a' / 'config.json').unlink()
+        grpo.main(config(toy, tmp_path / 'a', steps=2, **changes))
+        assert 'others score' not in capsys.readouterr().err
+        (tmp_path / 'a' / 'config.json').unlink()
+        shutil.rmtree(tmp_path / 'a' / 'step_00000002', ignore_errors=True)
+        mine.write_text(mine.read_text().replace('% 3 / 2', '% 2'))
+        grpo.main(config(toy, tmp_path / 'a', steps=2, **changes))
+        assert (f'from step 1 on others score: the reward_file of the checkpoint was {mine} '
+                f'(sha256 {digest[:12]}), now it is {mine}') in capsys.readouterr().err
+        prepare.write_rows(tmp_path / 'coin.jsonl', [*rows, {'prompt': '1', 'task': 'coin'}])
+        with pytest.raises(ValueError, match=r"coin.jsonl:9: 'side' is missing"):
+            grpo.main(config(toy, tmp_path / 'b', **changes))
+        with pytest.raises(ValueError, match="unknown reward 'coinn'.*did you mean 'coin'"):
+            grpo.main(config(toy, tmp_path / 'b', **{**changes, 'rewards': {'coinn': 1.0}}))
+    finally:
+        rewards.use_file('')
+        rewards.prepare({'format': 1.0}, ())
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_too_many_stop_the_run(toy, tmp_path, monkeypatch, capsys):

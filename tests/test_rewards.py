@@ -576,7 +576,7 @@ TASK = {"math": {"answer": "70"}, "match": {"answer": "knave"}, "preference": {}
     ("math", {"answer": None}, "'answer' is missing"),
     ("math", {"answer": ["70"]}, r"'answer' must be text or a number.*\['70'\]"),
     ("math", {"answer": True}, "'answer' must be text or a number"),
-    ("math", {"answer": " "}, "'answer' must be text"),
+    ("math", {"answer": " "}, "the row's answer is empty"),
     ("math", {"answer": float("nan")}, "'answer' must be text"),
     ("match", {"answer": {"value": 3}}, "'answer' must be text"),
     ("choice", {"answer": "F"}, "one letter A-E"), ("choice", {"answer": 2}, "one letter A-E"),
@@ -647,15 +647,17 @@ def test_a_function_of_a_file_is_a_reward_and_a_task(own, tmp_path):
         rewards.checked("d.jsonl", [{"task": "coin", "prompt": "?"}], {"accuracy": 1.0})
     with pytest.raises(ValueError, match="unknown reward 'coinn'.*'coin'.*Known: .*coin"):
         rewards.check_names({"coinn": 1.0})
-    before = rewards.file_hash()
+    before = rewards.file_stamp()
+    assert before["path"] == path and rewards.file_changed(before) is None
+    assert rewards.file_changed(None).startswith("the reward_file of the checkpoint was none, now")
     Path(path).write_text("def dice_reward(response, row):\n    return 1.0\n")
     rewards.use_file(path)                                       # another file takes its place
     assert "coin" not in rewards.REWARDS and "coin" not in rewards.SAME
     assert rewards.REWARDS["dice"]("", {}) == 1.0
-    assert rewards.file_hash() != before != ""
+    assert f'{path} (sha256 {before["sha256"][:12]})' in rewards.file_changed(before)
     rewards.use_file("")
     assert "dice" not in rewards.REWARDS and "dice" not in rewards.ACCURACY
-    assert rewards.file_hash() == ""
+    assert rewards.file_stamp() == {"path": "", "sha256": ""}
 
 
 @pytest.mark.parametrize("text, said", [
@@ -672,7 +674,7 @@ def test_a_function_of_a_file_is_a_reward_and_a_task(own, tmp_path):
 def test_a_reward_file_with_a_mistake_is_a_line_with_its_place(own, text, said):
     with pytest.raises(ValueError, match=said):
         own(text)
-    assert rewards.file_hash() == ""
+    assert rewards.file_stamp() == {"path": "", "sha256": ""}
     with pytest.raises(ValueError, match="reward_file='nowhere.py': No such file"):
         rewards.use_file("nowhere.py")
 
