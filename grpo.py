@@ -472,7 +472,9 @@ def warnings_of(n, first):
     out = {}
     if n['zero_variance'] == 1:
         out['zero variance'] = (f'every group scored alike (mean reward {n["reward"]:.3g}), so nothing is learnt: a reward that is always 0 usually '
-                                'means that answers are not found (see samples.txt; try prefill or format), one that is always the same that the '
+                                'means that answers are not found (see samples.txt; try '
+                                'chat_template, instruction or prefill), one that is '
+                                'always the same that the '
                                 'problems are too hard or too easy (data), or group or temperature too small')
     if n['reward_failures']:
         out['rewards'] = (f'{n["reward_failures"]} rewards failed and count 0.0; so far on this '

@@ -488,7 +488,8 @@ def chat(cfg, model, tokenizer):
             pass
         said.append(stream.flush())
         print(said[-1] + plain)
-        messages.append({'role': 'assistant', 'content': row['prefill'] + ''.join(said)})
+        answer = row['prefill'] + until_stop(''.join(said), cfg.stop)
+        messages.append({'role': 'assistant', 'content': answer})
 
 
 def write_jsonl(path, rows):

@@ -319,7 +319,7 @@ class Tokenizer:
             raise ValueError("the last message is the assistant's: it takes text as content and no generation prompt")
         places = [k for k, m in enumerate(messages) if not add_generation_prompt
                   and m["role"] == "assistant" and isinstance(m.get("content"), str)]
-        turns = [self._turn(messages[: k + 1], kwargs) for k in places]
+        turns = [self._turn(messages[: k + 1], kwargs, k == len(messages) - 1) for k in places]
         if ends_with_assistant:
             text = "".join(turns[-1][:3])
         else:
@@ -367,9 +367,11 @@ class Tokenizer:
             return tail[: at + len(self.turn_end)]
         return next((tail[: m.end()] for m in self._special.finditer(tail) if m[0] not in TAGS), "")
 
-    def _turn(self, messages: list[dict], kwargs: dict) -> tuple[str, str, str, str | None]:
+    def _turn(self, messages: list[dict], kwargs: dict,
+              final: bool) -> tuple[str, str, str, str | None]:
         """(the prompt, what the assistant writes, what the template puts after) of the last
-        message, the assistant's, and None, or why that is no example of what is sampled."""
+        message, the assistant's, and None, or why that is no example of what is sampled. `final`:
+        nothing follows it."""
         *before, last = messages
         (start, tail), body = self._around(messages, len(before), kwargs), last["content"]
         whole, end = self._render(messages, False, kwargs), self._end_of_turn(tail)
@@ -389,6 +391,9 @@ class Tokenizer:
         elif begun:
             body = body.lstrip().removeprefix(tag).removeprefix(prefill.removeprefix(tag))
         if "</think>" in body and "</think>" in prefill:
+            if not final:
+                reason = f"they reason after a prompt that ends reasoning ({prefill!r})"
+                return whole, "", "", reason
             raise ValueError("the assistant's message reasons, but the prompt before it ends "
                              f"reasoning ({prefill!r}); pass the template's switch in "
                              "template_args (thinking=True, enable_thinking=True, ...)")

@@ -1043,11 +1043,11 @@ PROBLEM = {'prompt': [{'role': 'user', 'content': 'What is 6 times 7?'}], 'answe
 R1_ZERO_ANSWER = ' Six sevens are 42. </think> <answer> 42 </answer>'
 
 
-def family_tokenizer(family):
+def family_tokenizer(family, tags=()):
     # '>\n' is one token of Qwen's: it ends an answer and is no part of it
     pattern, added, template, bos, eos = TOKENIZERS[family]
     words = ['>\n', ' the', ' answer', 'think', 'answer']
-    return Tokenizer.from_words(words, added, pattern, template, bos, eos)
+    return Tokenizer.from_words(words, [*added, *tags], pattern, template, bos, eos)
 
 
 def scored_perfect(cfg, tokenizer, problem, answer, more=''):
@@ -1060,11 +1060,12 @@ def scored_perfect(cfg, tokenizer, problem, answer, more=''):
     return score, tokenizer.decode(prompt)
 
 
+@pytest.mark.parametrize('tags', [(), data_tokenizer.TAGS], ids=['text', 'tokens'])
 @pytest.mark.parametrize('name', PRESETS)
-def test_a_perfect_answer_earns_the_full_reward_of_a_preset(name):
+def test_a_perfect_answer_earns_the_full_reward_of_a_preset(name, tags):
     cfg = parse(Config, [str(ROOT / 'config' / f'{name}.py')])
     assert set(cfg.rewards) == {'accuracy', 'format'}
-    tokenizer = family_tokenizer(PRESETS[name])
+    tokenizer = family_tokenizer(PRESETS[name], tags)
     tokenizer.chat_template = data_tokenizer.TEMPLATES[cfg.chat_template]
     # a base model goes on: with the rest of the token that ended the answer, with another question
     for more in ('', '\n', '\nUser: What is 1 + 1?'):

@@ -678,6 +678,16 @@ QWEN3 = """{%- set ns = namespace(query=-1) %}
         {{- '<think>\n\n</think>\n\n' }}
     {%- endif %}
 {%- endif %}"""
+LLAMA32 = """{{- bos_token }}
+{%- if not date_string is defined %}{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n<|eot_id|>' }}
+{%- for m in messages %}
+    {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' }}
+    {{- m.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}"""
 V31 = ("{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ bos_token }}"
        "{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% else %}"
        "{{ '<｜Assistant｜></think>' + m.content.split('</think>', 1)[-1] }}"
@@ -690,6 +700,8 @@ FAMILIES = {
     "qwen3": (QWEN3, {}, True, False),
     "qwen3, not thinking": (QWEN3, {"enable_thinking": False}, True, True),
     "llama3": (LLAMA, {}, False, False),
+    "llama3.2": (LLAMA32, {}, False, False),
+    "llama3.2, dated": (LLAMA32, {"date_string": "26 Jul 2024"}, False, False),
     "r1-distill": (R1, {}, True, False),
     "v3.1": (V31, {}, True, True),
     "v3.1, thinking": (V31, {"thinking": True}, True, False),
@@ -755,7 +767,7 @@ def test_every_turn_is_trained_as_the_template_shows_it(name, real):
     if name == "v3.1, thinking":
         assert texts == [] and len(reasons) == 3 and None not in reasons
         return
-    shown = [text.strip() if name == "llama3" else text for text in said]
+    shown = [text.strip() if name.startswith("llama3") else text for text in said]
     if name.startswith("qwen3"):
         shown[2] = ("" if closes else "<think>\n\n</think>\n\n") + said[2].lstrip("\n")
     assert texts == [text + end for text in shown] and reasons == [None] * 3
@@ -805,6 +817,14 @@ def test_a_sampled_answer_is_trained_as_it_was_sampled(name, real):
     ids, mask = tok.apply_chat_template([user("a"), assistant(content)])
     assert [i for i, flag in zip(ids, mask) if flag] == sampled + [tok.special_tokens[tok.turn_end]]
     assert ids[: len(prompt)] == prompt
+
+
+def test_reasoning_of_an_earlier_turn_after_a_prompt_that_ends_reasoning_is_said():
+    tok = family("v3.1", real=False)
+    reasoned = assistant("<think>x</think>one")
+    texts, reasons = parted(tok, [user("a"), reasoned, user("b"), assistant("two")])
+    assert texts == ["two" + tok.turn_end]
+    assert reasons == ["they reason after a prompt that ends reasoning ('</think>')", None]
 
 
 def test_calls_of_tools_belong_to_the_turn():
