@@ -30,7 +30,7 @@ from pathlib import Path
 
 from graders import sandbox
 from graders.language import language_counts
-from graders.maths import FONTS, echoes, is_numeral, lists_equal, math_equal
+from graders.maths import FONTS, echoes, is_numeral, lists_equal, load, math_equal
 from graders.pool import Pool
 
 FAILURES = Counter()  # (reward, exception) -> samples that it scored 0; of this process
@@ -321,6 +321,7 @@ def math_reward(response, row):
     gold is written so; with row['form'] == 'number' the answer must be a number. What cannot be
     decided in time scores 0.0 and is counted in FAILURES.
     """
+    load()  # is on no answer's clock
     gold, answers, end = str(row['answer']), answers_of(response, row), time.perf_counter() + 1.0
     if not gold.strip():
         raise ValueError("the row's answer is empty")
@@ -335,9 +336,13 @@ def math_reward(response, row):
                     return 0.0
                 break
         prompt = _prompt_text(row.get('prompt'))
-        worked_out = (not (number and not is_numeral(answer)) and not echoes(gold, answer, prompt)
-                      for answer in answers if time.perf_counter() < end)
-        return float(all(worked_out) if elements else any(worked_out))
+        for answer in answers:
+            worked_out = (is_numeral(answer) or not number) and not echoes(gold, answer, prompt)
+            if worked_out != elements:  # of spellings one does, of the elements of a list all
+                return float(worked_out)
+            if time.perf_counter() > end:
+                raise TimeoutError
+        return float(elements)
     except TimeoutError:
         FAILURES['math', 'TimeoutError'] += 1
         return 0.0

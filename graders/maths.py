@@ -235,6 +235,11 @@ def _sympy():
     return sympy
 
 
+def load():
+    """Imports sympy, which takes a second, before a clock runs."""
+    _sympy()
+
+
 class _Parser:
     """Recursive descent from a scalar spelled by _plain to a sympy expression. Raises ValueError on all else.
 
