@@ -602,6 +602,31 @@ def test_sampler_and_trainer_agree_and_the_first_ratio_is_exactly_one(toy, tmp_p
     assert metrics(tmp_path / 'b')[0]['ratio_max'] > 1.0001                                  # the second update is off-policy
 
 
+def test_rows_that_only_round_a_vocabulary_up_change_no_number(toy, tmp_path):
+    """Though they would be the likeliest tokens: rewards, loss, entropy, KL and weights are those of
+    the same model without them."""
+    model = Transformer.from_pretrained(toy / 'm')
+    n, state = model.cfg.vocab_size, model.state_dict()
+    wide = Transformer(ModelConfig(**{**vars(model.cfg), 'vocab_size': n + 30}))
+    for name, t in wide.state_dict().items():
+        t[:len(state[name])] = state[name]
+    with torch.no_grad():
+        wide.lm_head.weight[n:] = 20 * torch.randn(30, wide.cfg.hidden_size)
+    wide.save_pretrained(tmp_path / 'wide')
+    for file in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json'):
+        shutil.copy(toy / 'm' / file, tmp_path / 'wide')
+    how = dict(steps=2, kl_coef=0.1, reference_every=0, temperature=0.8)
+    grpo.main(config(toy, tmp_path / 'a', **how))
+    grpo.main(config(toy, tmp_path / 'b', init_from=str(tmp_path / 'wide'), **how))
+    for a, b in zip(metrics(tmp_path / 'a'), metrics(tmp_path / 'b'), strict=True):
+        assert b['mismatch_max'] < 1e-5
+        for key in ('reward', 'loss', 'entropy', 'kl', 'grad_norm', 'length'):
+            assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-6), key
+    heads = [Transformer.from_pretrained(tmp_path / run).lm_head.weight for run in ('a', 'b')]
+    assert torch.allclose(heads[0], heads[1][:n], atol=1e-6)
+    assert torch.equal(heads[1][n:], wide.lm_head.weight[n:])
+
+
 @pytest.mark.parametrize('change', ['top_p=0.9', 'top_k=5', 'min_p=0.9'])
 def test_biased_rollouts_are_refused_unless_allowed(toy, change):
     with pytest.raises((ConfigError, ValueError), match='allow_biased=True'):
