@@ -93,22 +93,12 @@ FAMILIES = {
                   bos_token_id=None, eos_token_id=None),
     'llama': dict(GQA, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2),
 }
-OTHER_NAMES = {
-    'num_mtp_layers': 'num_nextn_predict_layers',
-    'num_local_experts': 'n_routed_experts',
-    'num_experts': 'n_routed_experts',
-}  # in transformers 5, of the DeepSeek families
-NULLABLE = (
-    'q_lora_rank',
-    'n_routed_experts',
-    'n_shared_experts',
-    'num_key_value_heads',
-    'head_dim',
-    'bos_token_id',
-    'eos_token_id',
-    'n_group',
-    'topk_group',
-)  # elsewhere null is: absent
+OTHER_NAMES = {'num_mtp_layers': 'num_nextn_predict_layers',
+               'num_local_experts': 'n_routed_experts',
+               'num_experts': 'n_routed_experts'}      # in transformers 5, of the DeepSeek families
+NULLABLE = ('q_lora_rank', 'n_routed_experts', 'n_shared_experts', 'num_key_value_heads',
+            'head_dim', 'bos_token_id', 'eos_token_id', 'n_group', 'topk_group')
+# null in any other key means that it is absent
 
 # Keys that change what a model computes, and the values that mean what is computed here: others are
 # refused.
@@ -126,7 +116,7 @@ ONLY = {
     'attn_logit_softcapping': OFF, 'final_logit_softcapping': OFF, 'logits_soft_cap': OFF,
     'attention_multiplier': OFF, 'embedding_multiplier': ONE, 'residual_multiplier': ONE,
     'lm_head_multiplier': ONE, 'logits_scaling': ONE, 'logit_scale': ONE, 'scale_emb': ONE,
-    'scale_depth': OFF, 'scale_embeddings': OFF, 'normalize_embeddings': OFF, 'norm_type': OFF,
+    'scale_depth': OFF, 'scale_embeddings': OFF, 'normalize_embeddings': OFF,
     'parallel_attn': OFF, 'use_parallel_residual': OFF, 'mlp_layer_types': OFF,
     'per_layer_config': OFF, 'pruned_heads': OFF, 'is_encoder_decoder': OFF,
     'add_cross_attention': OFF, 'text_config': OFF, 'vision_config': OFF,
@@ -222,6 +212,9 @@ def check_keys(config, kind, where, tell):
     mla, only = kind.startswith('deepseek'), dict(ONLY)
     if kind == 'qwen2':
         del only['attention_bias']     # its biases are implied
+        only['qkv_bias'] = (True, None)
+    if kind == 'qwen3':
+        only.update(dict.fromkeys(('qk_norm', 'use_qk_norm', 'qk_layernorm'), (True, None)))
     if kind.startswith('qwen'):
         del only['sliding_window']     # counts with use_sliding_window alone
     for name in config.keys() & only.keys():

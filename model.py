@@ -586,6 +586,7 @@ class Transformer(nn.Module):
     def logprobs(self, input_ids, labels, positions=None, doc_ids=None, temperature=1.0, mtp=False, entropy=False,
                  routes=None, replay=None, prefix=None):
         """Log-probabilities of labels, where labels [B, T] holds each position's next token or -100 for "no loss here".
+        Ids that use_tokens found to be no token have none.
         -> logp [n], entropy [n] or None, mtp_logp [m] or None, float32, over the n labelled positions in row-major order;
         logp = log softmax(logits / temperature)[label]. mtp_logp is over positions whose token after next is labelled in the
         same document, at temperature 1. prefix: what the rows continue, computed once for all that share it: ids [P, Lp] right-padded,
