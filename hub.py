@@ -330,7 +330,10 @@ def checkpoint_files(folder):
         named = sorted(set(named.values()))
     for name in named:
         if name not in present:
-            raise FileNotFoundError(f'{folder / name} is named by {index.name} but does not exist; download it again')
+            other = next((f'; if the model is in {other}, remove the index'
+                          for other in present if other not in named), '; download it again')
+            raise FileNotFoundError(f'{folder / name} is named by {index.name} but does not exist'
+                                    + other)
     if not present:
         raise FileNotFoundError(f'{folder}: no *.safetensors file')
     files, others = {}, []

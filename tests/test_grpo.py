@@ -603,8 +603,8 @@ def test_sampler_and_trainer_agree_and_the_first_ratio_is_exactly_one(toy, tmp_p
 
 
 def test_rows_that_only_round_a_vocabulary_up_change_no_number(toy, tmp_path):
-    """Though they would be the likeliest tokens: rewards, loss, entropy, KL and weights are those of
-    the same model without them."""
+    """Though they would be the likeliest tokens: rewards, loss, entropy, KL and weights are those
+    of the same model without them."""
     model = Transformer.from_pretrained(toy / 'm')
     n, state = model.cfg.vocab_size, model.state_dict()
     wide = Transformer(ModelConfig(**{**vars(model.cfg), 'vocab_size': n + 30}))

@@ -319,6 +319,10 @@ def test_old_shards_beside_a_newer_file_are_refused_whichever_is_right(tmp_path)
                        match='both model-00001-of-00011.safetensors and model.safetensors hold .*'
                                          r'\(model.safetensors.index.json names the first\)'):
         Transformer.from_pretrained(tmp_path)
+    for path in tmp_path.glob('model-*.safetensors'):
+        path.unlink()                  # of the old ones the index alone is left
+    with pytest.raises(FileNotFoundError, match='is in model.safetensors, remove the index'):
+        Transformer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize('other', ['model-copy.safetensors', 'a.safetensors',
