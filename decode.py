@@ -40,6 +40,7 @@ class Completion:
     logprobs: list    # log-probability of each under softmax(logits / temperature) over all tokens
     finished: bool    # True: ended with a stop token or stop string; False: cut at the length limit
     routes: torch.Tensor | None = None  # [prompt + completion - 1, MoE layers, K] int16: the experts of every input token, if asked for
+    entropy: float | None = None  # nats of the distributions its tokens were drawn from, summed
 
 
 class NotFinite(FloatingPointError):
@@ -198,8 +199,9 @@ class Cache:
 # drawing a token
 
 
-def pick(logits_SV, u_S, temperature, top_p=1.0, top_k=0, min_p=0.0):
-    """Sample by inverting the cumulative distribution at the numbers u -> tokens [S], their log-probs [S] before any filter.
+def pick(logits_SV, u_S, temperature, top_p=1.0, top_k=0, min_p=0.0, entropy=False):
+    """Sample by inverting the cumulative distribution at the numbers u -> tokens [S], their
+    log-probs [S] and, if asked for, the entropy [S], both before any filter.
     temperature 0: the most probable token, with its log-prob at temperature 1. Filters: the top_k largest, of these those of at
     least min_p times the largest, of these the fewest whose share reaches top_p."""
     p = (logits_SV if temperature in (0, 1) else logits_SV / temperature).softmax(dim=-1)
@@ -216,7 +218,8 @@ def pick(logits_SV, u_S, temperature, top_p=1.0, top_k=0, min_p=0.0):
             inside = ranked.cumsum(-1) - ranked < top_p * ranked.sum(-1, keepdim=True)
             allowed = torch.zeros_like(p).scatter_(1, order, ranked * inside)
         x = invert(allowed, u_S)
-    return x, p.gather(1, x.unsqueeze(1)).squeeze(1).log()
+    logp = p.gather(1, x.unsqueeze(1)).squeeze(1).log()
+    return (x, logp, torch.special.entr(p).sum(-1)) if entropy else (x, logp)
 
 
 def largest(z_SV, width=64):
@@ -271,7 +274,8 @@ def uniform(seed, *keys_S):
 class Sampler:
     """model: a Transformer. stop_ids: tokens that end a completion; stop_strings: texts that do (needs `tokenizer`). slots: rows
     decoded at once. check_every: steps between looks at what has finished. speculate: most rows for which an MTP layer drafts
-    (None: what pays on this device; 0: never). After `generate`, drafted and accepted count the drafts."""
+    (None: what pays on this device; 0: never). drafted and accepted count the drafts of all its
+    calls."""
 
     def __init__(self, model, stop_ids=(), slots=256, check_every=None, stop_strings=(), tokenizer=None, speculate=None):
         self.model, self.slots, self.tokenizer = model, slots, tokenizer
@@ -285,19 +289,20 @@ class Sampler:
 
     @torch.no_grad()
     def generate(self, prompts, n=1, max_new_tokens=256, temperature=1.0, top_p=1.0, seed=0, keys=None, on_token=None, progress=None,
-                 top_k=0, min_p=0.0, routes=False, unbiased=False, on_done=None):
+                 top_k=0, min_p=0.0, routes=False, unbiased=False, on_done=None, entropy=False):
         """prompts: lists of token ids -> for each prompt a list of n Completions.
 
         max_new_tokens: an integer, or one for each prompt, or n for each prompt. temperature 0 is greedy (its log-probs are those of
         temperature 1). keys: a number for each prompt that its noise is drawn from (default: its place), so that a prompt's samples do not depend
-        on which rank or call draws them. routes: return the experts of every token. unbiased: refuse top_p, top_k and min_p, which
+        on which rank or call draws them. routes: return every token's experts; entropy: that of
+        the distributions. unbiased: refuse top_p, top_k and min_p, which
         change the distribution that the log-probs are of. on_token(prompt, sample, token) is called as tokens appear,
         on_done(prompt, sample, completion) as completions do. ValueError: an empty prompt, one that leaves no room, slots that do
         not fit in memory; NotFinite: a logit that is not finite, naming the request."""
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
         limits = [[limit] * n if isinstance(limit, int) else list(limit) for limit in limits]
         self.check(prompts, n, limits, temperature, top_p, top_k, min_p, unbiased)
-        how = dict(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+        how = dict(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, entropy=entropy)
         results = [[None] * n for _ in prompts]
         with packed(self.model, min(self.slots, len(prompts) * n), free_memory(self.device)):
             run = Run(self, prompts, min(self.slots, len(prompts) * n), limits, seed, keys, routes, how, results)
@@ -311,7 +316,7 @@ class Sampler:
                 run.forget(queue)
                 if not speculating:
                     run.mtp = None
-        self.drafted, self.accepted = run.drafted, run.accepted
+        self.drafted, self.accepted = self.drafted + run.drafted, self.accepted + run.accepted
         return results
 
     def speculating(self, run, queue):
@@ -386,11 +391,12 @@ class Run:
         self.done, self.bad = torch.ones(self.S, dtype=torch.bool, device=device), torch.zeros(self.S, dtype=torch.bool, device=device)
         self.tokens = torch.zeros(self.S, self.L + 1, dtype=torch.int64, device=device)
         self.logps = torch.zeros(self.S, self.L + 1, device=device)
+        self.entropies = torch.zeros_like(self.logps) if how['entropy'] else None
         moe = [layer for layer in self.model.model.layers[:cfg.num_hidden_layers] if hasattr(layer.mlp, 'gate')]
         self.routes = torch.zeros(self.S, self.L + 1, len(moe), cfg.num_experts_per_tok, dtype=torch.int16, device=device) \
             if routes and moe else None
         self.state = [t for t in (self.cur, self.start, self.made, self.cap, self.noise, self.done, self.bad, self.tokens, self.logps,
-                                  self.routes) if t is not None]
+                                  self.entropies, self.routes) if t is not None]
         keys = torch.tensor(range(len(prompts)) if keys is None else keys, dtype=torch.int64)
         self.seeds = mix(mix(torch.full_like(keys, seed), 0), keys)                    # of each prompt
         # on the host
@@ -419,8 +425,8 @@ class Run:
         for row, p, s in taken:
             self.request[row], self.told[row] = (p, s), 0
         self.m = max(self.m, 1 + max(row for row, _, _ in taken))
-        x, logp = self.draw(torch.stack([self.held[p][1] for _, p, _ in taken]), noise, 0)
-        self.note(slot, x, logp, torch.ones_like(x, dtype=torch.bool))
+        drawn = self.draw(torch.stack([self.held[p][1] for _, p, _ in taken]), noise, 0)
+        self.note(slot, torch.ones_like(slot, dtype=torch.bool), *drawn)
         self.longest, self.fresh_groups = max(self.longest, 1), True
 
     def prefill(self, numbers, at_once=8192):
@@ -473,13 +479,17 @@ class Run:
             rows = torch.tensor(ended, device=self.device)
             top = max(made[i] for i in ended)
             tokens, logps = self.tokens[rows, :top].tolist(), self.logps[rows, :top].tolist()
+            sums = None
+            if self.entropies is not None:
+                sums = self.entropies[rows, :top].double().cumsum(1).tolist()
             stops, self.done[rows], self.fresh_groups = set(self.sampler.stop_ids.tolist()), True, True
-            for i, ids, logp in zip(ended, tokens, logps):
+            for k, (i, ids, logp) in enumerate(zip(ended, tokens, logps)):
                 (p, s), count = self.request[i], made[i]
                 route = None
                 if self.routes is not None:
                     route = torch.cat([self.held[p][2], self.routes[i, :count - 1]]).cpu()
-                c = Completion(ids[:count], logp[:count], i in cut or ids[count - 1] in stops, route)
+                c = Completion(ids[:count], logp[:count], i in cut or ids[count - 1] in stops,
+                               route, sums and sums[k][count - 1])
                 self.results[p][s], self.request[i] = c, None
                 if on_done:
                     on_done(p, s, c)
@@ -534,12 +544,14 @@ class Run:
         u = shift(mix(noise, made), 11).double() / 2**53 if self.how['temperature'] else None
         return pick(logits, u, **self.how)
 
-    def note(self, rows, x, logp, live):
+    def note(self, rows, live, x, logp, *H):
         """Token x of the rows (a tensor, or the slice of all in use) where `live`: the others write to the spare column. Sets made, done and cur."""
         made = self.made[rows]
         at = torch.where(live, made, self.L)
         place = torch.arange(self.m, device=self.device) if isinstance(rows, slice) else rows
         self.tokens[place, at], self.logps[place, at] = x, logp
+        if self.entropies is not None:
+            self.entropies[place, at] = H[0]
         self.cur[rows] = torch.where(live, x, self.cur[rows])
         made = made + live
         done = made >= self.cap[rows]
@@ -562,7 +574,8 @@ class Run:
     def step(self, length):
         made = self.made[:self.m].clone()
         h = self.forward(self.cur[:self.m, None], made[:, None] - 1, length)
-        self.note(slice(0, self.m), *self.draw(self.model.logits(h[:, 0]), self.noise[:self.m], made), ~self.done[:self.m])
+        drawn = self.draw(self.model.logits(h[:, 0]), self.noise[:self.m], made)
+        self.note(slice(0, self.m), ~self.done[:self.m], *drawn)
 
     def verify(self, length):
         """Feeds the newest token and the draft after it. The token after the newest is drawn as ever; if it is the draft, the
@@ -572,12 +585,12 @@ class Run:
         at = torch.stack([made - 1, made.clamp(max=self.L - 1)], 1)
         h = self.forward(torch.stack([self.cur[:m], self.draft[:m]], 1), at, length)
         logits = self.model.logits(h)
-        x, logp = self.draw(logits[:, 0], noise, made)
-        self.note(rows, x, logp, live)
+        x, *drawn = self.draw(logits[:, 0], noise, made)
+        self.note(rows, live, x, *drawn)
         hit = live & (x == self.draft[:m]) & ~self.done[:m]
         self.counts += torch.stack([live.sum(), (live & (x == self.draft[:m])).sum()])
-        y, logp = self.draw(logits[:, 1], noise, made + 1)
-        self.note(rows, y, logp, hit)
+        y, *drawn = self.draw(logits[:, 1], noise, made + 1)
+        self.note(rows, hit, y, *drawn)
         self.propose(h, torch.stack([x, y], 1), self.start[:m, None] + at, hit.long(), self.longest_prompt + length)
 
     def propose(self, h, next_ids, positions, last, length):

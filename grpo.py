@@ -33,6 +33,7 @@ Left out: asynchronous rollouts, a value network, a second inference engine (and
 """
 
 import json
+import math
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -51,8 +52,9 @@ import rewards
 from data.loader import read_rows
 from model import update_router_bias
 from sample import Sampler, average, encode_prompts, evaluate, instructed, score
-from sft import (Log, Stop, Unsharded, expert_counts, finish, let_go, load_model, make_optimizers, not_finite, optimizer_step, peak_memory,
-                 peak_tflops, resume, router_bias, schedule, shard, start_processes, total)
+from sft import (Log, Stop, Unsharded, expert_counts, finish, let_go, load_model, make_optimizers,
+                 not_finite, optimizer_step, peak_memory, peak_tflops, resume, router_bias,
+                 schedule, shard, start_processes, total)
 
 
 @dataclass
@@ -252,6 +254,7 @@ class Sample:
     score: dict              # of sample.score: "total", "rewards", "length", "finished", ..., without the text
     routes: torch.Tensor | None = None  # experts [T, MoE layers, K] of all tokens but the last, with replay_routes
     number: int = -1         # place among the samples of the step
+    entropy: float = 0.0     # nats of the distributions that its tokens were drawn from, summed
 
     def __len__(self):       # tokens that go through the model
         return len(self.prompt) + len(self.tokens) - 1
@@ -359,31 +362,55 @@ def problem_order(counts, seed):
 
 
 def rollout(cfg, model, tokenizer, problems, numbers, step, device):
-    """Samples and scores this rank's problems. -> groups [P][G] of Samples; how many tokens the MTP layer drafted, and were accepted"""
+    """Samples and scores this rank's problems. -> groups [P][G] of Samples; counts float64
+    [2 + MoE layers * E]: tokens that the MTP layer drafted, those accepted, and what each expert
+    got of all samples' tokens, their prompts' included."""
     if not problems:
-        return [], (0, 0)
+        return [], torch.zeros(2 + math.prod(moe_shape(model)), dtype=torch.float64)
     ids, rows = encode_prompts(tokenizer, [{'max_length': cfg.max_new_tokens, **row} for row in problems], cfg.prefill)
     sampler = Sampler(model, tokenizer.stop_ids, cfg.slots, None, cfg.stop, tokenizer)
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
         completions = sampler.generate(ids, cfg.group, cfg.max_new_tokens, cfg.temperature, cfg.top_p, cfg.seed * 1_000_003 + step, numbers,
-                                       top_k=cfg.top_k, min_p=cfg.min_p, routes=cfg.replay_routes, unbiased=not cfg.allow_biased)
+                                       top_k=cfg.top_k, min_p=cfg.min_p, routes=True,
+                                       unbiased=not cfg.allow_biased, entropy=True)
     scored = score(tokenizer, rows, completions, cfg.rewards, cfg.stop)
-    groups = [[Sample(prompt, c.tokens, c.logprobs, {k: v for k, v in s.items() if k != 'response'}, c.routes) for c, s in zip(*group)]
-              for prompt, *group in zip(ids, completions, scored)]
-    return groups, (sampler.drafted, sampler.accepted)
+    layers, experts = moe_shape(model)
+    groups = []
+    for prompt, *group in zip(ids, completions, scored):
+        groups.append([])
+        for c, s in zip(*group):
+            graded = {k: v for k, v in s.items() if k != 'response'}
+            routes = c.routes if cfg.replay_routes else None
+            groups[-1].append(
+                Sample(prompt, c.tokens, c.logprobs, graded, routes, entropy=c.entropy))
+    counts = torch.tensor([sampler.drafted, sampler.accepted])
+    if layers:
+        routes = torch.cat([c.routes for samples in completions for c in samples])
+        times = torch.ones(len(routes), dtype=torch.int64)
+        load = expert_counts([(None, chosen) for chosen in routes.unbind(1)], experts, times)
+        counts = torch.cat([counts, load.flatten()])
+    return groups, counts.double()
+
+
+def moe_shape(model):
+    """-> MoE layers (that of the MTP not counted), experts of each"""
+    layers = model.model.layers[:model.cfg.num_hidden_layers]
+    return sum(hasattr(layer.mlp, 'gate') for layer in layers), model.cfg.n_routed_experts or 0
 
 
 def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
-    """Samples until there are cfg.prompts groups. -> the groups to train on and all that were sampled, each [P][G], and the drafts' counts
-    [2], the same on every rank. With dynamic_sampling groups that are settled are replaced while
-    attempts last; then the first of them fill up. Groups stay in the order they were drawn in."""
-    every, groups, drafts = [], [], torch.zeros(2)
+    """Samples until there are cfg.prompts groups. -> the groups to train on and all that were
+    sampled, each [P][G], and the counts of all ranks, the same on every rank. With dynamic_sampling
+    groups that are settled are replaced while attempts last; then the first of them fill up. Groups
+    stay in the order they were drawn in."""
+    every, groups, counts = [], [], 0
     for _ in range(1 + cfg.dynamic_sampling):
         chosen = list(enumerate(islice(order, cfg.prompts - len(groups)), len(every)))
         mine = chosen[rank::world]
         with Unsharded(model):
-            new, counts = rollout(cfg, model, tokenizer, [files[f][r] for _, (f, r) in mine], [i for i, _ in mine], step, device)
-        drafts += total(torch.tensor(counts), device).cpu()
+            problems, numbers = [files[f][r] for _, (f, r) in mine], [i for i, _ in mine]
+            new, told = rollout(cfg, model, tokenizer, problems, numbers, step, device)
+        counts = counts + total(told, device).cpu()
         if world > 1:
             shares = [None] * world
             dist.all_gather_object(shares, new)
@@ -392,18 +419,17 @@ def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
         flat = [i for i, group in enumerate(every) if cfg.dynamic_sampling and settled(cfg, group)]
         groups = [group for i, group in enumerate(every) if i not in flat]
         if len(groups) == cfg.prompts:
-            return groups, every, drafts
+            return groups, every, counts
     spare = flat[cfg.prompts - len(groups):]
-    return [group for i, group in enumerate(every) if i not in spare], every, drafts
+    return [group for i, group in enumerate(every) if i not in spare], every, counts
 
 
 def settled(cfg, group):
-    """Whether a group of Samples has nothing to choose between: all are equally right, or where
-    accuracy is no reward, have equal totals. (Other rewards would make almost every group vary.)"""
-    if cfg.rewards.get('accuracy'):
-        values = [s.score['rewards']['accuracy'] for s in group]
-    else:
-        values = [s.score['total'] for s in group]
+    """Whether a group of Samples has nothing to choose between: all are equally right by the reward
+    of their task ('accuracy' or its own name), or where that is none of the rewards, have equal
+    totals. (By totals an `overlong` or `length` beside it would make almost every group vary.)"""
+    checks = [name for name in ('accuracy', group[0].score.get('task')) if cfg.rewards.get(name)]
+    values = [s.score['rewards'][checks[0]] if checks else s.score['total'] for s in group]
     return alike(torch.tensor([values], dtype=torch.float64), 1).item()
 
 
@@ -439,8 +465,9 @@ def becomes_reference(cfg, step):
     return every > 0 and step * each // every > (step - 1) * each // every
 
 
-def mean(values):
-    return sum(values) / max(1, len(values))
+def share(value, count):
+    """-> value / count, or None (null in metrics.jsonl) of nothing"""
+    return value / count if count else None
 
 
 def of_rollout(cfg, every):
@@ -450,27 +477,27 @@ def of_rollout(cfg, every):
     scores = [s.score for group in every for s in group]
     totals = [[s.score['total'] for s in group] for group in every]
     varies = ~alike(torch.tensor(totals, dtype=torch.float64), 1)
-    numbers = {'reward': mean([s['total'] for s in scores]),
-               'length': mean([s['length'] for s in scores])}
+    numbers = {'reward': average([s['total'] for s in scores]),
+               'length': average([s['length'] for s in scores])}
     checked = [(s['length'], r) for s in scores if (r := rewards.right(s)) is not None]
     if checked:
-        numbers['right'] = mean([r for _, r in checked])
+        numbers['right'] = average([r for _, r in checked])
         for name, wanted in (('right', True), ('wrong', False)):
             numbers[f'length_{name}'] = average([length for length, r in checked if r is wanted])
     judged = [rewards.accuracy_of(s) for s in scores if s.get('task') in rewards.JUDGED]
     if judged and None not in judged:
-        numbers['judged'] = mean(judged)
+        numbers['judged'] = average(judged)
     for name in cfg.rewards:
-        numbers[f'reward_{name}'] = mean([s['rewards'][name] for s in scores])
-    return {**numbers, 'truncated': mean([not s['finished'] for s in scores]),
-            'mixing': mean([s['mixed'] for s in scores]),
+        numbers[f'reward_{name}'] = average([s['rewards'][name] for s in scores])
+    return {**numbers, 'truncated': average([not s['finished'] for s in scores]),
+            'mixing': average([s['mixed'] for s in scores]),
             'zero_variance': 1 - varies.double().mean().item(), 'sampled_groups': len(every)}
 
 
 def warnings_of(n, first):
     """numbers of a step, and those of the run's first -> {what is wrong: what usually causes it and which key to turn}"""
     out = {}
-    if n['zero_variance'] == 1:
+    if n['zero_variance'] == 1 and not n.get('advantage_std'):   # else baseline='none', or k1
         out['zero variance'] = (f'every group scored alike (mean reward {n["reward"]:.3g}), so nothing is learnt: a reward that is always 0 usually '
                                 'means that answers are not found (see samples.txt; try '
                                 'chat_template, instruction or prefill), one that is '
@@ -482,13 +509,13 @@ def warnings_of(n, first):
     if n['truncated'] == 1:
         out['truncated'] = ('every completion was cut: max_new_tokens is too small, or the model never says its stop token '
                             '(the chat template, or a base model without a cold start)')
-    if n['kl'] > 1:
+    if n['kl'] is not None and n['kl'] > 1:
         out['kl'] = (f'{n["kl"]:.3g} nats a token from the reference: the policy ran away, usually through a learning_rate too high; lower it, '
                      'raise kl_coef, or set reference_every')
     if first and 0 < n['entropy'] < min(0.01, 0.2 * first['entropy']):
         out['entropy'] = (f'entropy fell to {n["entropy"]:.2g} nats a token: samples of a group become copies of each other; raise clip_high or '
                           'temperature, lower learning_rate or updates')
-    if n['mismatch_kl'] > 0.02:
+    if n['mismatch_kl'] is not None and n['mismatch_kl'] > 0.02:
         out['mismatch'] = (f"sampler and trainer disagree (KL {n['mismatch_kl']:.2g} a token): usually bfloat16 on a MoE model; set tis=2, "
                            "replay_routes=True, or dtype='float32'")
     return out
@@ -513,8 +540,7 @@ def main(cfg):
         eval_rows += [instructed(row, cfg.instruction) for row in rows]
     tasks = {row['task'] for rows in (*files, eval_rows) for row in rows}
     rewards.prepare(cfg.rewards, tasks, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
-    active, E = model.num_params(active=True), model.cfg.n_routed_experts
-    moe = sum(hasattr(layer.mlp, 'gate') for layer in model.model.layers[:model.cfg.num_hidden_layers])
+    active, moe = model.num_params(active=True), moe_shape(model)
     reference = shard(load_model(cfg, device)[0].requires_grad_(False), cfg, device) if cfg.kl_coef else None
     model = shard(model, cfg, device)
     optimizers = make_optimizers(model, cfg, device)
@@ -567,7 +593,8 @@ def main(cfg):
     while not ended():
         # rollout
         start, before = time.time(), rewards.FAILURES.copy()
-        groups, every, drafts = collect(cfg, model, tokenizer, files, order, step, device, rank, world)
+        groups, every, counts = collect(
+            cfg, model, tokenizer, files, order, step, device, rank, world)
         drawn += len(every)
         failed = rewards.failures(before, cfg.rewards)
         failed = total(torch.tensor([failed[name] for name in cfg.rewards]), device).tolist()
@@ -601,26 +628,25 @@ def main(cfg):
         A_N = torch.cat([A.flatten().float(), torch.zeros(1)]).to(device)
 
         # updates
-        stats, worst = torch.zeros(10, dtype=torch.float64, device=device), torch.zeros(2, dtype=torch.float64, device=device)
-        counts, norms, skipped = torch.zeros(moe, E or 0, dtype=torch.int64, device=device), [], 0
+        stats = torch.zeros(9, dtype=torch.float64, device=device)
+        worst = torch.zeros(2, dtype=torch.float64, device=device)
+        norms, skipped = [], 0
         for u, parts in list(enumerate(updates)) * cfg.epochs:
             loss_sum = torch.zeros((), device=device)
             for part in parts:
-                routes = [] if moe else None
-                logp, entropy = forward(model, part, cfg, device, routes)
+                logp, _ = forward(model, part, cfg, device)
                 loss, kl_loss, real, *told = losses(cfg, part, logp, A_N, w_N)
                 if part['old'] is None:              # its own were those of the policy that sampled
                     part['old'] = logp.detach()
                 ((loss + kl_loss) * world).backward()            # FSDP averages over ranks
                 loss_sum += (loss + kl_loss).detach()
                 low, high, kl, rho, off = (x.detach()[real] for x in told)
-                stats += torch.stack([real.sum(), entropy[real].sum(), low.sum(), high.sum(), kl.sum(), rho.sum(), off.abs().sum(),
+                stats += torch.stack([real.sum(), low.sum(), high.sum(), kl.sum(),
+                                      rho.sum(), off.abs().sum(),
                                       kl_terms(-off.clamp(max=88), 0.0, 'k3').sum(),
                                       loss.detach(), (part['times'] > 0).sum()])
                 if real.any():
                     worst = torch.maximum(worst, torch.stack([rho.max(), off.abs().max()]))
-                if moe:
-                    counts = counts + expert_counts(routes, E, part['times'])
             norm = optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip, total(loss_sum, device).item())
             bad = bad + 1 if norm is None else 0
             if bad:
@@ -628,9 +654,9 @@ def main(cfg):
                 not_finite(cfg, log, step, bad, {'update': u, 'parts': parts, 'advantage': A_N, 'weight': w_N}, rank)
             else:
                 norms.append(norm)
-        if moe:
-            counts = total(counts, device)
-            update_router_bias(model, counts, cfg.bias_rate * (not skipped))
+        drafts, load = counts[:2], counts[2:].view(moe)
+        if load.numel():
+            update_router_bias(model, load.to(device), cfg.bias_rate * (not skipped))
         training = timed(start)
         step += 1
         if reference is not None and becomes_reference(cfg, step):
@@ -641,17 +667,24 @@ def main(cfg):
         if dist.is_initialized():
             dist.all_reduce(worst, dist.ReduceOp.MAX)
         stats = total(stats, device).tolist()
-        n = max(1.0, stats[0])
+        # tokens in the loss; and those not computed for the first update, whose ratio is 1
+        n, first_update = cfg.epochs * lengths.sum().item(), lengths.chunk(cfg.updates)[0].tolist()
+        idle = sum(length for length, here in zip(first_update, computed) if not here)
         forwards = cfg.epochs + (1 - 1 / cfg.updates) / 3 + (reference is not None) / 3
         flops += 2.0 * active * (sampled + prompt_tokens) + 6.0 * active * trained * forwards   # a prompt counts for each completion
         peak = 1e12 * peak_tflops(cfg, device) * world
         numbers = {
             'step': step, **of_rollout(cfg, every),
             'advantage_std': A.square().mean().sqrt().item(),
-            'loss': stats[8] / len(updates) / cfg.epochs,
-            'entropy': stats[1] / n, 'clipped': (stats[2] + stats[3]) / n,
-            'clipped_low': stats[2] / n, 'clipped_high': stats[3] / n, 'ratio': stats[5] / n, 'ratio_max': worst[0].item(), 'kl': stats[4] / n,
-            'mismatch': stats[6] / n, 'mismatch_max': worst[1].item(), 'mismatch_kl': stats[7] / n, 'grad_norm': mean(norms), 'skipped': skipped,
+            'loss': stats[7] / len(updates) / cfg.epochs,
+            'entropy': share(sum(s.entropy for group in every for s in group), sampled),
+            'clipped': share(stats[1] + stats[2], n), 'clipped_low': share(stats[1], n),
+            'clipped_high': share(stats[2], n), 'ratio': share(stats[4] + idle, stats[0] + idle),
+            'ratio_max': max(worst[0].item(), float(idle > 0)) or None,
+            'kl': share(stats[3], stats[0]) if reference is not None else None,
+            'mismatch': share(stats[5], stats[0]), 'mismatch_kl': share(stats[6], stats[0]),
+            'mismatch_max': worst[1].item() if stats[0] else None,
+            'grad_norm': average(norms), 'skipped': skipped,
             'flops': flops, 'reward_failures': sum(failed),
             'seconds': seconds + time.time() - began, 'seconds_sampling': sampling, 'seconds_training': training, 'lr': schedule(step - 1, cfg) * cfg.learning_rate,
             'tokens_per_second': sampled / (sampling + training),
@@ -659,14 +692,14 @@ def main(cfg):
         if drafts[0]:
             numbers['mtp_acceptance'] = (drafts[1] / drafts[0]).item()
         if peak:
-            done = 6.0 * active * stats[9] / cfg.epochs * forwards   # tokens that were computed
+            done = 6.0 * active * stats[8] / cfg.epochs * forwards   # tokens that were computed
             numbers.update(mfu=(2.0 * active * (sampled + prompt_tokens) + done) / (sampling + training) / peak, mfu_training=done / training / peak)
-        if moe:
-            numbers['expert_max_load'] = (counts.amax(1) / counts.float().mean(1).clamp(min=1e-9)).mean().item()
+        if load.numel():
+            numbers['expert_max_load'] = (load.amax(1) / load.mean(1)).mean().item()
             numbers.update(router_bias(model))
         log.write(numbers, ('reward', 'right', 'length', 'entropy', 'zero_variance', 'mismatch_max'))
         log.tick()
-        first = first or ({'entropy': numbers['entropy']} if stats[0] else None)
+        first = first or {'entropy': numbers['entropy']}
         wrong = warnings_of(numbers, first)
         for what in sorted(wrong.keys() - warned):               # once, until it has been well again
             log.warn(f'step {step}: {wrong[what]}')

@@ -303,8 +303,12 @@ def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_to
         answers = [rewards.right(s) for s, in draw('greedy', 1, 0.0)]
         if answers := [float(r) for r in answers if r is not None]:
             out['greedy'], out['greedy_ci'] = mean_ci(answers)
-    if sampler.drafted:
-        out['drafts_accepted'] = sampler.accepted / sampler.drafted
+    drafts = [(sampler.drafted, sampler.accepted)] * world
+    if world > 1:
+        dist.all_gather_object(drafts, drafts[0])
+    drafted, accepted = map(sum, zip(*drafts))
+    if drafted:
+        out['drafts_accepted'] = accepted / drafted
     bar.close()
     return out, scored
 

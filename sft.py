@@ -402,7 +402,9 @@ class Log:
         self.file.flush()
         if self.wandb:
             self.wandb.log({k: v for k, v in numbers.items() if k != 'step'}, step=numbers['step'])
-        self.bar.set_postfix_str(' '.join(f'{name} {numbers[name]:.3g}' for name in shown if name in numbers), refresh=False)
+        there = {name: numbers[name] for name in shown if numbers.get(name) is not None}
+        said = ' '.join(f'{name} {value:.3g}' for name, value in there.items())
+        self.bar.set_postfix_str(said, refresh=False)
 
     def warn(self, text):
         if not self.quiet:

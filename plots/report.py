@@ -62,7 +62,7 @@ def numbers_of(run, stage, data='test.jsonl', file='eval.json'):
 
 def cost_to(goal, metrics, window=3):
     """-> (step, seconds, FLOPs) at which the training accuracy, averaged over `window` steps, reaches goal; or None"""
-    steps = [m for m in metrics if 'right' in m]
+    steps = [m for m in metrics if m.get('right') is not None]
     for i in range(len(steps)):
         recent = steps[max(0, i - window + 1):i + 1]
         if sum(m['right'] for m in recent) / len(recent) >= goal:
@@ -80,7 +80,8 @@ def plot(run, path):
     figure, axes = plt.subplots(2, 1, figsize=(8, 7), sharex=True, constrained_layout=True)
     for color, stage in enumerate(('zero', 'rl', 'final', 'student_rl')):
         metrics = read_jsonl(run / stage / 'metrics.jsonl')
-        train, evals = [m for m in metrics if 'right' in m], [m for m in metrics if 'eval_pass1' in m]
+        train = [m for m in metrics if m.get('right') is not None]
+        evals = [m for m in metrics if 'eval_pass1' in m]
         for axis, key in zip(axes, ('right', 'length')):
             axis.plot([m['step'] for m in train], [m[key] for m in train], color=f'C{color}', alpha=0.35, linewidth=1)
         for axis, key in zip(axes, ('eval_pass1', 'eval_length')):

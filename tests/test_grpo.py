@@ -669,7 +669,10 @@ def test_the_samplers_routes_are_replayed(toy, tmp_path, dtype, monkeypatch):
     Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, **shape)).save_pretrained(tmp_path / 'm')
     tokenizer.save_pretrained(tmp_path / 'm')
     seen, true = [], grpo.forward
-    monkeypatch.setattr(grpo, 'forward', lambda model, part, *args: seen.append((part['routes'], (part['times'] > 0), args[-1])) or true(model, part, *args))
+    def forward(model, part, cfg, device):
+        seen.append((part['routes'], part['times'] > 0, taken := []))
+        return true(model, part, cfg, device, taken)
+    monkeypatch.setattr(grpo, 'forward', forward)
     grpo.main(config(toy, tmp_path / 'a', init_from=str(tmp_path / 'm'), replay_routes=True, steps=2, dtype=dtype))
     lines = metrics(tmp_path / 'a')
     assert all(line['mismatch_max'] < (1e-4 if dtype == 'float32' else 0.5) for line in lines) and len(seen) >= 2
@@ -725,6 +728,9 @@ def test_dynamic_sampling_asks_whether_a_problem_is_settled_by_correctness():
     assert grpo.settled(dapo, wrong_and_long) and grpo.settled(dapo, group([1, 1], [1, 0.6]))
     assert not grpo.settled(dapo, group([1, 0, 0, 0], [1, 0, 0, 0]))
     assert not grpo.settled(dapo, group([0.5, 0], [0, 0]))
+    scores = [{'task': 'math', 'total': -t, 'rewards': {'math': 0.0}} for t in (0.0, 0.5)]
+    by_name = [Sample([1], [2], [0.0], score) for score in scores]
+    assert grpo.settled(Config(rewards={'math': 1.0, 'overlong': 0.5}), by_name)
     for other in ({'overlong': 1.0}, {'accuracy': 0.0, 'overlong': 1.0}):  # accuracy is no reward
         assert not grpo.settled(Config(rewards=other), wrong_and_long)
         assert grpo.settled(Config(rewards=other), group([1, 0], [0.1 + 0.2, 0.3]))
@@ -737,7 +743,7 @@ def test_what_dynamic_sampling_cannot_replace_keeps_its_place(monkeypatch):
         drawn.extend(numbers)
         def sample_of(n, r):
             return Sample([n], [1], [0.0], {'total': r, 'rewards': {'accuracy': r}, 'length': 1})
-        return [[sample_of(n, right[n]), sample_of(n, 0)] for n in numbers], (0, 0)
+        return [[sample_of(n, right[n]), sample_of(n, 0)] for n in numbers], torch.zeros(2)
     monkeypatch.setattr(grpo, 'rollout', rollout)
     model = torch.nn.Linear(1, 1)
     order = iter([(0, i) for i in range(20)])
@@ -774,6 +780,64 @@ def test_the_reference_is_replaced_after_so_many_updates():
     twice = Config(kl_coef=0.1, epochs=2, reference_every=5, updates=2)
     assert replaced(twice, 9) == [2, 3, 4, 5, 7, 8]  # when 5, 10, 15, ... are full, 4 each
     assert not grpo.becomes_reference(Config(kl_coef=0.1), 400)
+
+
+@pytest.mark.parametrize('changes', [{}, {'updates': 2}, {'dynamic_sampling': 1}, {'kl_coef': 0.1}])
+def test_the_numbers_of_a_step_are_of_all_its_samples(toy, tmp_path, monkeypatch, changes):
+    """Half of the groups do not vary; entropy and expert load by a plain forward of each sample."""
+    folder, tokenizer = tmp_path / 'm', grpo.load_model(config(toy, 'unused'), CPU)[1]
+    shape = dict(n_routed_experts=8, num_experts_per_tok=2, first_k_dense_replace=0, **TINY)
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id,
+                                    initializer_range=0.2, **shape))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    seen, plain = [], grpo.collect
+    monkeypatch.setattr(grpo, 'collect', lambda *args: (seen.append(plain(*args)), seen[-1])[1])
+    grpo.main(config(toy, tmp_path / 'a', init_from=str(folder), rewards={'half': 1.0}, steps=1,
+                     temperature=0.8, clip_low=0.0, clip_high=0.0, learning_rate=1e-2,
+                     warmup_steps=0, **changes))
+    (groups, every, _), line = seen[0], metrics(tmp_path / 'a')[0]
+    assert 0 < line['zero_variance'] < 1
+    assert (len(every) > len(groups)) == ('dynamic_sampling' in changes)
+    H, tokens, load = 0.0, 0, torch.zeros(2, 8)
+    for s in (s for group in every for s in group):
+        ids, routes = torch.tensor([s.prompt + s.tokens]), []
+        with torch.no_grad():
+            rope, mask = model.context(ids[:, :-1])
+            h = model.hidden(ids[:, :-1], rope, mask, routes)
+            logits = model.logits(h)[0, len(s.prompt) - 1:].double() / 0.8
+        H += torch.distributions.Categorical(logits=logits).entropy().sum().item()
+        tokens += len(s.tokens)
+        load += torch.stack([chosen.flatten().bincount(minlength=8) for _, chosen in routes])
+    assert line['entropy'] == pytest.approx(H / tokens, rel=1e-4)
+    busiest = (load.amax(1) / load.mean(1)).mean().item()
+    assert line['expert_max_load'] == pytest.approx(busiest, rel=1e-3)
+    if changes == {'updates': 2}:                     # a clip of 0 binds on each token that gains
+        assert 0 < line['clipped'] < 0.5 and line['ratio_max'] > 1
+    elif 'kl_coef' not in changes:
+        assert line['ratio'] == line['ratio_max'] == 1 and line['kl'] is None
+
+
+def test_the_clip_fraction_is_of_all_tokens(toy, tmp_path, monkeypatch):
+    seen, lengths, true, plain = [], [], grpo.losses, grpo.collect
+    def collect(*args):
+        out = plain(*args)
+        lengths.extend(len(s.tokens) for group in out[0] for s in group)
+        return out
+    def losses_of(*args):
+        out = true(*args)
+        seen.append((out[2].sum().item(), out[3].sum().item(), out[4].sum().item()))
+        return out
+    monkeypatch.setattr(grpo, 'losses', losses_of)
+    monkeypatch.setattr(grpo, 'collect', collect)
+    grpo.main(config(toy, tmp_path / 'a', rewards={'half': 1.0}, steps=1, learning_rate=1e-2,
+                     warmup_steps=0, updates=2, epochs=2, clip_low=1e-4, clip_high=1e-4))
+    line, (computed, low, high) = metrics(tmp_path / 'a')[0], map(sum, zip(*seen))
+    assert computed < 2 * sum(lengths) and low + high > 0                    # some are not computed
+    assert line['clipped_low'] == low / (2 * sum(lengths))
+    assert line['clipped_high'] == high / (2 * sum(lengths))
+    assert line['clipped'] == (low + high) / (2 * sum(lengths))
 
 
 def test_truncated_completions_can_be_left_out_of_the_loss(toy, tmp_path):
@@ -901,7 +965,10 @@ def test_a_compute_budget_ends_the_run(toy, tmp_path):
 def test_a_step_without_any_variance_is_counted_told_and_changes_nothing(toy, tmp_path, capsys):
     grpo.main(config(toy, tmp_path / 'a', rewards={'countdown': 0.0}, steps=2))
     assert [line['zero_variance'] for line in metrics(tmp_path / 'a')] == [1.0, 1.0]
-    assert all(line['entropy'] == 0 for line in metrics(tmp_path / 'a'))                     # nothing was computed
+    for line in metrics(tmp_path / 'a'):
+        assert line['entropy'] > 1 and line['clipped'] == 0
+        assert line['ratio'] == line['ratio_max'] == 1
+        assert line['mismatch'] is line['mismatch_max'] is line['kl'] is None  # not computed
     assert capsys.readouterr().err.count('every group scored alike') == 1                   # once
     before, after = Transformer.from_pretrained(toy / 'm'), Transformer.from_pretrained(tmp_path / 'a')
     for (name, a), b in zip(before.state_dict().items(), after.state_dict().values(), strict=True):
@@ -940,6 +1007,17 @@ def test_right_is_not_there_where_nobody_scored_the_task_and_is_never_a_total():
     by_name = [[sample(3.0, math=0.5), sample(3.0, math=0.9)]]          # graded, weighed by 3
     got = grpo.of_rollout(Config(rewards={'math': 3.0}), by_name)
     assert got['right'] == 0 and got['length_right'] is None and got['length_wrong'] == 1
+
+
+def test_what_there_is_nothing_of_is_null():
+    score = {'task': 'countdown', 'total': 0.0, 'rewards': {'accuracy': 0.0}, 'length': 3,
+             'finished': True, 'mixed': False}
+    every = [[Sample([1], [3] * 3, [], score)] * 2]
+    got = grpo.of_rollout(Config(rewards={'accuracy': 1.0}), every)
+    assert got['length_right'] is None and got['length_wrong'] == 3 and got['right'] == 0
+    well = dict(reward=0.5, zero_variance=0.4, truncated=0.1, kl=None, entropy=0.3,
+                mismatch_kl=None, reward_failures=0)
+    assert grpo.warnings_of(well, {'entropy': 0.5}) == {}
 
 
 def test_warnings_say_the_cause_and_the_key():

@@ -23,6 +23,8 @@ def test_what_changes_is_drawn_the_important_first(run):
 def test_curves_are_averaged_over_the_last_steps(run):
     steps, values = plot.curve(plot.read_metrics(run), 'loss', 2)
     assert steps == [0, 1, 2, 3, 4] and values == pytest.approx([1, 0.75, 0.375, 0.1875, 0.09375])
+    gaps = [{'step': 1, 'kl': 1.0}, {'step': 2, 'kl': None}, {'step': 3, 'kl': 3.0}]
+    assert plot.curve(gaps, 'kl', 2) == ([1, 3], [1.0, 2.0])
 
 
 def test_mistakes_are_told(run, tmp_path):

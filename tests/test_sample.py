@@ -262,14 +262,16 @@ def test_speculation_gives_the_stream_of_plain_decoding(temperature):
     torch.manual_seed(1)
     model = Transformer(ModelConfig(vocab_size=12, max_position_embeddings=64, initializer_range=0.2, num_nextn_predict_layers=1, **MODELS['mla']))
     prompts, limits = [[t % 12 for t in p] for p in PROMPTS], [20, 11, 20, 2]
-    plain = Sampler(model, [3], speculate=0).generate(prompts, 3, limits, temperature, seed=4, routes=True)
+    plain = Sampler(model, [3], speculate=0)
+    plain = plain.generate(prompts, 3, limits, temperature, seed=4, routes=True, entropy=True)
     for slots, check in [(100, 4), (5, 1), (1, 9)]:
         drafting = Sampler(model, [3], slots, check, speculate=100)
         drafting.speculating = lambda run, queue: not queue and run.m > 0         # however bad this model's drafts are
-        got = drafting.generate(prompts, 3, limits, temperature, seed=4, routes=True)
+        got = drafting.generate(prompts, 3, limits, temperature, seed=4, routes=True, entropy=True)
         for a, b in zip((c for group in plain for c in group), (c for group in got for c in group)):
             assert a.tokens == b.tokens and a.finished == b.finished and a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
             assert torch.equal(a.routes, b.routes)
+            assert a.entropy == pytest.approx(b.entropy, rel=1e-4)
         assert drafting.accepted < drafting.drafted and (drafting.accepted or slots < 100)
 
 
@@ -377,6 +379,46 @@ def test_routes_are_those_of_the_training_forward(slots):
                 model.hidden(ids, rope, mask, routes)
             assert c.routes.shape == (ids.shape[1], 1, 2) and not c.routes.is_inference()      # a trainer can save them for its backward pass
             assert torch.equal(c.routes.long().sort(-1).values, torch.stack([chosen for _, chosen in routes], 1).sort(-1).values)
+
+
+@pytest.mark.parametrize('temperature, slots', [(1.0, 5), (0.0, 50)])
+def test_entropies_are_those_of_the_softmax_that_was_drawn_from(temperature, slots):
+    def letters_of(self, ids):
+        return ''.join(chr(97 + i % 26) for i in ids)
+    model, letters = make('mla'), type('Letters', (), {'decode': letters_of})()
+    sampler = Sampler(model, [3], slots, stop_strings=['ab', 'q'], tokenizer=letters)
+    got = sampler.generate(PROMPTS, 3, 12, temperature, top_p=0.9, seed=2, entropy=True)
+    plain = sampler.generate(PROMPTS, 3, 12, temperature, top_p=0.9, seed=2)
+    for prompt, group, others in zip(PROMPTS, got, plain):
+        for c, other in zip(group, others):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + c.tokens]))[0, len(prompt) - 1:-1].double()
+            H = torch.distributions.Categorical(logits=logits / (temperature or 1.0)).entropy()
+            assert c.entropy == pytest.approx(H.sum().item(), rel=1e-4)
+            assert (c.tokens, c.logprobs) == (other.tokens, other.logprobs)
+            assert other.entropy is None
+
+
+def test_the_drafts_of_an_evaluation_are_those_of_both_its_passes(tmp_path, monkeypatch):
+    tokenizer = toy_tokenizer()
+    torch.manual_seed(1)
+    shape = {**MODELS['mla'], 'num_nextn_predict_layers': 1, 'max_position_embeddings': 96}
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, initializer_range=0.2,
+                                    **shape))
+    rows = [{'prompt': f' 1 2 {n} make 6', 'task': 'countdown', 'numbers': [1, 2, n], 'target': 6}
+            for n in (1, 2)]
+    counts, plain = [], decode.Run.advance
+    def advance(self, count, speculating):
+        before = self.drafted, self.accepted
+        plain(self, count, speculating)
+        greedy = self.how['temperature'] == 0
+        counts.append((greedy, self.drafted - before[0], self.accepted - before[1]))
+    monkeypatch.setattr(decode.Run, 'advance', advance)
+    numbers, _ = sample.evaluate(model, tokenizer, rows, n=2, max_new_tokens=20, speculate=4)
+    for greedy in (True, False):
+        assert sum(drafted for g, drafted, _ in counts if g == greedy) > 0
+    drafted, accepted = (sum(c[k] for c in counts) for k in (1, 2))
+    assert numbers['drafts_accepted'] == accepted / drafted
 
 
 def test_memory_is_planned_and_the_slots_that_fit_are_named(monkeypatch):
