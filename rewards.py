@@ -1108,7 +1108,7 @@ def elsewhere(name, arguments):
     """Calls of a function of this module in the pool -> their values; where one failed its
     exception, counted."""
     calls = [(name, args, sandbox.unsafe, _file) for args in arguments]
-    values = _pool.map('rewards', '_served', calls) if calls else []
+    values = _pool.map('rewards', 'grading', calls) if calls else []
     for i, value in enumerate(values):
         if isinstance(value, Exception):
             _count('worker', value)
@@ -1119,7 +1119,7 @@ def elsewhere(name, arguments):
     return values
 
 
-def _served(name, args, unsafe, file):
+def grading(name, args, unsafe, file):
     """In a worker: the function's value, the failures that it counted and their examples."""
     sandbox.unsafe = unsafe
     FAILURES.clear()

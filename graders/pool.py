@@ -76,7 +76,7 @@ class Pool:
     counted twice. Where the first HOPELESS calls of a map all take longer, the others are not
     tried."""
 
-    HOPELESS = 8
+    HOPELESS = 4
 
     def __init__(self, workers, seconds=60.0):
         self.seconds, self.workers = seconds, [Worker() for _ in range(workers)]
