@@ -140,18 +140,17 @@ def test_workers_end_with_their_parent():
 
 def test_where_every_call_hangs_the_later_ones_are_not_waited_for(capsys):
     with Pool(2, seconds=0.2) as pool:
-        pool.map('math', 'gcd', [(4, 6)] * 2)
         start = time.monotonic()
         values = pool.map('time', 'sleep', [(100,)] * 500)
         assert time.monotonic() - start < 50 and all(isinstance(v, TimeoutError) for v in values)
         assert 'not tried' in str(values[-1]) and len(values) == 500
+        pool.seconds = 60
         assert pool.map('math', 'gcd', [(4, 6)] * 3) == [2] * 3
     assert capsys.readouterr().err.count('took more than 0.2 s; its process was ended') == 1
 
 
 def test_a_reward_of_ones_own_is_graded_in_the_workers_and_may_hang_die_and_raise(
         tmp_path, monkeypatch):
-    monkeypatch.setattr(rewards, 'SECONDS', 3)
     monkeypatch.setattr(rewards, 'FAILURES', type(rewards.FAILURES)())
     monkeypatch.setattr(rewards, 'EXAMPLES', {})
     path = tmp_path / 'my.py'
@@ -165,6 +164,8 @@ def test_a_reward_of_ones_own_is_graded_in_the_workers_and_may_hang_die_and_rais
     try:
         rewards.prepare({'where': 1.0}, {'where', 'match'})
         assert rewards._pool.workers                              # without being asked for
+        rewards.grade([('two', MATH[0][1])] * 4, {'where': 1.0, 'accuracy': 1.0})   # all imported
+        rewards._pool.seconds = 4
         path.write_text('def where_reward(response, row):\n    return 7.0\n')   # changes nothing
         said = ['two', 'hang', 'worker', 'die', 'other', 'two']
         row = {'task': 'match', 'answer': '7'}
@@ -175,6 +176,7 @@ def test_a_reward_of_ones_own_is_graded_in_the_workers_and_may_hang_die_and_rais
         assert rewards.FAILURES == {('worker', 'TimeoutError'): 1, ('worker', 'Died'): 1,
                                     ('where', 'KeyError'): 1}
         assert f"where: KeyError 1 times (KeyError: 'other' ({path}:7))" in rewards.told()
+        rewards._pool.seconds = 60
         problems = [(['A', 'a', 'B'], {'task': 'where'}), (['1', '1.0'], {'task': 'math'})]
         assert rewards.count_votes(problems) == [['A', 'A', 'B'], ['1', '1']]
     finally:
