@@ -1,5 +1,7 @@
 # make r1     the whole recipe on the toy, into out/r1, on 2 CPU cores. Run again after an interruption: finished stages are
-#             skipped, unfinished ones go on from their last checkpoint. make r1 RUN=out/r1-2 SEED=2 for another run beside it.
+#             skipped, whatever the dates of their files, unfinished ones go on from their last checkpoint. To have a stage
+#             anew remove its folder, and those of the stages that start from it.
+#             make r1 RUN=out/r1-2 SEED=2 for another run beside it.
 # make test   the test suite
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,28 +11,32 @@ export OMP_NUM_THREADS := $(THREADS)
 export RUN ?= out/r1
 SEED ?= 1
 
-.PHONY: setup test test-slow kernels bench bench-gpu plot plot-budget r1 controls
+.PHONY: setup test test-slow kernels bench bench-gpu plot plot-budget r1 stages controls
 .DELETE_ON_ERROR:
 .SECONDARY:
 
-setup: .venv/stamp   ## the virtual environment .venv
+setup: .venv/stamp   ## the virtual environment .venv, with what running needs
 
 .venv/stamp: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -r requirements.txt -e '.[test,plot]'
+	$(BIN)/pip install -r requirements.txt -e '.[plot]'
 	touch $@
 
-test: setup   ## everything but the slow tests
+.venv/tests: .venv/stamp tests/requirements.txt   ## and what testing needs
+	$(BIN)/pip install -r tests/requirements.txt -e '.[test]'
+	touch $@
+
+test: .venv/tests   ## everything but the slow tests
 	$(PY) -m pytest -q -m "not slow" --durations=10
 
-kernels: setup   ## compiles every Triton kernel in bf16 and float32 for sm_80, 86, 89, 90, 100 and 120 (no GPU needed; minutes) and prints what came out; Linux
+kernels: .venv/tests   ## compiles every Triton kernel in bf16 and float32 for sm_80, 86, 89, 90, 100 and 120 (no GPU needed; minutes) and prints what came out; Linux
 	$(PY) kernels/aot.py
 
-test-slow: setup   ## full-length runs and kill loops
+test-slow: .venv/tests   ## full-length runs and kill loops
 	$(PY) -m pytest -q -m slow --durations=10
 
 bench: setup   ## speed beside other code, in ratios; make bench WHAT="train --rounds=7" for one comparison
-	$(BIN)/pip install -q -e '.[bench]'
+	$(BIN)/pip install -q -e '.[test,bench]'
 	$(PY) bench.py $(WHAT)
 
 bench-gpu: setup   ## everything that is measured on a GPU, in nine minutes
@@ -42,76 +48,81 @@ plot: setup   ## curves of a run: make plot RUN=out/r1/zero
 plot-budget: setup   ## accuracy against tokens spent, before and after RL: make plot-budget RUN=out/r1
 	$(PY) plots/budget.py --run=$(RUN)
 
-# ---- the recipe: each target is a file that its command writes last
-# $(call timed,command): run it, and note target, start and end in seconds.txt for the report, after Ctrl-C too
-timed = @mkdir -p $(RUN); echo '$(1)'; trap : INT; start=$$(date +%s.%N); $(1); code=$$?; \
+# ---- the recipe: each target is a file that its command writes last. What it waits for stands after a |, so that only whether
+# a file is there counts: a copy of $(RUN) has new dates in any order
+# $(call timed,command): run it, and note target, start and end in seconds.txt for the report, after Ctrl-C too; an older report
+# no longer holds
+timed = @mkdir -p $(RUN); $(if $(findstring /control_,$@),,rm -f $(RUN)/report.json;) echo '$(1)'; trap : INT; start=$$(date +%s.%N); $(1); code=$$?; \
 	echo "$@ $$start $$(date +%s.%N)" >> $(RUN)/seconds.txt; exit $$code
 
 # The base fills all cores. After it two things run at a time, on half of them each, since sampling rows this small cannot use more: the
 # chain of RL and SFT beside the students and the evaluations of what is finished.
 r1: setup
 	@$(MAKE) --no-print-directory $(RUN)/base/config.json
-	@$(MAKE) --no-print-directory -j2 THREADS=$$(( $(THREADS) > 1 ? $(THREADS) / 2 : 1 )) $(RUN)/report.json
+	@$(MAKE) --no-print-directory -j2 THREADS=$$(( $(THREADS) > 1 ? $(THREADS) / 2 : 1 )) stages
+	@$(MAKE) --no-print-directory $(RUN)/report.json
 
 $(RUN)/data/test.jsonl:
 	$(call timed,$(PY) data/countdown/prepare.py --out_dir=$(RUN)/data --seed=$(SEED) $(CORPUS))
 
 # 1. base: pretraining from nothing
-$(RUN)/base/config.json: $(RUN)/data/test.jsonl
+$(RUN)/base/config.json: | $(RUN)/data/test.jsonl
 	$(call timed,$(PY) sft.py config/r1/base.py --seed=$(SEED) --threads=$(THREADS))
 # 2. R1-Zero: RL from the base
-$(RUN)/zero/config.json: $(RUN)/base/config.json
+$(RUN)/zero/config.json: | $(RUN)/base/config.json
 	$(call timed,$(PY) grpo.py config/r1/zero.py --seed=$(SEED) --threads=$(THREADS))
 # 3. cold start: R1-Zero's clean samples, SFT of the base
-$(RUN)/zero/samples.jsonl: $(RUN)/zero/config.json
+$(RUN)/zero/samples.jsonl: | $(RUN)/zero/config.json
 	$(call timed,$(PY) sample.py config/r1/samples.py --threads=$(THREADS) --checkpoint=$(RUN)/zero --out=$@ --keep_rows=1000)
-$(RUN)/cold/config.json: $(RUN)/zero/samples.jsonl
+$(RUN)/cold/config.json: | $(RUN)/zero/samples.jsonl
 	$(call timed,$(PY) sft.py config/r1/cold.py --seed=$(SEED) --threads=$(THREADS))
 # 4. RL from the cold start, with a language reward
-$(RUN)/rl/config.json: $(RUN)/cold/config.json
+$(RUN)/rl/config.json: | $(RUN)/cold/config.json
 	$(call timed,$(PY) grpo.py config/r1/rl.py --seed=$(SEED) --threads=$(THREADS))
 # 5. rejection sampling and the second task, SFT of the base
-$(RUN)/rl/samples.jsonl: $(RUN)/rl/config.json
+$(RUN)/rl/samples.jsonl: | $(RUN)/rl/config.json
 	$(call timed,$(PY) sample.py config/r1/teacher.py --threads=$(THREADS) --checkpoint=$(RUN)/rl --out=$@)
-$(RUN)/reject/config.json: $(RUN)/rl/samples.jsonl
+$(RUN)/reject/config.json: | $(RUN)/rl/samples.jsonl
 	$(call timed,$(PY) sft.py config/r1/reject.py --seed=$(SEED) --threads=$(THREADS))
 # 6. a reward model of sorted and badly sorted answers, and the last RL, over both tasks: countdown is checked, sorting is judged by it
-$(RUN)/reward/samples.jsonl: $(RUN)/reject/config.json
+$(RUN)/reward/samples.jsonl: | $(RUN)/reject/config.json
 	$(call timed,$(PY) sample.py config/r1/pairs.py --threads=$(THREADS) --checkpoint=$(RUN)/reject --out=$@)
-$(RUN)/reward/pairs.jsonl: $(RUN)/reward/samples.jsonl
-	$(call timed,$(PY) preference.py --samples="['$<']" --tokenizer=$(RUN)/reject --held_out=256 --per_prompt=4 --seed=$(SEED) --out=$@)
-$(RUN)/reward/config.json: $(RUN)/reward/pairs.jsonl
+$(RUN)/reward/pairs.jsonl: | $(RUN)/reward/samples.jsonl
+	$(call timed,$(PY) preference.py --samples=$(RUN)/reward/samples.jsonl --tokenizer=$(RUN)/reject --held_out=256 --per_prompt=4 --seed=$(SEED) --out=$@)
+$(RUN)/reward/config.json: | $(RUN)/reward/pairs.jsonl
 	$(call timed,$(PY) sft.py config/r1/reward.py --seed=$(SEED) --threads=$(THREADS))
-$(RUN)/final/config.json: $(RUN)/reject/config.json $(RUN)/reward/config.json
+$(RUN)/final/config.json: | $(RUN)/reject/config.json $(RUN)/reward/config.json
 	$(call timed,$(PY) grpo.py config/r1/final.py --seed=$(SEED) --threads=$(THREADS))
 # 7. distillation into a dense student, and RL on the same student as its control
-$(RUN)/student_base/config.json: $(RUN)/data/test.jsonl
+$(RUN)/student_base/config.json: | $(RUN)/data/test.jsonl
 	$(call timed,$(PY) sft.py config/r1/student_base.py --seed=$(SEED) --threads=$(THREADS))
-$(RUN)/final/samples.jsonl: $(RUN)/final/config.json
+$(RUN)/final/samples.jsonl: | $(RUN)/final/config.json
 	$(call timed,$(PY) sample.py config/r1/teacher.py --threads=$(THREADS) --checkpoint=$(RUN)/final --out=$@)
-$(RUN)/distill/config.json: $(RUN)/final/samples.jsonl $(RUN)/student_base/config.json
+$(RUN)/distill/config.json: | $(RUN)/final/samples.jsonl $(RUN)/student_base/config.json
 	$(call timed,$(PY) sft.py config/r1/distill.py --seed=$(SEED) --threads=$(THREADS))
-$(RUN)/student_rl/config.json: $(RUN)/student_base/config.json
+$(RUN)/student_rl/config.json: | $(RUN)/student_base/config.json
 	$(call timed,$(PY) grpo.py config/r1/student_rl.py --seed=$(SEED) --threads=$(THREADS))
 # 8. evaluation on the held-out problems, and the report
-$(RUN)/%/eval.json: $(RUN)/%/config.json
+$(RUN)/%/eval.json: | $(RUN)/%/config.json
 	$(call timed,$(PY) sample.py config/r1/eval.py --threads=$(THREADS) --checkpoint=$(RUN)/$* --out=$(RUN)/$*/eval.jsonl --summary=$@)
-$(RUN)/base/eval_search.json: $(RUN)/base/config.json
+$(RUN)/base/eval_search.json: | $(RUN)/base/config.json
 	$(call timed,$(PY) sample.py config/r1/eval.py --threads=$(THREADS) --checkpoint=$(RUN)/base --prefill="<think> search" --n=2 --summary=$@)
-$(RUN)/%/eval_sort.json: $(RUN)/%/config.json
+$(RUN)/%/eval_sort.json: | $(RUN)/%/config.json
 	$(call timed,$(PY) sample.py config/r1/eval_sort.py --threads=$(THREADS) --checkpoint=$(RUN)/$* --summary=$@)
 
 STAGES := base zero cold rl reject final distill student_rl
 # models first: what others wait for goes before what nobody waits for
-$(RUN)/report.json: $(RUN)/distill/config.json $(RUN)/student_rl/config.json $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json $(RUN)/reject/eval_sort.json \
-  $(RUN)/final/eval_sort.json plots/report.py
+REPORTED := $(RUN)/distill/config.json $(RUN)/student_rl/config.json $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json \
+  $(RUN)/reject/eval_sort.json $(RUN)/final/eval_sort.json
+stages: $(REPORTED)
+$(RUN)/report.json: | $(REPORTED)
 	$(PY) plots/report.py --run=$(RUN)
 
 # ---- controls of RESULTS.md: as many SFT steps instead of RL; RL on a random reward; a base whose corpus holds no full search
 controls: $(RUN)/control_sft/eval.json $(RUN)/control_random/eval.json $(RUN)/nosearch/zero/eval.json $(RUN)/nosearch/base/eval.json
-$(RUN)/control_sft/config.json: $(RUN)/base/config.json
+$(RUN)/control_sft/config.json: | $(RUN)/base/config.json
 	$(call timed,$(PY) sft.py config/r1/control_sft.py --seed=$(SEED) --threads=$(THREADS))
-$(RUN)/control_random/config.json: $(RUN)/base/config.json
+$(RUN)/control_random/config.json: | $(RUN)/base/config.json
 	$(call timed,$(PY) grpo.py config/r1/control_random.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/nosearch/%/eval.json:
 	@$(MAKE) --no-print-directory RUN=$(RUN)/nosearch CORPUS="--search=0 --guess=0.94" $@

@@ -1,6 +1,9 @@
 """A miniature of `make r1`: every stage with its own config and a hundredth of the steps, through to the report."""
 import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,3 +105,34 @@ def test_make_skips_what_is_done(run):
     targets = re.findall(r'^\$\(RUN\)/((?!control)\w+/(?:config\.json|samples\.jsonl|test\.jsonl|eval_\w+\.json)):', (ROOT / 'Makefile').read_text(), re.M)
     assert len(targets) >= 14
     assert [t for t in targets if not (run / t).exists()] == []
+
+
+def stages_left(folder):
+    """The commands that make would run for the report of the chain in `folder`, by their stage."""
+    made = subprocess.run(['make', '-n', f'RUN={folder}', f'{folder}/report.json'], cwd=ROOT, check=True,
+                          capture_output=True, text=True).stdout
+    return re.findall(r"echo '\S+ (\S+\.py (?:config/r1/\w+\.py|--\w+))", made)
+
+
+def test_a_copy_with_dates_in_any_order_runs_nothing_again(run, tmp_path):
+    if not shutil.which('make'):
+        pytest.skip('no make')
+    copy = tmp_path / 'r1'
+    shutil.copytree(run, copy, copy_function=shutil.copy)        # as cp -r: without dates
+    (copy / 'report.json').touch()
+    for age, path in enumerate(sorted(copy.rglob('*'), key=os.path.getmtime)):
+        os.utime(path, (1e9 - age, 1e9 - age))                   # what was made last is the oldest
+    assert stages_left(copy) == []
+    (copy / 'zero' / 'config.json').unlink()
+    (copy / 'final' / 'eval.json').unlink()
+    assert stages_left(copy) == ['grpo.py config/r1/zero.py', 'sample.py config/r1/eval.py']
+
+
+def test_make_runs_every_stage_of_a_new_run_once_and_in_order(tmp_path):
+    if not shutil.which('make'):
+        pytest.skip('no make')
+    left = stages_left(tmp_path / 'new')
+    trained = [re.search(r'(\w+)\.py$', stage)[1] for stage in left if re.match('sft|grpo', stage)]
+    assert sorted(trained) == sorted([*report.STAGES, 'reward']) and len(left) == len(trained) + 17
+    at = {name: trained.index(name) for name in trained}
+    assert at['base'] < at['zero'] < at['cold'] < at['rl'] < at['reject'] < at['reward'] < at['final'] < at['distill']
