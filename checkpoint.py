@@ -103,6 +103,21 @@ def began(out_dir) -> str:
     return on_rank0(find)
 
 
+def peek(out_dir, *keys) -> dict | None:
+    """
+    The numbers of these keys in the state of the newest checkpoint in out_dir, 'step' among them,
+    or None without one. Nothing is verified or loaded: for what has to be known before.
+    """
+    def find():
+        for path in (path for path in folders(out_dir) if path.suffix != '.tmp'):
+            try:
+                state = torch.load(path / 'state.pt', 'cpu', mmap=True, weights_only=True)
+                return {key: state.get(key) for key in ('step', *keys)}
+            except Exception:   # damaged: latest will say so
+                continue
+    return on_rank0(find)
+
+
 def load(path, model, optimizers: list) -> dict:
     """
     Restores the tensors of model and optimizers, hyperparameters, and this rank's generators, bit for bit; returns the

@@ -87,6 +87,19 @@ def at_least(cfg, low, *keys, finite=True):
             raise ValueError(f'{key} must be {low} or more, not {value!r}')
 
 
+def idle(cfg, cases) -> list[str]:
+    """cases: [(whether, keys, reason)]. A line for each key that is not at its default although it
+    does nothing where its case holds."""
+    lines = []
+    for f in dataclasses.fields(cfg):
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        value = getattr(cfg, f.name)
+        reasons = [reason for holds, keys, reason in cases if holds and f.name in keys]
+        if value != default and reasons:
+            lines.append(f'{f.name}={value!r} does nothing: {reasons[0]}')
+    return lines
+
+
 def parse(cls, argv: list[str]):
     """Like configure, but --help is no special case and mistakes raise ConfigError."""
     annotations, values = typing.get_type_hints(cls), {}

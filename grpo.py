@@ -51,10 +51,12 @@ import plan
 import rewards
 from data.loader import read_rows
 from model import update_router_bias
-from sample import Sampler, average, encode_prompts, evaluate, instructed, score
-from sft import (Log, Stop, Unsharded, expert_counts, finish, let_go, load_model, make_optimizers,
-                 not_finite, optimizer_step, peak_memory, peak_tflops, resume, router_bias,
-                 schedule, shard, start_processes, total)
+from sample import (Sampler, average, encode_prompts, evaluate, evaluated, fitting, instructed,
+                    score, show_problems, tell_idle, visible)
+from sft import (Log, Stop, Unsharded, begin, expert_counts, finish, idle_in_training, let_go,
+                 load_model, load_tokenizer, make_optimizers, model_config, not_finite,
+                 optimizer_step, peak_memory, peak_tflops, present, resume, router_bias, schedule,
+                 shard, start_processes, total)
 
 
 @dataclass
@@ -66,7 +68,8 @@ class Config:
                                            # the tokenizer's own
     template_args: dict = field(default_factory=dict)  # as {'enable_thinking': False}, for the
                                            # template, over those saved with the tokenizer
-    data: list[str] = field(default_factory=lambda: ['data/countdown/rl.jsonl'])  # JSONL problem files, taken in turn
+    data: list[str] = field(default_factory=lambda: ['out/r1/data/rl.jsonl'])  # JSONL problem
+                                           # files, taken in turn
     rewards: dict[str, float] = field(default_factory=lambda: {'accuracy': 1.0, 'format': 0.2})  # weights of the reward functions
     preference: dict[str, str] = field(default_factory=dict)  # reward models of the task or reward 'preference', {name: folder}
     unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
@@ -85,6 +88,7 @@ class Config:
     allow_biased: bool = False             # let them: log-probs stay those of all tokens, so ratios and gradients are biased
     instruction: str = ''                  # text added to the end of each problem, also
                                            # in eval_data, for example how to mark the answer
+    long_prompts: Literal['error', 'drop'] = 'error'  # such as leave no room for max_new_tokens
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
     stop: list[str] = field(default_factory=list)  # texts that end a completion, as stop tokens do
     dynamic_sampling: int = 0              # so many times other prompts take the place
@@ -134,14 +138,18 @@ class Config:
     activation_checkpointing: bool = False # recompute activations in the backward pass
     peak_tflops: float = 0.0               # of a device, for the model FLOPs utilisation; 0: looked up by the GPU's name
     eval_data: list[str] = field(default_factory=list)  # problem files to sample and grade while training
-    eval_every: int = 5                    # steps between evaluations, the start included; 0: none
+    eval_every: int = 5                    # steps between evaluations, the start included; 0: only
+                                           # at the end
     eval_rows: int = 128                   # problems of an evaluation
-    save_every: int = 10                   # steps between checkpoints; 0: only when stopped
+    samples_every: int = 10                # steps between rollouts written to samples.txt; 0: none
+    save_every: int = 10                   # steps between checkpoints; 0: only when stopped and
+                                           # at the end
     save_dtype: Literal['float32', 'bfloat16', 'float16'] | None = None  # of the finished model
                                            # (no checkpoint); None: as init_from is stored
     keep: int = 2                          # checkpoints kept
     resume: bool = True                    # go on from the newest checkpoint in out_dir
     wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)
+    show: int = 0                          # print so many prompts of each file, and stop
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
 
     def __post_init__(self):
@@ -150,6 +158,7 @@ class Config:
         at_least(self, 0, 'top_k', 'min_p', 'dynamic_sampling', 'tis', 'kl_coef', 'reference_every',
                  'learning_rate', 'muon_learning_rate', 'warmup_steps', 'min_lr', 'weight_decay',
                  'grad_clip', 'bias_rate', 'max_flops', 'shard_ranks', 'eval_every', 'save_every')
+        at_least(self, 0, 'samples_every', 'show')
         at_least(self, 0, 'clip_low', 'clip_high', finite=False)
         if self.group < 2 or self.temperature <= 0:
             raise ValueError(f'group={self.group}, temperature={self.temperature}: advantages need 2 or more completions of a prompt that differ')
@@ -255,6 +264,7 @@ class Sample:
     routes: torch.Tensor | None = None  # experts [T, MoE layers, K] of all tokens but the last, with replay_routes
     number: int = -1         # place among the samples of the step
     entropy: float = 0.0     # nats of the distributions that its tokens were drawn from, summed
+    row: tuple = (0, 0)      # file and row of its problem
 
     def __len__(self):       # tokens that go through the model
         return len(self.prompt) + len(self.tokens) - 1
@@ -415,6 +425,9 @@ def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
             shares = [None] * world
             dist.all_gather_object(shares, new)
             new = [shares[i % world][i // world] for i in range(len(chosen))]
+        for (_, place), group in zip(chosen, new):
+            for s in group:
+                s.row = place
         every += new
         flat = [i for i, group in enumerate(every) if cfg.dynamic_sampling and settled(cfg, group)]
         groups = [group for i, group in enumerate(every) if i not in flat]
@@ -470,6 +483,20 @@ def share(value, count):
     return value / count if count else None
 
 
+def to_read(tokenizer, groups, A, paths, kept):
+    """-> of two groups, those that vary first, the samples of the highest and the lowest advantage,
+    for Log.samples. A [P, G]; kept: for each file the numbers of its rows"""
+    varies, entries = A.amax(1) > A.amin(1), []
+    for p in varies.int().argsort(descending=True, stable=True)[:2].tolist():
+        for i in dict.fromkeys((A[p].argmax().item(), A[p].argmin().item())):
+            s, (file, row) = groups[p][i], groups[p][i].row
+            numbers = {**s.score['rewards'], 'total': s.score['total'], 'advantage': A[p, i].item(),
+                       'tokens': len(s.tokens)}
+            entries.append((f'{paths[file]} row {kept[file][row] + 1}', numbers,
+                            visible(tokenizer, s.prompt), visible(tokenizer, s.tokens)))
+    return entries
+
+
 def of_rollout(cfg, every):
     """All that a step sampled [P][G] -> its rewards, lengths and shares in numbers. `right` is what
     rewards.right says, and not there where nobody scored the tasks; of those that know no right and
@@ -522,24 +549,46 @@ def warnings_of(n, first):
 
 
 def main(cfg):
+    present(cfg, 'init_from', 'tokenizer')
     if cfg.plan:
         return plan.show(cfg, cfg.init_from, cfg.plan)
     device, rank, world = start_processes(cfg)
-    if (Path(cfg.out_dir) / 'config.json').exists():
-        return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
-    model, tokenizer = load_model(cfg, device)
+    if not cfg.show:
+        begin(cfg)
+    tokenizer = load_tokenizer(cfg)
+
+    # problems
     rewards.use_file(cfg.reward_file)
     rewards.check_names(cfg.rewards)
     files = [rewards.checked(path, read_rows(path, require=('prompt', 'task')), cfg.rewards)
              for path in cfg.data]
-    files = [[instructed(row, cfg.instruction) for row in rows] for rows in files]
-    eval_rows = []
-    for path in cfg.eval_data if cfg.eval_every else ():
-        rows = read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]
+    eval_files = [read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]
+                  for path in cfg.eval_data]
+    for path, rows in zip(cfg.eval_data, eval_files):
         rewards.checked(path, rows, {'accuracy': 1.0})
-        eval_rows += [instructed(row, cfg.instruction) for row in rows]
-    tasks = {row['task'] for rows in (*files, eval_rows) for row in rows}
+    files, eval_files = ([[instructed(row, cfg.instruction) for row in rows] for rows in kind]
+                         for kind in (files, eval_files))
+    tasks = {row['task'] for rows in (*files, *eval_files) for row in rows}
     rewards.prepare(cfg.rewards, tasks, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
+    shape, once = model_config(cfg, tokenizer), cfg.updates * cfg.epochs == 1
+    no_experts = not any(map(shape.is_moe, range(shape.num_hidden_layers)))
+    ratios, known = ('clip_low', 'clip_high', 'ratio'), tasks | cfg.rewards.keys()
+    tell_idle(cfg, [*idle_in_training(cfg, world),
+                    (cfg.objective == 'reinforce', ratios, 'REINFORCE has no ratio'),
+                    (once, ratios, 'in the only update of a rollout every ratio is 1'),
+                    (not cfg.kl_coef, ('kl', 'reference_every'), 'kl_coef is 0'),
+                    (no_experts, ('bias_rate', 'replay_routes'), 'the model has no experts'),
+                    ('preference' not in known, ('preference',), 'no reward or task asks for it'),
+                    ('code' not in known, ('unsafe_code',), 'no reward or task runs programs')])
+    if cfg.show:
+        shown = dict(zip(cfg.data, files))
+        return show_problems(tokenizer, shown, cfg, cfg.rewards) if rank == 0 else None
+    room = shape.max_position_embeddings, cfg.max_new_tokens, cfg.prefill, cfg.long_prompts
+    rows_kept = [fitting(tokenizer, *file, *room) for file in zip(cfg.data, files)]
+    files = [[rows[i] for i in kept] for rows, kept in zip(files, rows_kept)]
+    eval_rows = [rows[i] for path, rows in zip(cfg.eval_data, eval_files)
+                 for i in fitting(tokenizer, path, rows, *room)]
+    model, _ = load_model(cfg, device)
     active, moe = model.num_params(active=True), moe_shape(model)
     reference = shard(load_model(cfg, device)[0].requires_grad_(False), cfg, device) if cfg.kl_coef else None
     model = shard(model, cfg, device)
@@ -563,6 +612,8 @@ def main(cfg):
         log.warn(f'from step {step} on others score: {said}')
 
     def save():
+        nonlocal seconds, began, saved
+        seconds, began, saved = seconds + time.time() - began, time.time(), step
         state = {'data': data, 'seed': cfg.seed, 'drawn': drawn, 'bad': bad, 'seconds': seconds, 'flops': flops, 'first': first}
         state['date'] = tokenizer.date.isoformat()
         state['reward_file'] = rewards.file_stamp()
@@ -579,17 +630,20 @@ def main(cfg):
         if rewards.FAILURES - before:
             log.warn(f'step {step}: evaluation with rewards that failed: {rewards.told()}')
         log.write({'step': step, **{f'eval_{k}': v for k, v in numbers.items()}})
-        log.samples(step, scored)
+        log.samples(step, evaluated(tokenizer, eval_rows, cfg.prefill, scored))
 
     def timed(start):
         if device.type == 'cuda':
             torch.cuda.synchronize()
         return time.time() - start
 
-    if eval_rows and step == 0:
+    if eval_rows and cfg.eval_every and step == 0:
         look()
-    began, tried = time.time(), False
-    ended = lambda: step == cfg.steps or bool(cfg.max_flops) and flops >= cfg.max_flops  # noqa: E731
+    began, saved, tried = time.time(), step, False
+
+    def ended():
+        return step >= cfg.steps or bool(cfg.max_flops) and flops >= cfg.max_flops
+
     while not ended():
         # rollout
         start, before = time.time(), rewards.FAILURES.copy()
@@ -704,15 +758,18 @@ def main(cfg):
         for what in sorted(wrong.keys() - warned):               # once, until it has been well again
             log.warn(f'step {step}: {wrong[what]}')
         warned = set(wrong)
-        if eval_rows and (step % cfg.eval_every == 0 or ended()):
+        if cfg.samples_every and (step % cfg.samples_every == 0 or step == 1):
+            log.samples(step, to_read(tokenizer, groups, A, cfg.data, rows_kept))
+        if eval_rows and (ended() or cfg.eval_every and step % cfg.eval_every == 0):
             pause = time.time()
             look()
             began += time.time() - pause  # evaluation is not training time
         if (cfg.save_every and step % cfg.save_every == 0) or stop.wanted(device):
-            seconds, began = seconds + time.time() - began, time.time()
             save()
             if stop.wanted(device):
                 stop.leave(log, step, cfg.out_dir)
+    if saved != step:                                            # for more steps, some day
+        save()
     finish(cfg, model, tokenizer, rank)
     log.close()
 

@@ -20,6 +20,7 @@ import json
 import math
 import random
 import sys
+import textwrap
 import time
 import zlib
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,7 @@ from data.loader import read_rows
 from data.tokenizer import Tokenizer
 from model import Transformer
 from rewards import split_response
-from sample import mean_ci
+from sample import mean_ci, tell_idle, visible
 
 
 class RewardModel(Transformer):
@@ -83,9 +84,10 @@ def conversation(tokenizer, messages, judged):
     return tokenizer.apply_chat_template([*before, last])[0]
 
 
-def read_pairs(path, tokenizer, judged, row_len, context=math.inf):
-    """-> [(ids of chosen, ids of rejected)]. ValueError names a row that is no pair, or longer than
-    row_len or the model's context."""
+def read_pairs(path, tokenizer, judged, row_len, context=math.inf, long=None):
+    """-> [(ids of chosen, ids of rejected)]. ValueError names a row that is no pair. One longer
+    than row_len or the model's context is added to `long`, as (file and row, tokens); without that
+    list it is an error."""
     pairs = []
     for number, row in enumerate(read_rows(path, require=('chosen', 'rejected')), 1):
         where = f'{path}, row {number}'
@@ -94,14 +96,39 @@ def read_pairs(path, tokenizer, judged, row_len, context=math.inf):
                 raise ValueError(f'{where}: "{side}" must be a list of messages that ends with the assistant\'s')
         if row['chosen'][:-1] != row['rejected'][:-1]:
             raise ValueError(f'{where}: chosen and rejected must answer the same conversation')
-        pairs.append(tuple(conversation(tokenizer, row[side], judged) for side in ('chosen', 'rejected')))
-        longest = max(map(len, pairs[-1]))
-        if longest > row_len:
-            raise ValueError(f'{where}: {longest} tokens do not fit row_len={row_len}')
-        if longest > context:
-            raise ValueError(f'{where}: {longest} tokens are more than the {context} of the model '
+        pair = tuple(conversation(tokenizer, row[side], judged) for side in ('chosen', 'rejected'))
+        length = max(map(len, pair))
+        if length <= min(row_len, context):
+            pairs.append(pair)
+        elif long is not None:
+            long.append((where, length))
+        elif length > row_len:
+            raise ValueError(f'{where}: {length} tokens do not fit row_len={row_len}')
+        else:
+            raise ValueError(f'{where}: {length} tokens are more than the {context} of the model '
                              '(max_position_embeddings): leave the row out, or lengthen it')
     return pairs
+
+
+def fitting_pairs(cfg, tokenizer, paths, context, long):
+    """-> the pairs of these files that fit cfg.row_len and the context. Others are refused, or,
+    where long_rows is 'drop', added to `long` as (file and row, tokens)."""
+    from sft import tell_long
+    limits = cfg.judged, cfg.row_len, context, long
+    pairs = [pair for path in paths for pair in read_pairs(path, tokenizer, *limits)]
+    tell_long(cfg, long, len(pairs))
+    return pairs
+
+
+def show_pairs(cfg, tokenizer):
+    """Prints the first cfg.show pairs of each file of data as the reward model reads them"""
+    for path in cfg.data:
+        pairs = read_pairs(path, tokenizer, cfg.judged, math.inf)[:cfg.show]
+        for number, pair in enumerate(pairs, 1):
+            print(f'{path}, row {number}: {len(pair[0])} and {len(pair[1])} tokens')
+            for name, ids in zip(('chosen', 'rejected'), pair):
+                print(f'  {name}\n{textwrap.indent(visible(tokenizer, ids), "    ", bool)}')
+            print()
 
 
 @torch.no_grad()
@@ -134,20 +161,30 @@ def pair_order(n, batch, seed):
 
 def train(cfg):
     """sft.py's settings; a row of a batch is a pair. The finished model says in preference.json what it judges."""
-    from sft import Log, Stop, finish, let_go, load_model, make_optimizers, optimizer_step, resume, schedule, shard, start_processes, total
+    from sft import (Log, Stop, begin, finish, idle_in_training, let_go, load_model,
+                     load_tokenizer, make_optimizers, model_config, optimizer_step,
+                     resume, schedule, shard, start_processes, total)
     device, rank, world = start_processes(cfg)
-    if (Path(cfg.out_dir) / 'config.json').exists():
-        return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
+    tokenizer = load_tokenizer(cfg)
+    if cfg.show:
+        return show_pairs(cfg, tokenizer) if rank == 0 else None
+    begin(cfg)
+    tell_idle(cfg, [*idle_in_training(cfg, world),
+                    (True, ('loss_on', 'skip_turns', 'mtp_weight', 'balance_alpha', 'bias_rate',
+                            'max_bad_updates', 'eval_rows', 'eval_max_new_tokens'),
+                     "it is for objective='tokens'")])
     if cfg.batch_rows % world:
         raise ValueError(f'batch_rows={cfg.batch_rows} does not divide into {world} ranks')
-    language_model, tokenizer = load_model(cfg, device, whole=True)
+    context = model_config(cfg, tokenizer).max_position_embeddings
+    pairs = fitting_pairs(cfg, tokenizer, cfg.data, context, [])
+    held_out = fitting_pairs(cfg, tokenizer, cfg.eval_data, context, long := [])
+    language_model, _ = load_model(cfg, device, whole=True)
     model = RewardModel.from_language_model(language_model)
     del language_model
-    limits = cfg.judged, cfg.row_len, model.cfg.max_position_embeddings
-    pairs, held_out = ([pair for path in paths for pair in read_pairs(path, tokenizer, *limits)]
-                       for paths in (cfg.data, cfg.eval_data))
-    rows = [row for path in cfg.eval_data for row in read_rows(path, require=('chosen',))]
-    prompts = [json.dumps(row['chosen'][:-1]) for row in rows]
+    dropped = {where for where, _ in long}
+    prompts = [json.dumps(row['chosen'][:-1]) for path in cfg.eval_data
+               for number, row in enumerate(read_rows(path, require=('chosen',)), 1)
+               if f'{path}, row {number}' not in dropped]
     model = shard(model, cfg, device)
     if dist.is_initialized():
         torch.distributed.fsdp.register_fsdp_forward_method(model, 'scores')
@@ -159,7 +196,15 @@ def train(cfg):
         step, seconds = state['step'], state['seconds']
         for _ in range(step):
             next(order)
-    log, stop, began = Log(cfg, rank, step, cfg.steps), Stop(), time.time()
+    log, stop, began, saved = Log(cfg, rank, step, cfg.steps), Stop(), time.time(), step
+
+    def save():
+        nonlocal seconds, began, saved
+        seconds, began, saved = seconds + time.time() - began, time.time(), step
+        state = {'data': data, 'seed': cfg.seed, 'seconds': seconds}
+        state['date'] = tokenizer.date.isoformat()
+        checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
+
     while step < cfg.steps:
         mine, sums = [pairs[i] for i in next(order)[rank::world]], torch.zeros(2, device=device)
         for i in range(0, len(mine), cfg.micro_rows):
@@ -187,12 +232,11 @@ def train(cfg):
                 print(f'{len(held_out)} held-out pairs of {len(set(prompts))} prompts: {right:.3f} '
                       f'right, 95% interval {low:.3f} to {high:.3f}', file=sys.stderr)
         if (cfg.save_every and step % cfg.save_every == 0) or stop.wanted(device):
-            seconds, began = seconds + time.time() - began, time.time()
-            state = {'data': data, 'seed': cfg.seed, 'seconds': seconds}
-            state['date'] = tokenizer.date.isoformat()
-            checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
+            save()
             if stop.wanted(device):
                 stop.leave(log, step, cfg.out_dir)
+    if saved != step:          # for more steps, some day
+        save()
     with torch.no_grad():  # the loss does not know where zero is: let a typical answer score 0
         typical = judge_pairs(model, pairs[:256], device, cfg.micro_rows).mean().item()
         let_go(model).score.bias -= typical

@@ -3,7 +3,8 @@ Evaluation, test-time compute, sample files, chat. The sampler itself is in deco
 
     python sample.py config/r1/eval.py --checkpoint=out/r1/final           # pass@1, greedy, pass@k, maj@k with intervals
     python sample.py config/eval_gsm8k.py config/eval_deepseek.py --checkpoint=<folder> --out=out/gsm8k.jsonl
-    python sample.py --checkpoint=out/r1/zero --data="['data/countdown/rl.jsonl']" --out=samples.jsonl --keep="{'accuracy': 1}"
+    python sample.py --checkpoint=out/r1/zero --data=out/r1/data/rl.jsonl --keep="{'accuracy': 1}" \
+        --out=samples.jsonl
     torchrun --nproc_per_node=8 sample.py config/x.py                      # one share of the problems and one file a rank (n in the file:
                                                                            # torchrun takes --n for its own)
     python sample.py --checkpoint=out/r1/final --chat=True
@@ -17,13 +18,15 @@ Test-time compute: a majority vote (maj@k), the best of n by a reward (best_of),
 import json
 import os
 import sys
+import textwrap
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from configurator import at_least, run  # before torch: says so where it is missing
+from configurator import at_least, idle, run  # before torch: says so where it is missing
 
 import torch
 import torch.distributed as dist
@@ -34,17 +37,20 @@ import kernels
 import plan
 import rewards
 from data import teacher
+from data.countdown.prepare import solve
 from data.loader import read_rows
+from data.source import chat_of, made_by, missing
 from data.tokenizer import Tokenizer
 from decode import Completion, Sampler
 from kernels import cpu
-from model import Transformer
+from model import ModelConfig, Transformer
 
 
 @dataclass
 class Config:
     checkpoint: str = 'out/r1/final'       # folder with config.json, *.safetensors and the tokenizer, or a hub id
-    data: list[str] = field(default_factory=lambda: ['data/countdown/test.jsonl'])  # problem files: rows with "prompt", "task", ...
+    data: list[str] = field(default_factory=lambda: ['out/r1/data/test.jsonl'])  # problem files:
+                                           # rows with "prompt", "task", ...
     limit: int = 0                         # use the first so many problems; 0: all
     n: int = 8                             # samples a problem (under torchrun, which takes --n for its own, in a config file)
     greedy: bool = True                    # evaluate the greedy answer too
@@ -86,6 +92,8 @@ class Config:
     keep_pass_rate: list[float] = field(default_factory=list)  # of problems of which [least, most] of the samples are right, e.g. [0.1, 0.9]
     keep_per_prompt: int = 0               # of those, at most so many different ones a problem; 0: all
     keep_rows: int = 0                     # and at most so many in all; 0: all
+    long_prompts: Literal['error', 'drop'] = 'error'  # such as leave no room for max_new_tokens
+    show: int = 0                          # print so many prompts of each file, and stop
     chat: bool = False                     # talk to the checkpoint instead, sampling as its generation_config.json says
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
     endpoint: str | None = None            # ask an OpenAI-compatible server instead; `checkpoint` is then the model's name there
@@ -93,6 +101,7 @@ class Config:
 
     def __post_init__(self):
         at_least(self, 1, 'n', 'max_new_tokens', 'slots', 'threads')
+        at_least(self, 0, 'show')
         at_least(self, 0, 'limit', 'temperature', 'top_k', 'min_p', 'think_budget', 'think_at_least', 'keep_per_prompt', 'keep_rows')
         if not self.data:
             raise ValueError('data is empty: give it files of problems')
@@ -130,6 +139,41 @@ def encode_prompts(tokenizer, rows, prefill=''):
     return ids, out
 
 
+def first_rank():
+    return int(os.environ.get('RANK', 0)) == 0
+
+
+def fitting(tokenizer, path, rows, context, new, prefill='', long='error', key='max_new_tokens',
+            switch='long_prompts'):
+    """-> numbers, from 0, of the rows whose prompts leave room for `new` tokens in the context.
+    ValueError names file, row and tokens of one that does not; with long='drop' they are told and
+    left out, and only where none is left that is an error. key, switch: the settings that `new`
+    and `long` come from."""
+    added, lengths = len(tokenizer.encode_assistant(prefill)), []
+    for row in tqdm(rows, desc=f'measuring {path}', delay=3, leave=False, disable=not first_rank()):
+        ids, _ = tokenizer.apply_chat_template(chat_of(row, 'prompt'), add_generation_prompt=True)
+        lengths.append(len(ids) + added)
+    kept = [i for i, length in enumerate(lengths) if length + new <= context]
+    if len(kept) < len(rows):
+        i = next(i for i, length in enumerate(lengths) if length + new > context)
+        told = (f'{path}, row {i + 1}: the prompt has {lengths[i]} tokens, and {key}={new} leaves '
+                f'room for {max(0, context - new)} in the context of {context}')
+        count = f'{len(rows) - len(kept)} of {len(rows)} rows are too long'
+        if long != 'drop' or not kept:
+            raise ValueError(f'{told} ({count}): shorten or remove such rows, lower {key}'
+                             + (f", or set {switch}='drop'" if kept and long != 'drop' else ''))
+        if first_rank():
+            print(f'{told}; {count} and dropped', file=sys.stderr)
+    return kept
+
+
+def tell_idle(cfg, cases):
+    """Rank 0 names on stderr the settings that do nothing, see configurator.idle."""
+    if first_rank():
+        for line in idle(cfg, cases):
+            print(f'warning: {line}', file=sys.stderr)
+
+
 def until_stop(text, stop):
     """The text up to the end of the first of the texts `stop` in it: the token that completes one
     may hold more."""
@@ -155,6 +199,56 @@ def score(tokenizer, rows, completions, weights, stop=()):
                                'finished': sample.finished, 'answer': rewards.answer_of(response, row),
                                'mixed': rewards.language_mixed(response, row), 'task': row['task']})
     return scored
+
+
+def visible(tokenizer, ids):
+    """Text of token ids; ⟦ ⟧ stand around control tokens, not around text that looks so."""
+    control = set(tokenizer.special_tokens.values())
+    return ''.join(''.join(f'⟦{tokenizer.decode([i])}⟧' for i in run) if special
+                   else tokenizer.decode(list(run))
+                   for special, run in groupby(ids, control.__contains__))
+
+
+def evaluated(tokenizer, rows, prefill, scored, count=4):
+    """-> of the first problems the first sample, for Log.samples of sft.py"""
+    prompts, _ = encode_prompts(tokenizer, rows[:count], prefill)
+    return [(f'evaluation, problem {i}',
+             {**s['rewards'], 'total': s['total'], 'tokens': s['length']},
+             visible(tokenizer, prompt), s['response'])
+            for i, (prompt, (s, *_)) in enumerate(zip(prompts, scored), 1)]
+
+
+def own_answer(row):
+    """A response in the expected format that gives the row's own answer, or None where it has none.
+    row: with the "prefill" of encode_prompts."""
+    answer = row.get('solution', row.get('answer'))
+    if row['task'] == 'countdown' and answer is None:
+        answer = solve(row['numbers'], row['target'])
+    if answer is None:
+        return None
+    answer = f'\n```python\n{answer}\n```\n' if row['task'] == 'code' else f' {answer}'
+    thought = '' if '</think>' in row['prefill'] else ' I know the answer.</think>'
+    return f'{"" if "<think>" in row["prefill"] else "<think>"}{thought}<answer>{answer}</answer>'
+
+
+def show_problems(tokenizer, files, cfg, weights):
+    """Prints the first cfg.show prompts of each file, their lengths, and what the row's own answer
+    would be rewarded with. files: {path: rows}"""
+    for path, rows in files.items():
+        ids, rows = encode_prompts(tokenizer, rows[:cfg.show], cfg.prefill)
+        for number, (prompt, row) in enumerate(zip(ids, rows), 1):
+            print(f'{path}, row {number}, task {row["task"]}: {len(prompt)} tokens')
+            print(textwrap.indent(visible(tokenizer, prompt), '    ', bool))
+            if (response := own_answer(row)) is None:
+                print('  no answer of its own that could be scored\n')
+                continue
+            n = len(tokenizer.encode_assistant(response)) + 1
+            lengths = dict.fromkeys(('completion_tokens', 'shortest', 'longest'), n)
+            row = {'max_length': cfg.max_new_tokens, **row, **lengths}
+            (total, parts), = rewards.grade([(response, row)], weights)
+            print('  its own answer is rewarded with '
+                  + ', '.join(f'{name} {value:.3g}' for name, value in parts.items())
+                  + f', total {total:.3g}:\n{textwrap.indent(response, "    ", bool)}\n')
 
 
 def mean_ci(values, groups=None):
@@ -513,9 +607,33 @@ def device_of(cfg):
     return ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
 
 
+def load(cfg, tokenizer, device):
+    model = Transformer.from_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device).eval()
+    tokenizer.check_model(model.cfg.vocab_size, f'tokenizer and model in {cfg.checkpoint}')
+    model.use_tokens(tokenizer)
+    return model
+
+
 def main(cfg):
+    tell_idle(cfg, [
+        (not (cfg.think_budget or cfg.think_at_least), ('think_end', 'wait'),
+         'think_budget and think_at_least are 0'),
+        (cfg.temperature == 0, ('top_p', 'top_k', 'min_p'), 'at temperature 0 nothing is drawn'),
+        (not cfg.endpoint, ('remote',), 'there is no endpoint'),
+        (cfg.endpoint, ('top_k', 'min_p', 'stop', 'think_budget', 'think_at_least', 'best_of',
+                        'keep', 'keep_length', 'keep_pass_rate', 'keep_per_prompt', 'keep_rows',
+                        'summary', 'instruction', 'prefill', 'chat_template', 'template_args',
+                        'long_prompts', 'show', 'chat', 'rewards'),
+         'a server only samples')])
     if cfg.endpoint:
         return teacher.from_sample(cfg)
+    filters, limits = ('keep', 'keep_length', 'keep_pass_rate'), ('keep_per_prompt', 'keep_rows')
+    none = not any(getattr(cfg, key) for key in filters)
+    for line in idle(cfg, [(not cfg.out, (*filters, *limits), 'no file is written, set out'),
+                           (none, limits, f'set one of {", ".join(filters)} too')]):
+        raise ValueError(line)      # the file would hold something else than was asked for
+    if not Path(cfg.checkpoint).is_dir() and made_by(cfg.checkpoint):
+        raise missing(cfg.checkpoint, 'checkpoint')
     if cfg.plan:
         return plan.show(cfg, cfg.checkpoint, cfg.plan)
     torch.set_num_threads(cfg.threads)
@@ -527,12 +645,9 @@ def main(cfg):
         dist.init_process_group('gloo', timeout=timedelta(days=1))      # the ranks meet when the slowest has sampled all of its problems
     if device == 'cuda':
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))     # which 'cuda' then means; Triton and graphs take the current one
-    model = Transformer.from_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device).eval()
     tokenizer = Tokenizer.from_pretrained(cfg.checkpoint, cfg.chat_template, cfg.template_args)
-    tokenizer.check_model(model.cfg.vocab_size, f'tokenizer and model in {cfg.checkpoint}')
-    model.use_tokens(tokenizer)
     if cfg.chat:
-        return chat(cfg, model, tokenizer)
+        return chat(cfg, load(cfg, tokenizer, device), tokenizer)
     out = cfg.out and Path(cfg.out)
     out = out.with_name(f'{out.stem}-{rank:05d}-of-{world:05d}{out.suffix}') if out and world > 1 else out
     think = {name: getattr(cfg, name) for name in ('think_budget', 'think_at_least', 'think_end', 'wait')}
@@ -546,6 +661,15 @@ def main(cfg):
     files = {path: rewards.checked(path, rows, weights) for path, rows in files.items()}
     files = {path: [instructed(row, cfg.instruction) for row in rows] for path, rows in files.items()}
     rewards.prepare(weights, {row['task'] for rows in files.values() for row in rows}, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
+    if cfg.show:
+        return show_problems(tokenizer, files, cfg, weights) if rank == 0 else None
+    folder = hub.local_folder(cfg.checkpoint, ('config.json',))
+    context = ModelConfig.read(folder / 'config.json').max_position_embeddings
+    for path, rows in files.items():
+        fit = fitting(tokenizer, path, rows, context, cfg.max_new_tokens, cfg.prefill,
+                      cfg.long_prompts)
+        files[path] = [rows[i] for i in fit]
+    model = load(cfg, tokenizer, device)
     numbers, written, partials = {}, [], []
     for i, (path, rows) in enumerate(files.items()):
         partial = None

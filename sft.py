@@ -22,15 +22,20 @@ recipe looks at), data streaming (rows are tokenised in memory).
 import json
 import math
 import os
+import re
 import resource
 import signal
 import sys
+import textwrap
 import time
 import uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 from configurator import at_least, run  # before torch: says so where it is missing
@@ -43,14 +48,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
 import checkpoint
+import hub
 import kernels
 import plan
 import rewards
 from data.loader import PackedBatches, read_rows
+from data.source import made_by, missing
 from data.tokenizer import Tokenizer
 from kernels import cpu, fp8
 from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
-from sample import device_of, evaluate
+from sample import device_of, evaluate, evaluated, first_rank, fitting, tell_idle, visible
 
 
 @dataclass
@@ -64,12 +71,15 @@ class Config:
                                            # the tokenizer's own
     template_args: dict = field(default_factory=dict)  # as {'enable_thinking': False}, for the
                                            # template, over those saved with the tokenizer
-    data: list[str] = field(default_factory=lambda: ['data/countdown/corpus.jsonl'])  # JSONL files of rows with "messages"
+    data: list[str] = field(default_factory=lambda: ['out/r1/data/corpus.jsonl'])  # JSONL files
+                                           # of rows with "messages"
     objective: Literal['tokens', 'preference'] = 'tokens'  # preference: a reward model from pairs of answers, see preference.py
     judged: Literal['summary', 'response'] = 'summary'  # by a reward model: what follows the reasoning, or all
     loss_on: Literal['assistant', 'all'] = 'assistant'  # its turns only, or every token (a base model)
     skip_turns: bool = False               # train although most assistant turns carry no loss
-    row_len: int = 128                     # tokens a packed row
+    row_len: int = 136                     # tokens a packed row
+    long_rows: Literal['error', 'drop'] = 'error'  # rows longer than that, and problems of
+                                           # eval_data without room for eval_max_new_tokens
     batch_rows: int = 32                   # rows of an optimizer step over all ranks
     micro_rows: int = 32                   # rows of one forward on one rank; the rest is gradient accumulation
     steps: int = 1000                      # optimizer steps
@@ -96,7 +106,7 @@ class Config:
     activation_checkpointing: bool = False # recompute activations in the backward pass
     peak_tflops: float = 0.0               # of a device, for the model FLOPs utilisation; 0: looked up by the GPU's name
     eval_data: list[str] = field(default_factory=list)  # problem files to sample and grade while training
-    eval_every: int = 0                    # steps between evaluations; 0: only the data of the last step
+    eval_every: int = 0                    # steps between evaluations; 0: only at the end
     eval_rows: int = 64                    # problems of an evaluation
     eval_max_new_tokens: int = 192         # longest completion of an evaluation
     preference: dict[str, str] = field(default_factory=dict)  # reward models of the task
@@ -108,17 +118,20 @@ class Config:
     reward_workers: int = -1               # processes that grade; -1: one a core where programs are
                                            # run or there is a reward_file, else none
     log_every: int = 10                    # steps between lines of metrics.jsonl
-    save_every: int = 200                  # steps between checkpoints; 0: only when stopped
+    save_every: int = 200                  # steps between checkpoints; 0: only when stopped and
+                                           # at the end
     save_dtype: Literal['float32', 'bfloat16', 'float16'] | None = None  # of the finished model
                                            # (no checkpoint); None: as init_from is stored,
                                            # float32 if new
     keep: int = 2                          # checkpoints kept
     resume: bool = True                    # go on from the newest checkpoint in out_dir
     wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)
+    show: int = 0                          # print so many rows of each file as tokens, and stop
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
 
     def __post_init__(self):
         at_least(self, 1, 'row_len', 'batch_rows', 'micro_rows', 'steps', 'threads', 'eval_rows', 'eval_max_new_tokens', 'log_every', 'keep', 'max_bad_updates')
+        at_least(self, 0, 'show')
         at_least(self, 0, 'learning_rate', 'muon_learning_rate', 'warmup_steps', 'min_lr', 'weight_decay', 'grad_clip', 'mtp_weight', 'balance_alpha',
                  'bias_rate', 'shard_ranks', 'eval_every', 'save_every')
         if not self.data:
@@ -298,12 +311,41 @@ def make_optimizers(model, cfg, device):
     return optimizers
 
 
+def begin(cfg):
+    """ValueError, before anything is loaded, where nothing is left to do in out_dir: the run is
+    finished or past cfg.steps. Called by every rank."""
+    at, out = checkpoint.peek(cfg.out_dir, 'flops'), cfg.out_dir
+    finished = checkpoint.on_rank0((Path(out) / 'config.json').exists)
+    if at is None and finished:
+        raise ValueError(f'{out} holds a finished model and no checkpoint to go on from: set '
+                         f'another out_dir (with init_from={out} it starts from these weights)')
+    if at is None:
+        return
+    step, most = at['step'], getattr(cfg, 'max_flops', 0)
+    if not cfg.resume:
+        raise ValueError(f'{out} has a checkpoint of step {step} in the way: with resume=False a '
+                         'run starts anew, in another out_dir or when you have removed it')
+    if step > cfg.steps:
+        raise ValueError(f'{out} is at step {step}, past steps={cfg.steps}, and is left as it is: '
+                         f'raise steps to go on from there, or set another out_dir')
+    spent = bool(most) and at['flops'] >= most
+    if finished and (step == cfg.steps or spent):
+        raise ValueError(f'{out} holds the finished model of step {step}: raise '
+                         f'{"max_flops" if spent else "steps"} to go on from its last checkpoint, '
+                         'or set another out_dir to train anew')
+
+
+def idle_in_training(cfg, world):
+    """Cases for configurator.idle that the trainers share."""
+    return [(not cfg.eval_data, ('eval_every', 'eval_rows', 'eval_max_new_tokens'), 'no eval_data'),
+            (cfg.schedule == 'constant', ('min_lr',), "schedule='constant' never falls"),
+            (world == 1, ('shard_ranks',), 'there is one process')]
+
+
 def resume(cfg, model, optimizers):
     """-> the state of the newest checkpoint in out_dir, which is loaded, or None. Learning rates and the like are those of this command, not the
     checkpoint's."""
     found = checkpoint.latest(cfg.out_dir)
-    if found and not cfg.resume:
-        raise ValueError(f'{found} is in the way: with resume=False a run starts anew, in another out_dir or when you have removed it')
     if not found:
         return None
     ours = [[{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups] for optimizer in optimizers]
@@ -356,8 +398,12 @@ def not_finite(cfg, log, step, bad, batch, rank):
 # what a run writes
 
 
+RATE = ('learning_rate', 'schedule', 'warmup_steps', 'min_lr', 'steps')  # what it follows from
+
+
 class Log:
-    """metrics.jsonl, samples.txt and the progress line, on rank 0. A resumed run first drops the lines after its checkpoint."""
+    """metrics.jsonl, samples.txt and the progress line, on rank 0. A resumed run first drops what
+    they hold of the steps after its checkpoint, a new one all."""
 
     def __init__(self, cfg, rank, step, steps):
         self.folder, self.quiet = Path(cfg.out_dir), rank != 0
@@ -369,12 +415,23 @@ class Log:
         for key in now:
             if before.get(key) != now[key]:
                 self.warn(f'{key} was {before.get(key)!r}; from step {step} on it is {now[key]!r}')
+        if any(before.get(key) != now.get(key) for key in RATE):
+            then = SimpleNamespace(**{**now, **before})
+            old = schedule(step - 1, then) * then.learning_rate
+            new = schedule(step, cfg) * cfg.learning_rate
+            if not math.isclose(old, new):
+                self.warn(f'the learning rate jumps from {old:.3g} in step {step} to {new:.3g} in '
+                          f'step {step + 1}')
         settings.write_text(json.dumps(now, indent=1))
         path = self.folder / 'metrics.jsonl'
         old = [line for line in path.read_text().splitlines() if line.strip()] if path.exists() and step else []
         old = [line for line in old if line.endswith('}') and json.loads(line)['step'] <= step]
         path.write_text(''.join(line + '\n' for line in old))
         self.file = open(path, 'a')
+        path = self.folder / 'samples.txt'
+        old = path.read_text(encoding='utf-8') if path.exists() and step else ''
+        later = (m.start() for m in re.finditer(r'^step (\d+),', old, re.M) if int(m[1]) > step)
+        path.write_text(old[:next(later, None)], encoding='utf-8')
         self.wandb = None
         if cfg.wandb:
             try:
@@ -410,12 +467,17 @@ class Log:
         if not self.quiet:
             tqdm.write(f'warning: {text}', file=sys.stderr)
 
-    def samples(self, step, scored, count=4):
+    def samples(self, step, entries):
+        """entries: (where from, {name: number}, prompt, response), the last two text"""
         if self.quiet:
             return
         with open(self.folder / 'samples.txt', 'a', encoding='utf-8') as f:
-            for samples in scored[:count]:
-                f.write(f'step {step}  {samples[0]["rewards"]}\n{samples[0]["response"]}\n\n')
+            for where, numbers, *texts in entries:
+                numbers = ', '.join(f'{name} {value:.3g}' for name, value in numbers.items())
+                f.write(f'step {step}, {where}: {numbers}\n')
+                for name, text in zip(('prompt', 'response'), texts):
+                    f.write(f'  {name}\n{textwrap.indent(text, "    ", bool)}\n')
+                f.write('\n')
 
     def tick(self):
         if not self.quiet:
@@ -466,23 +528,49 @@ def finish(cfg, model, tokenizer, rank):
         tokenizer.save_pretrained(cfg.out_dir)
         dtype = getattr(torch, cfg.save_dtype) if cfg.save_dtype else model.stored_dtype
         model.save_pretrained(cfg.out_dir, dtype, state_dict=weights)
+        if model.cfg.num_nextn_predict_layers:
+            layer = f'model.layers.{model.cfg.num_hidden_layers}.*'
+            tqdm.write(f'{cfg.out_dir}: transformers has no MTP layer, loads the rest and lists '
+                       f'{layer} as UNEXPECTED', sys.stderr)
     if dist.is_initialized():
         dist.barrier()
 
 
-def load_model(cfg, device, whole=False):
-    """-> model, tokenizer, from init_from or new. Under torchrun each rank reads only its shards of a checkpoint, unless `whole`."""
+def present(cfg, *keys):
+    """FileNotFoundError where one of the keys names a folder of make r1 that is not there"""
+    for source, key in ((getattr(cfg, key), key) for key in keys):
+        if source and not Path(source).is_dir() and made_by(source):
+            raise missing(source, key)
+
+
+def load_tokenizer(cfg):
     source = cfg.tokenizer or cfg.init_from
     tokenizer = Tokenizer.from_pretrained(source, cfg.chat_template, cfg.template_args)
     tokenizer.date = datetime.fromisoformat(checkpoint.began(cfg.out_dir))
+    return tokenizer
+
+
+def model_config(cfg, tokenizer):
+    """-> ModelConfig of the model that load_model makes or reads, before it does"""
+    changes = getattr(cfg, 'model', {})
+    if cfg.init_from:
+        folder = hub.local_folder(cfg.init_from, ('config.json',))
+        return ModelConfig.read(folder / 'config.json', **changes)
+    ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
+    return ModelConfig.new({'vocab_size': tokenizer.vocab_size, **ids, **changes})
+
+
+def load_model(cfg, device, whole=False):
+    """-> model, tokenizer, from init_from or new. Under torchrun each rank reads only its shards of
+    a checkpoint, unless `whole`."""
+    source, tokenizer = cfg.tokenizer or cfg.init_from, load_tokenizer(cfg)
     torch.manual_seed(cfg.seed)
     if cfg.init_from:
         parts = None if whole or not dist.is_initialized() else lambda model: into_units(model, cfg, device)
         model = Transformer.from_pretrained(cfg.init_from, device=device, shard=parts, **getattr(cfg, 'model', {}))
         tokenizer.check_model(model.cfg.vocab_size, f'{source} and {cfg.init_from}')
     else:
-        ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
-        model = Transformer(ModelConfig.new({'vocab_size': tokenizer.vocab_size, **ids, **cfg.model})).to(device)
+        model = Transformer(model_config(cfg, tokenizer)).to(device)
     model.use_tokens(tokenizer)
     return fp8.convert(model) if cfg.fp8 else model, tokenizer
 
@@ -490,15 +578,16 @@ def load_model(cfg, device, whole=False):
 def tokenise(cfg, tokenizer, context=math.inf):
     """-> [(ids, loss mask)] of the rows of cfg.data, less those in which no turn carries loss.
     context: the model's"""
-    docs, turns, silent, rows = [], 0, Counter(), 0
+    docs, turns, silent, rows, long = [], 0, Counter(), 0, []
     for path in cfg.data:
         for number, row in enumerate(read_rows(path, require=('messages',)), 1):
             try:
                 ids, mask, reasons = tokenizer.document(row['messages'])
             except ValueError as error:
                 raise ValueError(f'{path}, row {number}: {error}') from error
-            if len(ids) > cfg.row_len:
-                raise ValueError(f'{path}, row {number}: {len(ids)} tokens do not fit row_len={cfg.row_len}')
+            if len(ids) > cfg.row_len or len(ids) > context and cfg.long_rows == 'drop':
+                long.append((f'{path}, row {number}', len(ids)))
+                continue
             if len(ids) > context:
                 raise ValueError(
                     f'{path}, row {number}: {len(ids)} tokens are more than the {context} of the '
@@ -513,6 +602,7 @@ def tokenise(cfg, tokenizer, context=math.inf):
             silent.update(filter(None, reasons))
             if any(mask):
                 docs.append((ids, mask))
+    tell_long(cfg, long, rows)
     if cfg.loss_on == 'assistant':
         tell_silent(cfg, tokenizer, turns, silent, rows - len(docs))
     return docs
@@ -535,8 +625,50 @@ def tell_silent(cfg, tokenizer, turns, silent, left_out):
                              'skip_turns=True to train on the other turns')
     if left_out:
         told.append(f'{left_out} rows have no other turn and are left out')
-    if told and (not dist.is_initialized() or dist.get_rank() == 0):
+    if told and first_rank():
         print(*told, sep='\n', file=sys.stderr)
+
+
+def tell_long(cfg, long, others):
+    """long: [(file and row, tokens)] of rows longer than cfg.row_len, beside so many others"""
+    if not long:
+        return
+    (where, tokens), count = long[0], f'{len(long)} of {len(long) + others} rows are too long'
+    room = f'row_len={cfg.row_len}' if tokens > cfg.row_len else 'max_position_embeddings'
+    told = f'{where}: {tokens} tokens do not fit {room}'
+    if cfg.long_rows == 'error' or not others:
+        way = ", or set long_rows='drop'" if others and cfg.long_rows == 'error' else ''
+        raise ValueError(f'{told} ({count}): raise that{way}')
+    if first_rank():
+        print(f'{told}; {count} and dropped', file=sys.stderr)
+
+
+def eval_problems(cfg, tokenizer, device):
+    """-> the rows of cfg.eval_data, of each file the first eval_rows, that fit the context"""
+    context, problems = model_config(cfg, tokenizer).max_position_embeddings, []
+    for path in cfg.eval_data:
+        rows = read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]
+        rewards.checked(path, rows, {'accuracy': 1.0})
+        kept = fitting(tokenizer, path, rows, context, cfg.eval_max_new_tokens, '', cfg.long_rows,
+                       'eval_max_new_tokens', 'long_rows')
+        problems += [rows[i] for i in kept]
+    if problems:
+        rewards.prepare({'accuracy': 1.0}, {row['task'] for row in problems}, cfg.unsafe_code,
+                        cfg.reward_workers, cfg.preference, device)
+    return problems
+
+
+def show_rows(cfg, tokenizer):
+    """Prints the first cfg.show rows of each file of data: what is context and what carries loss"""
+    for path in cfg.data:
+        for number, row in enumerate(read_rows(path, require=('messages',))[:cfg.show], 1):
+            ids, mask = tokenizer.apply_chat_template(row['messages'])
+            mask = [1] * len(ids) if cfg.loss_on == 'all' else mask
+            print(f'{path}, row {number}: {len(ids)} tokens, {sum(mask)} with loss')
+            for learnt, run in groupby(zip(mask, ids), itemgetter(0)):
+                text = visible(tokenizer, [i for _, i in run])
+                print(f'  {"loss" if learnt else "context"}\n{textwrap.indent(text, "    ", bool)}')
+            print()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -546,26 +678,31 @@ def tell_silent(cfg, tokenizer, turns, silent, left_out):
 def main(cfg):
     if not (cfg.tokenizer or cfg.init_from):
         raise ValueError('set init_from (a checkpoint) or tokenizer (and model) to start from')
+    present(cfg, 'init_from', 'tokenizer')
     if cfg.plan:
         return plan.show(cfg, cfg.init_from or {'vocab_size': Tokenizer.from_pretrained(cfg.tokenizer).vocab_size, **cfg.model}, cfg.plan)
     if cfg.objective == 'preference':
         import preference  # which is built from the pieces above
         return preference.train(cfg)
     device, rank, world = start_processes(cfg)
-    if (Path(cfg.out_dir) / 'config.json').exists():
-        return print(f'{cfg.out_dir} holds a finished model; remove it or set another out_dir to train again')
-    model, tokenizer = load_model(cfg, device)
-    docs = tokenise(cfg, tokenizer, model.cfg.max_position_embeddings)
+    if cfg.show:
+        return show_rows(cfg, load_tokenizer(cfg)) if rank == 0 else None
+    begin(cfg)
+    tokenizer = load_tokenizer(cfg)
+    shape = model_config(cfg, tokenizer)
+    no_experts = not any(map(shape.is_moe, range(shape.num_hidden_layers)))
+    tell_idle(cfg, [*idle_in_training(cfg, world),
+                    (no_experts, ('balance_alpha', 'bias_rate'), 'the model has no experts'),
+                    (not shape.num_nextn_predict_layers, ('mtp_weight',), 'it has no MTP layer'),
+                    (cfg.loss_on == 'all', ('skip_turns',), 'every token carries loss'),
+                    (not cfg.eval_data, ('preference', 'reward_file', 'unsafe_code',
+                                         'reward_workers'), 'no eval_data'),
+                    (True, ('judged',), "it is for objective='preference'")])
+    docs = tokenise(cfg, tokenizer, shape.max_position_embeddings)
     batches = PackedBatches(docs, cfg.batch_rows, cfg.row_len, cfg.seed, rank, world)
     rewards.use_file(cfg.reward_file)
-    problems = []
-    for path in cfg.eval_data if cfg.eval_every else ():
-        rows = read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]
-        problems += rewards.checked(path, rows, {'accuracy': 1.0})
-    if problems:
-        tasks = {row['task'] for row in problems}
-        rewards.prepare({'accuracy': 1.0}, tasks, cfg.unsafe_code, cfg.reward_workers,
-                        cfg.preference, device)
+    problems = eval_problems(cfg, tokenizer, device)
+    model, _ = load_model(cfg, device)
     active, params = model.num_params(active=True), model.num_params()
     moe = any(hasattr(layer.mlp, 'gate') for layer in model.model.layers)
     model = shard(model, cfg, device)
@@ -584,13 +721,15 @@ def main(cfg):
               + (f', from step {step}' if step else ''), file=sys.stderr)
 
     def save():
+        nonlocal seconds, began, saved
+        seconds, began, saved = seconds + time.time() - began, time.time(), step
         state = {'seconds': seconds, 'flops': flops, 'tokens': tokens, 'bad': bad, 'batches': batches.state()}
         state['date'] = tokenizer.date.isoformat()
         state['reward_file'] = rewards.file_stamp()
         checkpoint.save(cfg.out_dir, step, model, optimizers, state, cfg.keep)
 
     stream, mtp = iter(batches), bool(model.cfg.num_nextn_predict_layers) and cfg.mtp_weight > 0
-    began = time.time()
+    began, saved = time.time(), step
     while step < cfg.steps:
         # one optimizer step: gradient accumulation over micro-batches
         batch = {name: t.to(device) for name, t in next(stream).items()}
@@ -638,19 +777,20 @@ def main(cfg):
             if moe:  # 1: every expert gets the same; balance_loss is the mean over layers
                 numbers.update(balance_loss=sums[2], expert_max_load=(counts.amax(1) / counts.float().mean(1)).mean().item(), **router_bias(model))
             log.write(numbers, ('loss', 'mtp_loss', 'grad_norm', 'expert_max_load', 'tokens_per_second'))
-        if problems and step % cfg.eval_every == 0:
+        if problems and (step == cfg.steps or cfg.eval_every and step % cfg.eval_every == 0):
             before = rewards.FAILURES.copy()
             with Unsharded(model), torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
                 numbers, scored = evaluate(model, tokenizer, problems, n=1, greedy=False, max_new_tokens=cfg.eval_max_new_tokens, seed=cfg.seed)
             if rewards.FAILURES - before:
                 log.warn(f'step {step}: evaluation with rewards that failed: {rewards.told()}')
             log.write({'step': step, **{f'eval_{k}': v for k, v in numbers.items()}}, ('eval_pass1', 'eval_length'))
-            log.samples(step, scored)
+            log.samples(step, evaluated(tokenizer, problems, '', scored))
         if (cfg.save_every and step % cfg.save_every == 0) or stop.wanted(device):
-            seconds, began = seconds + time.time() - began, time.time()
             save()
             if stop.wanted(device):
                 stop.leave(log, step, cfg.out_dir)
+    if saved != step:                                            # for more steps, some day
+        save()
     finish(cfg, model, tokenizer, rank)
     log.close()
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from configurator import ConfigError, configure, parse, run
+from configurator import ConfigError, configure, idle, parse, run
 from graders import sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -234,6 +234,14 @@ def test_help_without_source(capsys):
     with pytest.raises(SystemExit):
         configure(names['Unseen'], ['--help'])
     assert '--steps  int  1' in capsys.readouterr().out
+
+
+def test_settings_that_do_nothing_are_named_where_they_were_changed():
+    cases = [(True, ('steps', 'files'), 'one'), (False, ('top_p',), 'two'),
+             (True, ('steps',), 'three')]
+    assert idle(Config(), cases) == []
+    assert idle(Config(steps=7, top_p=0.5, files=['a']), cases) == [
+        'steps=7 does nothing: one', "files=['a'] does nothing: one"]
 
 
 def test_a_machine_that_cannot_contain_programs_is_told_in_a_line(monkeypatch):

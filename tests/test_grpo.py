@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -926,11 +927,144 @@ def test_two_processes_equal_one(toy, tmp_path):
         assert torch.allclose(a, b, atol=2e-4), name
 
 
-def test_a_finished_run_is_not_repeated_and_wrong_settings_are_refused(toy, tmp_path, capsys):
-    grpo.main(config(toy, tmp_path / 'a', steps=1))
-    capsys.readouterr()
-    grpo.main(config(toy, tmp_path / 'a', steps=1))
-    assert 'holds a finished model' in capsys.readouterr().out
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+            for path in sorted(Path(folder).rglob('*'))}
+
+
+def test_a_finished_run_goes_on_with_more_steps_as_if_it_had_never_ended(toy, tmp_path):
+    changes = dict(save_every=0, kl_coef=0.1, updates=2)
+    grpo.main(config(toy, tmp_path / 'whole', steps=5, **changes))
+    grpo.main(config(toy, tmp_path / 'a', steps=3, **changes))
+    grpo.main(config(toy, tmp_path / 'a', steps=5, **changes))
+    same(metrics(tmp_path / 'a'), metrics(tmp_path / 'whole'))
+    assert weights(tmp_path / 'a') == weights(tmp_path / 'whole')
+
+
+def test_a_run_with_nothing_left_to_do_says_so_and_changes_nothing(toy, tmp_path, monkeypatch):
+    grpo.main(config(toy, tmp_path / 'a', steps=2))
+    spent = metrics(tmp_path / 'a')[0]['flops']
+    grpo.main(config(toy, tmp_path / 'b', steps=9, max_flops=spent))
+    before = contents(tmp_path)
+    monkeypatch.setattr(grpo, 'load_model', None)
+    for out, changes, said in (('a', {'steps': 2}, 'finished model of step 2: raise steps'),
+                               ('a', {'steps': 1}, 'is at step 2, past steps=1'),
+                               ('b', {'steps': 9, 'max_flops': spent}, 'raise max_flops to')):
+        with pytest.raises(ValueError, match=said):
+            grpo.main(config(toy, tmp_path / out, **changes))
+    assert contents(tmp_path) == before
+
+
+def test_an_unfinished_run_past_its_steps_stops_and_changes_nothing(toy, tmp_path):
+    grpo.main(config(toy, tmp_path / 'a', steps=2))
+    (tmp_path / 'a' / 'config.json').unlink()
+    before = contents(tmp_path)
+    given = vars(config(toy, tmp_path / 'a', steps=1))
+    command = [sys.executable, 'grpo.py', *(f'--{key}={value}' for key, value in given.items())]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 1 and told.stderr.startswith('grpo.py: ')
+    assert 'past steps=1' in told.stderr and told.stderr.count('\n') == 1
+    assert contents(tmp_path) == before
+
+
+def test_prompts_without_room_are_named_or_dropped_and_counted(toy, tmp_path, capsys, monkeypatch):
+    rows = (toy / 'rl.jsonl').read_text().splitlines()
+    long = json.loads(rows[0])
+    long['prompt'][0]['content'] += ' plus' * 300
+    mixed = [*rows[:3], json.dumps(long), *rows[3:6], json.dumps(long)]
+    for name, kept in (('mixed', mixed), ('short', rows[:6])):
+        (tmp_path / f'{name}.jsonl').write_text('\n'.join(kept) + '\n')
+    given = {name: config(toy, tmp_path / name, data=[f'{tmp_path}/{name}.jsonl'], steps=1)
+             for name in ('mixed', 'short')}
+    context = ModelConfig.read(toy / 'm' / 'config.json').max_position_embeddings
+    new = given['mixed'].max_new_tokens
+    where = (rf'{tmp_path}/mixed.jsonl, row 4: the prompt has 30\d tokens, and '
+             f'max_new_tokens={new} leaves room for {context - new} in the context of {context}')
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo, 'load_model', None)
+        with pytest.raises(ValueError, match=where + r' \(2 of 8 rows are too long\)'):
+            grpo.main(given['mixed'])
+        changes = dict(eval_data=[f'{tmp_path}/mixed.jsonl'])
+        with pytest.raises(ValueError, match=where):
+            grpo.main(config(toy, tmp_path / 'c', **changes))
+        with pytest.raises(ValueError, match=where.replace('row 4', 'row 1')):
+            (tmp_path / 'mixed.jsonl').write_text(json.dumps(long) + '\n')
+            grpo.main(config(toy, tmp_path / 'c', long_prompts='drop', **changes))
+    (tmp_path / 'mixed.jsonl').write_text('\n'.join(mixed) + '\n')
+    given['mixed'].long_prompts = 'drop'
+    grpo.main(given['mixed'])
+    assert re.search(where + '; 2 of 8 rows are too long and dropped', capsys.readouterr().err)
+    grpo.main(given['short'])
+    same(metrics(tmp_path / 'mixed'), metrics(tmp_path / 'short'))
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'rewards': {'acuracy': 1.0}}, "did you mean 'accuracy'"),
+    ({'data': ['absent.jsonl']}, 'absent.jsonl does not exist'),
+    ({'eval_data': ['absent.jsonl']}, 'absent.jsonl does not exist'),
+    ({'init_from': 'out/none/base'}, 'does not exist: run make r1 RUN=out/none, or set init_from'),
+])
+def test_mistakes_are_told_before_the_model_is_loaded(toy, tmp_path, changes, said, monkeypatch):
+    monkeypatch.setenv('RUN', 'out/none')
+    monkeypatch.setattr(grpo, 'load_model', None)
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        grpo.main(config(toy, tmp_path / 'a', **changes))
+    assert not (tmp_path / 'a').exists()
+
+
+def test_a_few_rollouts_are_always_written_to_be_read(toy, tmp_path):
+    grpo.main(config(toy, tmp_path / 'a', steps=4, samples_every=2, rewards={'half': 1.0}))
+    text = (tmp_path / 'a' / 'samples.txt').read_text(encoding='utf-8')
+    rows = [json.loads(line) for line in (toy / 'rl.jsonl').read_text().splitlines()]
+    seen = re.findall(r'^step (\d), (\S+) row (\d+): half (\S+), total (\S+), advantage (\S+), '
+                      r'tokens (\d+)\n  prompt\n    (.*)\n  response\n', text, re.M)
+    assert {int(step) for step, *_ in seen} == {1, 2, 4}
+    for _, path, row, half, total, advantage, tokens, prompt in seen:
+        assert path == str(toy / 'rl.jsonl') and half == total
+        (message,) = rows[int(row) - 1]['prompt']
+        assert prompt == f'⟦<|user|>⟧{message["content"]}⟦<|assistant|>⟧'
+    first = [float(advantage) for step, *_, advantage, _, _ in seen if step == '1']
+    assert first[0] > 0 > first[1]                          # the best of its group, and the worst
+    grpo.main(config(toy, tmp_path / 'b', steps=1, samples_every=0))
+    assert (tmp_path / 'b' / 'samples.txt').read_text() == ''
+
+
+def test_show_prints_prompts_and_what_their_own_answers_earn(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(grpo, 'load_model', None)
+    prompt = [{'role': 'user', 'content': ' 1 2 3'}]
+    rows = [{'prompt': prompt, 'task': 'countdown', 'numbers': [2, 3, 7], 'target': 13},
+            {'prompt': prompt, 'task': 'math', 'answer': '1/2'},
+            {'prompt': prompt, 'task': 'choice', 'answer': 'B'}]
+    (tmp_path / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    both = {'accuracy': 1.0, 'format': 0.5}
+    for prefill, start in (('', '<think> I know the answer.</think>'),
+                           ('<think>', ' I know the answer.</think>'), ('<think></think>', '')):
+        grpo.main(config(toy, tmp_path / 'a', data=[f'{tmp_path}/x.jsonl'], show=3, rewards=both,
+                         prefill=prefill))
+        shown = capsys.readouterr().out
+        assert shown.count(f'    ⟦<|user|>⟧ 1 2 3⟦<|assistant|>⟧{prefill}\n') == 3
+        format, total = (1, 1.5) if start else (0, 1)       # nothing was thought
+        assert shown.count(f'rewarded with accuracy 1, format {format}, total {total}') == 3
+        assert shown.count(f'\n    {start}<answer> ') == 3
+        assert f'{start}<answer> 1/2</answer>' in shown
+    assert not (tmp_path / 'a').exists()
+
+
+def test_settings_that_do_nothing_are_told(toy, tmp_path, capsys):
+    changes = dict(reference_every=5, clip_high=0.3, min_lr=0.5, eval_rows=3, shard_ranks=2,
+                   unsafe_code=True)
+    cfg = config(toy, tmp_path / 'a', show=1, **changes)
+    grpo.main(cfg)
+    told = capsys.readouterr().err
+    for key, value in {**changes, 'eval_every': 0}.items():
+        assert f'warning: {key}={value} does nothing: ' in told, key
+    assert told.count('does nothing') == len(changes) + 1
+    grpo.main(config(toy, tmp_path / 'a', show=1, eval_every=5, **{
+        'reference_every': 5, 'kl_coef': 0.1, 'clip_high': 0.3, 'updates': 2, 'kl': 'k1'}))
+    assert 'does nothing' not in capsys.readouterr().err
+
+
+def test_wrong_settings_are_refused():
     with pytest.raises(ConfigError, match='prompts=4 does not divide'):
         parse(Config, ['--prompts=4', '--updates=3'])
     off = parse(Config, ['--clip_low=inf', '--clip_high=inf'])

@@ -208,3 +208,39 @@ def test_two_ranks_train_what_one_does(toy, tmp_path):
         model = RewardModel.from_pretrained(tmp_path / out)
         with torch.no_grad():
             assert abs(judge_pairs(model, pairs, torch.device('cpu'), 32).mean().item()) < 1e-4, out
+
+
+def test_pairs_too_long_are_named_or_dropped_and_a_finished_run_goes_on(toy, tmp_path, capsys):
+    rows = (toy / 'pairs.jsonl').read_text().splitlines()[:40]
+    long = json.loads(rows[0])
+    long['rejected'][-1]['content'] += ' 8' * 100
+    for name, kept in (('mixed', [rows[0], json.dumps(long), *rows[1:]]), ('short', rows)):
+        (tmp_path / f'{name}.jsonl').write_text('\n'.join(kept) + '\n')
+    flat = dict(schedule='constant', warmup_steps=0, log_every=1)
+
+    def given(name, steps=2, **more):
+        paths = [f'{tmp_path}/{name}.jsonl']
+        more = {'data': paths, 'eval_data': paths, **flat, **more}
+        return config(toy, tmp_path / name, steps=steps, **more)
+    with pytest.raises(ValueError, match=r'mixed.jsonl, row 2: \d+ tokens do not fit row_len=96'):
+        sft.main(given('mixed'))
+    sft.main(given('mixed', long_rows='drop'))
+    assert capsys.readouterr().err.count('1 of 41 rows are too long and dropped') == 2
+    sft.main(given('short'))
+    wanted = [line['loss'] for line in metrics(tmp_path / 'short') if 'loss' in line]
+    assert [line['loss'] for line in metrics(tmp_path / 'mixed') if 'loss' in line] == wanted
+    with pytest.raises(ValueError, match='holds the finished model of step 2: raise steps'):
+        sft.main(given('short'))
+    sft.main(given('short', steps=4))
+    whole = config(toy, tmp_path / 'whole', steps=4, data=[f'{tmp_path}/short.jsonl'], **flat)
+    sft.main(whole)
+    a, b = ((tmp_path / name / 'model.safetensors').read_bytes() for name in ('short', 'whole'))
+    assert a == b
+
+
+def test_show_prints_both_answers_of_a_pair(toy, tmp_path, capsys):
+    sft.main(config(toy, tmp_path / 'a', show=2))
+    shown = capsys.readouterr().out
+    for name in ('chosen', 'rejected'):
+        assert shown.count(f'  {name}\n    ⟦<|user|>⟧') == 2
+    assert shown.startswith(f'{toy}/pairs.jsonl, row 1: ') and not (tmp_path / 'a').exists()

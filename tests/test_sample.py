@@ -596,6 +596,16 @@ def test_kept_samples_lie_in_their_bands():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('flag, said', [
+    ('--keep_rows=3', 'keep_rows=3 does nothing: no file is written, set out'),
+    ("--keep={'accuracy': 1}", 'does nothing: no file is written, set out'),
+    ('--keep_per_prompt=2 --out=x', 'keep_per_prompt=2 does nothing: set one of keep, keep_length'),
+])
+def test_filters_that_filter_nothing_are_refused(flag, said):
+    with pytest.raises(ValueError, match=said):
+        sample.main(configurator.parse(sample.Config, flag.replace(' 1', '1').split()))
+
+
 def test_ranks_share_the_problems_and_write_one_file_each(tmp_path):
     *_, settings = tiny_checkpoint(tmp_path, rows=5)
     one = sample.main(sample.Config(**settings, out=str(tmp_path / 'one.jsonl')))

@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -167,6 +168,141 @@ def test_a_resumed_run_takes_the_settings_of_its_command(toy, tmp_path, capsys):
     assert 'learning_rate was 0.003; from step 2 on it is 1e-12' in said and 'steps was 2' in said and said.count(' was ') == 4
     for (name, a), b in zip(before.state_dict().items(), Transformer.from_pretrained(tmp_path / 'a').state_dict().values(), strict=True):
         assert torch.allclose(a, b, atol=1e-8), name
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+            for path in sorted(Path(folder).rglob('*'))}
+
+
+def test_a_finished_run_goes_on_with_more_steps_as_if_it_had_never_ended(toy, tmp_path):
+    rates = dict(schedule='constant', save_every=0)
+    sft.main(config(toy, tmp_path / 'whole', steps=6, **rates))
+    sft.main(config(toy, tmp_path / 'a', steps=4, **rates))
+    assert saved_steps(tmp_path / 'a') == [4]                       # though save_every is 0
+    sft.main(config(toy, tmp_path / 'a', steps=6, **rates))
+    same(metrics(tmp_path / 'a'), metrics(tmp_path / 'whole'))
+    a, whole = ((tmp_path / run / 'model.safetensors').read_bytes() for run in ('a', 'whole'))
+    assert a == whole
+
+
+def saved_steps(folder):
+    return sorted(int(path.name[5:]) for path in Path(folder).glob('step_*'))
+
+
+def test_a_run_with_nothing_left_to_do_says_what_to_do_and_changes_nothing(toy, tmp_path):
+    sft.main(config(toy, tmp_path / 'a', steps=2))
+    before = contents(tmp_path / 'a')
+    with pytest.raises(ValueError, match='holds the finished model of step 2: raise steps'):
+        sft.main(config(toy, tmp_path / 'a', steps=2))
+    with pytest.raises(ValueError, match='a is at step 2, past steps=1, and is left as it is'):
+        sft.main(config(toy, tmp_path / 'a', steps=1))
+    with pytest.raises(ValueError, match='has a checkpoint of step 2 in the way'):
+        sft.main(config(toy, tmp_path / 'a', steps=4, resume=False))
+    assert contents(tmp_path / 'a') == before
+    shutil.rmtree(tmp_path / 'a' / 'step_00000002')
+    with pytest.raises(ValueError, match='a finished model and no checkpoint to go on from'):
+        sft.main(config(toy, tmp_path / 'a', steps=4))
+    told = run(config(toy, tmp_path / 'a', steps=4), stderr=subprocess.PIPE)
+    said = told.communicate()[1].decode()
+    assert told.returncode == 1 and said.startswith('sft.py: ') and said.count('\n') == 1
+
+
+def test_a_change_of_the_rate_in_the_middle_is_told_as_a_jump(toy, tmp_path, capsys):
+    same_rate = dict(schedule='constant', warmup_steps=0, learning_rate=3e-3)
+    sft.main(config(toy, tmp_path / 'a', steps=2, **same_rate))
+    sft.main(config(toy, tmp_path / 'a', steps=3, **{**same_rate, 'learning_rate': 1e-3}))
+    said = capsys.readouterr().err
+    assert 'the learning rate jumps from 0.003 in step 2 to 0.001 in step 3' in said
+
+
+def test_rows_too_long_are_named_or_dropped_and_counted(toy, tmp_path, capsys, monkeypatch):
+    rows = (toy / 'corpus.jsonl').read_text().splitlines()
+    long = json.loads(rows[0])
+    long['messages'][1]['content'] += ' plus' * 200
+    mixed = [*rows[:20], json.dumps(long), *rows[20:40], json.dumps(long)]
+    for name, kept in (('mixed', mixed), ('short', rows[:40]), ('all', [json.dumps(long)])):
+        (tmp_path / f'{name}.jsonl').write_text('\n'.join(kept) + '\n')
+    ids, _ = sft.Tokenizer.from_pretrained(toy / 'tokenizer').apply_chat_template(long['messages'])
+    where = f'{tmp_path}/mixed.jsonl, row 21: {len(ids)} tokens do not fit row_len=160'
+    given = {name: config(toy, tmp_path / name, data=[f'{tmp_path}/{name}.jsonl'], steps=2)
+             for name in ('mixed', 'short', 'all')}
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, 'load_model', None)                      # nothing is loaded before
+        with pytest.raises(ValueError) as error:
+            sft.main(given['mixed'])
+        assert str(error.value).startswith(f'{where} (2 of 42 rows are too long)')
+        given['all'].long_rows = 'drop'
+        with pytest.raises(ValueError, match='1 of 1 rows are too long'):
+            sft.main(given['all'])
+    given['mixed'].long_rows = 'drop'
+    sft.main(given['mixed'])
+    assert f'{where}; 2 of 42 rows are too long and dropped' in capsys.readouterr().err
+    sft.main(given['short'])
+    same(metrics(tmp_path / 'mixed'), metrics(tmp_path / 'short'))
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'data': ['absent.jsonl']}, 'absent.jsonl does not exist'),
+    ({'eval_data': ['absent.jsonl']}, 'absent.jsonl does not exist'),
+    ({'eval_data': ['test.jsonl'], 'eval_max_new_tokens': 251}, r'test.jsonl, row 1: the prompt '
+     r'has \d tokens, and eval_max_new_tokens=251 leaves room for 5 in the context of 256'),
+    ({'init_from': 'out/none/base'}, 'out/none/base does not exist: run make r1 RUN='),
+])
+def test_mistakes_are_told_before_the_model_is_loaded(toy, tmp_path, changes, said, monkeypatch):
+    monkeypatch.setenv('RUN', 'out/none')
+    monkeypatch.setattr(sft, 'load_model', None)
+    monkeypatch.chdir(toy)
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        sft.main(config(toy, tmp_path / 'a', **changes))
+    assert not (tmp_path / 'a').exists()
+
+
+def test_without_eval_every_the_end_is_evaluated_and_samples_show_their_prompts(toy, tmp_path):
+    graded = dict(eval_data=[str(toy / 'test.jsonl')], eval_rows=2, eval_max_new_tokens=8)
+    sft.main(config(toy, tmp_path / 'a', steps=2, **graded))
+    assert [line['step'] for line in metrics(tmp_path / 'a') if 'eval_pass1' in line] == [2]
+    sft.main(config(toy, tmp_path / 'a', steps=4, **graded))
+    text = (tmp_path / 'a' / 'samples.txt').read_text(encoding='utf-8')
+    prompts = [json.loads(line)['prompt'] for line in (toy / 'test.jsonl').read_text().splitlines()]
+    head = r'^step (\d), evaluation, problem (\d): accuracy \S+, .*total \S+, tokens 8$'
+    heads = re.findall(head, text, re.M)
+    assert heads == [('2', '1'), ('2', '2'), ('4', '1'), ('4', '2')]
+    for (message,) in prompts[:2]:
+        assert text.count(f'    ⟦<|user|>⟧{message["content"]}⟦<|assistant|>⟧\n') == 2
+    (tmp_path / 'a' / 'config.json').unlink()
+    shutil.rmtree(tmp_path / 'a' / 'step_00000004')                 # a run taken back to step 2
+    sft.main(config(toy, tmp_path / 'a', steps=3, **graded))
+    text = (tmp_path / 'a' / 'samples.txt').read_text(encoding='utf-8')
+    assert re.findall(r'^step (\d), ', text, re.M) == ['2', '2', '3', '3']
+
+
+def test_show_prints_rows_with_control_tokens_and_loads_nothing(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sft, 'load_model', None)
+    row = {'messages': [{'role': 'user', 'content': ' 1 2 <|end|>'},
+                        {'role': 'assistant', 'content': '<think> guess</think>'}]}
+    (tmp_path / 'x.jsonl').write_text(3 * (json.dumps(row) + '\n'))
+    sft.main(config(toy, tmp_path / 'a', data=[f'{tmp_path}/x.jsonl'], loss_on='assistant', show=2))
+    shown = capsys.readouterr().out
+    # 7 bytes of <|end|> as text; user, 1, 2, a space, assistant; 3 words and the end
+    expected = (f'{tmp_path}/x.jsonl, row {{}}: 16 tokens, 4 with loss\n'
+                '  context\n    ⟦<|user|>⟧ 1 2 <|end|>⟦<|assistant|>⟧\n'
+                '  loss\n    <think> guess</think>⟦<|end|>⟧\n\n')
+    assert shown == expected.format(1) + expected.format(2)
+    assert not (tmp_path / 'a').exists()
+
+
+def test_an_export_with_an_mtp_layer_says_what_transformers_will_say(toy, tmp_path, capsys):
+    transformers = pytest.importorskip('transformers')
+    sft.main(config(toy, tmp_path / 'a', steps=1))
+    said = capsys.readouterr().err
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    _, told = load(tmp_path / 'a', output_loading_info=True)
+    listed = {re.match(r'model\.layers\.\d+\.', name)[0] for name in told['unexpected_keys']}
+    assert listed == {'model.layers.2.'} and 'model.layers.2.* as UNEXPECTED' in said
+    plain = {**TINY, 'num_nextn_predict_layers': 0}
+    sft.main(config(toy, tmp_path / 'b', steps=1, model=plain))
+    assert 'as UNEXPECTED' not in capsys.readouterr().err
 
 
 def test_padding_counts_in_no_experts_load(toy, tmp_path, monkeypatch):
