@@ -26,6 +26,10 @@ The variants differ from this at the places named; each has its preset in config
     k1, k2                  log(pi / pi_ref) taken off the reward; its half square in the loss (kl)
     TIS                     w_t min(pi_old / pi_sampler, tis): where sampler and trainer round differently
 
+The prompt must ask for what the rewards look for. It is the problem and `instruction` in the chat
+template (`chat_template`, `template_args`), then `prefill`, in rollouts and evaluation alike. A
+completion ends at a stop token or a text in `stop`; the rewards see nothing after that.
+
 Prompts and completions are computed in micro-batches of about equally long ones. Groups whose completions all score alike have no
 advantage; they are counted and, unless they carry a KL term, not computed. The same seeds give the same run on any number of ranks.
 

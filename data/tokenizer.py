@@ -1,6 +1,7 @@
 """Byte-level BPE tokenizers on tiktoken, read from and written to Hugging Face's files with identical ids.
 
     tok = Tokenizer.from_pretrained("Qwen/Qwen2.5-1.5B")          # a folder or a hub id
+    tok = Tokenizer.from_pretrained("Qwen/Qwen2.5-1.5B", "r1_zero")  # with another chat template
     tok = Tokenizer.from_words(["10", "11", " plus"], ["<|user|>", "<|assistant|>", "<|end|>"], eos="<|end|>")
     tok.encode("text"), tok.decode(ids), tok.apply_chat_template(messages)
 

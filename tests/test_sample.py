@@ -2,6 +2,7 @@
 import itertools
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import configurator
 import decode
 import sample
 from data import tokenizer as data_tokenizer
+from data.countdown import prepare
 from data.countdown.prepare import toy_tokenizer
 from data.tokenizer import TOY_TEMPLATE, Tokenizer
 from decode import Completion, Sampler, pick, uniform
@@ -834,6 +836,19 @@ def test_an_evaluation_stopped_goes_on_with_the_date_of_its_start(tmp_path, monk
     assert prompts[0] == prompts[1]
     sample.main(sample.Config(**settings))                      # begun on that day
     assert bytes(prompts[2][0][:4]) == b'03 F' and prompts[2] != prompts[1]
+
+
+def test_the_toys_evaluation_scores_a_perfect_answer_in_full():
+    path = Path(__file__).parents[1] / 'config' / 'eval_countdown.py'
+    cfg, rng = configurator.parse(sample.Config, [str(path)]), random.Random(0)
+    row = prepare.rl_problem(rng, (2, 3, 4), 24)
+    reasoning, expression = prepare.trace(rng, row['numbers'], 24, 'search', 'en')
+    tokenizer = toy_tokenizer()
+    answer = tokenizer.encode(prepare.respond(rng, reasoning, expression, broken=False))
+    _, rows = sample.encode_prompts(tokenizer, [row], cfg.prefill)
+    completion = Completion([*answer, *tokenizer.stop_ids], [], True)
+    ((score,),) = sample.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
+    assert score['total'] == sum(cfg.rewards.values())
 
 
 def no_sandbox():
