@@ -545,6 +545,16 @@ def chat_settings(cfg, generation):
     return {name: theirs.get(name, value) if value == getattr(Config, name) else value for name, value in ours.items()}
 
 
+def no_words(tokenizer, text):
+    """-> what to tell of a line that the tokenizer has no words for, or ''"""
+    strange = [repr(part) for part in dict.fromkeys(tokenizer.spelled(text)) if part.strip()]
+    if not strange:
+        return ''
+    better = '' if tokenizer.spelled(f' {text}') else f'; begin with a space, as in " {text}"'
+    return (f'the model has no word for {", ".join(strange[:5])} and reads bytes, which it was not '
+            f'trained on: do not believe the answer{better}')
+
+
 def chat(cfg, model, tokenizer):
     """Reads lines from the terminal and streams answers; an empty line or Ctrl-D ends. <think> text is dimmed."""
     messages, dim, plain = [], '\x1b[2m', '\x1b[0m'
@@ -559,6 +569,8 @@ def chat(cfg, model, tokenizer):
             return print()
         if not text.strip():
             return
+        if told := no_words(tokenizer, text):
+            print(f'{dim}[{told}]{plain}')
         asked = [{'role': 'user', 'content': text}]
         messages += instructed({'prompt': asked}, cfg.instruction)['prompt']
         context = model.cfg.max_position_embeddings

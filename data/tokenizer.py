@@ -18,6 +18,7 @@ import re
 import unicodedata
 from datetime import datetime
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import jinja2
@@ -111,7 +112,9 @@ class Tokenizer:
         self.generation = {}
         self.special_tokens = _checked_added_tokens(spec["added_tokens"], ranks)
         self._nfc = _uses_nfc(spec.get("normalizer"))
-        self._encoding = tiktoken.Encoding("nanoR1", pat_str=_pattern(spec["pre_tokenizer"], ranks),
+        pattern = _pattern(spec["pre_tokenizer"], ranks)
+        self._by_words = pattern == _words_pattern(ranks)
+        self._encoding = tiktoken.Encoding("nanoR1", pat_str=pattern,
                                            mergeable_ranks=ranks, special_tokens=self.special_tokens)
         self._bytes = {i: token for token, i in ranks.items()}
         self._bytes |= {i: text.encode() for text, i in self.special_tokens.items()}
@@ -253,6 +256,14 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ordinary text to ids, none added before or after; text that looks like an added token stays text."""
         return self._encoding.encode_ordinary(self._normalized(text))
+
+    def spelled(self, text: str) -> list[str]:
+        """The parts of `text` that a tokenizer of words (from_words without a pattern) has no word
+        for and spells in bytes, which its model has hardly seen; none for other tokenizers."""
+        if not self._by_words:
+            return []
+        runs = groupby(self.encode(text), lambda i: len(self._bytes[i]) == 1)
+        return [self.decode(list(run)) for in_bytes, run in runs if in_bytes]
 
     def encode_with_specials(self, text: str, _drop: str = "") -> list[int]:
         """Text whose added tokens are meant as such (a rendered template) to ids."""

@@ -254,6 +254,22 @@ def test_chat_streams_an_answer(tmp_path, monkeypatch, capsys):
         [{'role': 'user', 'content': ' 1 2 3 make 6'}], add_generation_prompt=True)[0]], 1, 8, seed=2)[0][0]
     assert isinstance(expected, Completion)
     assert tokenizer.decode([t for t in expected.tokens if t not in tokenizer.stop_ids]).split('�')[0] in said.replace('\x1b[0m', '')
+    assert 'no word' not in said
+
+
+@pytest.mark.parametrize('line, told', [
+    (' 3 7 99 make =29', "no word for '9' and reads bytes"),
+    ('3 7 8 make =29', 'no word for \'3\' and reads bytes, which it was not trained on: do not '
+     'believe the answer; begin with a space, as in " 3 7 8 make =29"'),
+    ('What is 2 plus 2?', "no word for 'What', '?' and reads bytes"),
+])
+def test_chat_of_the_toy_says_what_it_has_no_words_for(line, told, monkeypatch, capsys):
+    tokenizer, lines = toy_tokenizer(), iter([line, ''])
+    shape = {**MODELS['gqa'], 'vocab_size': tokenizer.vocab_size, 'max_position_embeddings': 64}
+    monkeypatch.setattr('builtins.input', lambda _: next(lines))
+    sample.chat(sample.Config(max_new_tokens=2), Transformer(ModelConfig(**shape)), tokenizer)
+    said = capsys.readouterr().out
+    assert told in said
 
 
 # ---- the engine's other ways

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 
+from data.countdown.prepare import toy_tokenizer
 from data.tokenizer import PATTERNS, R1_ZERO_TEMPLATE, TOY_TEMPLATE, Tokenizer
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "tokenizers"
@@ -931,3 +932,15 @@ def test_templates_print_the_tokenizers_date():
     tok = chat_tokenizer("{{ strftime_now('%d %b %Y') }}" + CHATML)
     tok.date = datetime(2031, 5, 6)
     assert tok.decode(tok.apply_chat_template([user("a")])[0]).startswith("06 May 2031<|im_start|>")
+
+
+def test_what_a_tokenizer_of_words_has_no_word_for_is_told(tmp_path):
+    toy = toy_tokenizer()
+    toy.save_pretrained(tmp_path)
+    for tokenizer in (toy, Tokenizer.from_pretrained(tmp_path)):
+        assert tokenizer.spelled(" 3 7 8 make =29") == []
+        assert tokenizer.spelled("3 7 8 make =29") == ["3"]         # words begin with a space
+        assert tokenizer.spelled(" 3 7 51 make =99") == ["1", "9"]             # beyond its numbers
+        assert tokenizer.spelled(" what is 1+1é") == [" what", "+1é"]
+    plain = Tokenizer.from_words(["ab"], ["<|end|>"], pattern="gpt2")
+    assert plain.spelled("abc") == []                               # bytes are its letters
