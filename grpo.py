@@ -22,8 +22,11 @@ The variants differ from this at the places named; each has its preset in config
                             (dynamic_sampling), the reward `overlong`, truncated completions out of the loss (mask_truncated)
     GSPO       2507.18071   rho of the whole completion, exp(mean_t log rho_t) (ratio)
     CISPO      2506.13585   -sg(clip(rho_t)) A log pi(t) (objective)
-    REINFORCE               -A log pi(t) with the group's mean as baseline (objective, advantage_norm)
+    REINFORCE               -A log pi(t) with the group's mean as baseline, or with none
+                            (objective, advantage_norm, baseline)
     k1, k2                  log(pi / pi_ref) taken off the reward; its half square in the loss (kl)
+    off-policy              several updates on a rollout, several times (updates, epochs)
+    no clip                 clip_low = clip_high = inf
     TIS                     w_t min(pi_old / pi_sampler, tis): where sampler and trainer round differently
 
 The prompt must ask for what the rewards look for. It is the problem and `instruction` in the chat
@@ -32,6 +35,10 @@ completion ends at a stop token or a text in `stop`; the rewards see nothing aft
 
 Prompts and completions are computed in micro-batches of about equally long ones. Groups whose completions all score alike have no
 advantage; they are counted and, unless they carry a KL term, not computed. The same seeds give the same run on any number of ranks.
+
+What is logged is of all samples: entropy and the experts' load as the sampler has them (for 2 to 5%
+of its time), the shares clipped of all tokens in the loss. A mismatch, a KL and, but for the first
+update, where it is 1, a ratio are known of what is computed alone. null stands for: of nothing.
 
 Left out: asynchronous rollouts, a value network, a second inference engine (and so no weights to synchronise).
 """
@@ -389,21 +396,20 @@ def rollout(cfg, model, tokenizer, problems, numbers, step, device):
                                        unbiased=not cfg.allow_biased, entropy=True)
     scored = score(tokenizer, rows, completions, cfg.rewards, cfg.stop)
     layers, experts = moe_shape(model)
-    groups = []
+    groups, load = [], torch.zeros(layers, experts, dtype=torch.float64)
     for prompt, *group in zip(ids, completions, scored):
+        if layers:
+            routes = torch.cat([c.routes for c in group[0]])
+            times = torch.ones(len(routes), dtype=torch.int64)
+            load += expert_counts([(None, chosen) for chosen in routes.unbind(1)], experts, times)
         groups.append([])
         for c, s in zip(*group):
             graded = {k: v for k, v in s.items() if k != 'response'}
             routes = c.routes if cfg.replay_routes else None
             groups[-1].append(
                 Sample(prompt, c.tokens, c.logprobs, graded, routes, entropy=c.entropy))
-    counts = torch.tensor([sampler.drafted, sampler.accepted])
-    if layers:
-        routes = torch.cat([c.routes for samples in completions for c in samples])
-        times = torch.ones(len(routes), dtype=torch.int64)
-        load = expert_counts([(None, chosen) for chosen in routes.unbind(1)], experts, times)
-        counts = torch.cat([counts, load.flatten()])
-    return groups, counts.double()
+    drafts = torch.tensor([sampler.drafted, sampler.accepted])
+    return groups, torch.cat([drafts, load.flatten()])
 
 
 def moe_shape(model):

@@ -458,7 +458,8 @@ class Log:
         self.file.write(json.dumps(numbers) + '\n')
         self.file.flush()
         if self.wandb:
-            self.wandb.log({k: v for k, v in numbers.items() if k != 'step'}, step=numbers['step'])
+            there = {k: v for k, v in numbers.items() if k != 'step' and v is not None}
+            self.wandb.log(there, step=numbers['step'])
         there = {name: numbers[name] for name in shown if numbers.get(name) is not None}
         said = ' '.join(f'{name} {value:.3g}' for name, value in there.items())
         self.bar.set_postfix_str(said, refresh=False)
