@@ -687,7 +687,8 @@ def main(cfg):
         return preference.train(cfg)
     device, rank, world = start_processes(cfg)
     if cfg.show:
-        return show_rows(cfg, load_tokenizer(cfg)) if rank == 0 else None
+        tokenizer = load_tokenizer(cfg)      # on all ranks: rank 0 tells the others the date
+        return show_rows(cfg, tokenizer) if rank == 0 else None
     begin(cfg)
     tokenizer = load_tokenizer(cfg)
     shape = model_config(cfg, tokenizer)
