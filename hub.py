@@ -244,6 +244,11 @@ def check_keys(config, kind, where, tell):
     known |= {'auto_map', 'head_dim'} if mla else set()    # of older releases, and the rope width
     unknown = [f'{name}={config[name]!r}'[:80] for name in sorted(config.keys() - known)
                if config[name] not in (*OFF, '')]
+    k, v3 = config.get('num_experts_per_tok'), kind == 'deepseek_v3'
+    if tell and mla and config.get('norm_topk_prob', v3) and (k == 1 or not v3):
+        warnings.warn(f'{where}: norm_topk_prob=True in {kind} with num_experts_per_tok={k}: '
+                      'programs differ in what they make of that; here weights of two or more '
+                      'experts are divided by their sum, then multiplied by routed_scaling_factor')
     if unknown and tell:
         warnings.warn(f'{where}: not known here and not used: {", ".join(unknown)}; if the model '
                       'needs one of them, its results are not those of its release')

@@ -309,6 +309,13 @@ def test_a_key_that_nobody_knows_is_told():
     assert len(told) == 1 and 'quiet' not in str(told[0].message)
 
 
+def test_a_key_that_programs_read_differently_is_told():
+    for name, change in (('DeepSeek-V2-Lite', {'norm_topk_prob': True}),
+                         ('DeepSeek-V3.1', {'num_experts_per_tok': 1})):
+        with pytest.warns(UserWarning, match='programs differ in what they make of that'):
+            ModelConfig.from_hub({**RELEASED[name], **change})
+
+
 # ---- several files
 
 

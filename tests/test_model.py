@@ -2,6 +2,7 @@
 import json
 import math
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,58 @@ def test_every_key_of_yarn_counts_as_in_transformers(change, tmp_path):
         ours, expected = model(ids), theirs(ids).logits
         assert (ours - expected).abs().max() < 2e-4 * max(1.0, expected.std().item())
         assert (ours - without(ids)).abs().max() > 1e-3     # and the key does something
+
+
+def others(value):
+    """Values beside one of a config.json that might mean something else."""
+    if isinstance(value, dict):
+        changed = [{**value, key: v} for key in value for v in others(value[key])]
+        return changed + [{k: value[k] for k in value if k != key} for key in value]
+    if value is None or isinstance(value, bool):
+        return [not value] if value is not None else [2]
+    if isinstance(value, (int, float)):
+        return [value + 1, value // 2 if isinstance(value, int) else 1.5 * value + 0.1]
+    if isinstance(value, list):
+        return [['sliding_attention'] * len(value)] if 'full_attention' in value else []
+    return {'silu': ['gelu'], 'greedy': ['group_limited_greedy'],
+            'group_limited_greedy': ['greedy']}.get(value, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['v3', 'v2', 'qwen2', 'qwen3', 'llama3'])
+def test_a_key_that_changes_what_transformers_computes_is_used_refused_or_told(family, tmp_path):
+    """Every key of the family's configuration there, changed and left out, one at a time."""
+    transformers = pytest.importorskip('transformers')
+    small(family, num_nextn_predict_layers=0).save_pretrained(tmp_path)
+    path, ids, counts = tmp_path / 'config.json', torch.randint(0, 96, (1, 24)), [0, 0]
+    base = json.loads(path.read_text())
+    every = {**transformers.AutoConfig.from_pretrained(tmp_path).to_dict(), **base}
+    left_alone = {'architectures', 'model_type', 'transformers_version', 'dtype', 'torch_dtype',
+                  'rope_parameters', 'id2label', 'label2id', 'return_dict', 'vocab_size'}
+    for key in sorted(every.keys() - left_alone):
+        for value in [*others(every[key]), 'absent']:
+            config = {**base, key: value}
+            if value == 'absent':
+                del config[key]
+            path.write_text(json.dumps(config))
+            try:
+                theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path,
+                                                                           dtype=torch.float32)
+                with torch.no_grad():
+                    expected = theirs.eval()(ids).logits
+            except Exception:   # it cannot be read there: there is nothing to compare with
+                continue
+            with warnings.catch_warnings(record=True) as told, torch.no_grad():
+                warnings.simplefilter('always')
+                try:
+                    ours = Transformer.from_pretrained(tmp_path)(ids)
+                except ValueError:
+                    counts[0] += 1
+                    continue
+            same = (ours - expected).abs().max() < 5e-3 * max(1.0, expected.std().item())
+            assert same or told, (key, value)
+            counts[1] += 1
+    assert min(counts) > 5
 
 
 def test_attn_factor_of_the_released_model_makes_its_scores_as_sharp_as_without_yarn():
