@@ -1132,10 +1132,15 @@ def _same_quantity(g, p, clock):
     return _rounds_to(exact, decimal, clock)  # ten digits or more, rounded right
 
 
+def _one_number(text):
+    """1,000 as 1000"""
+    return THOUSANDS.sub(lambda m: m[0].replace(',', ''), text)
+
+
 def _spellings(text):
     """An answer as _plain spells it, and then in other readings of its commas and segments."""
     plain = _plain(text)
-    plains = [plain, THOUSANDS.sub(lambda m: m[0].replace(',', ''), plain)]
+    plains = [plain, _one_number(plain)]
     if reversed_ := re.sub(r'(\\overline\s*\{ ?)([A-Z])([A-Z])(?= ?\})', r'\1\3\2', text):
         plains += [_plain(reversed_)] if reversed_ != text else []
     return plains
@@ -1185,16 +1190,15 @@ def lists_equal(gold, answers):
     Every one of the gold's and nothing else, in any order; repetitions count as one. TimeoutError
     as for math_equal.
     """
-    _sympy()
+    load()
     clock = _Clock(gold, *answers[:100])
     try:
-        g = _read(_plain(gold), clock)
-        if g[0] not in ('list', 'set') or len(g[1]) < 2 or not answers:
+        g, *others = (_read(_one_number(_plain(text)), clock)
+                      for text in dict.fromkeys([gold, *answers]))
+        if g[0] not in ('list', 'set') or len(g[1]) < 2 or not others:
             return False
-        items = []
-        for answer in dict.fromkeys(answers):
-            item = _read(_plain(answer), clock)
-            items += item[1] if item[0] in ('list', 'set') else [item]
+        items = [item for other in others
+                 for item in (other[1] if other[0] in ('list', 'set') else [other])]
         return _same((g[0], _unrepeated(g[1], clock)), ('list', _unrepeated(items, clock)), clock)
     except (ValueError, ArithmeticError, RecursionError):
         return False
@@ -1223,8 +1227,7 @@ def is_numeral(answer):
     """Is an answer a number that is worked out: an integer, a decimal, a fraction that is no
     integer, a mixed number, 1.2 * 10^6, a numeral in another base; with a unit or not?"""
     try:
-        text = THOUSANDS.sub(lambda m: m[0].replace(',', ''), _plain(answer))
-        return any(_is_numeral(side) for side in _sides(text))
+        return any(_is_numeral(side) for side in _sides(_one_number(_plain(answer))))
     except ValueError:
         return False
 
@@ -1252,7 +1255,7 @@ def _divided(text):
 
 def _tokens(text):
     """What an expression is written with, but for its brackets and the signs between factors."""
-    text = THOUSANDS.sub(lambda m: m[0].replace(',', ''), _divided(text))
+    text = _one_number(_divided(text))
     tokens, closed = [], False
     for token in TOKEN.findall(text):
         if token in '(){}[]⦃⦄⟦⟧':
