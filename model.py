@@ -228,6 +228,13 @@ def yarn_factor(s):
     return scale * s.get('attn_factor', 1.0)
 
 
+def called(layer, cache_out):
+    """-> what to call. A layer that samples runs without the hooks of FSDP: its weights are gathered already
+    (sft.Unsharded), and FSDP notes every hooked forward for the next backward pass, which gathers the layers in that
+    order. Ranks sample unequally many forwards, so that they would gather different layers and wait for ever."""
+    return layer if cache_out is None else layer.forward
+
+
 def yarn_mscale(factor, mscale):
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -550,7 +557,8 @@ class Transformer(nn.Module):
 
     def hidden(self, input_ids, rope, mask, routes=None, replay=None, cache_out=None):
         """-> final-normed hidden states [B, T, C]. routes, cache_out: lists to append each MoE layer's (scores, experts) and each
-        layer's cache entries to: (latent [B, T, c + r],) or (keys, values), both [B, T, G d]. replay: list over MoE layers of experts [N, K]."""
+        layer's cache entries to: (latent [B, T, c + r],) or (keys, values), both [B, T, G d]. replay: list over MoE layers of experts [N, K].
+        With cache_out the caller samples, see `called`."""
         attend = lambda attn, h: attn(h, rope, mask, cache_out)  # noqa: E731
         x, replay = self.model.embed_tokens(input_ids), iter(replay or ())
         for layer in self.model.layers[:self.cfg.num_hidden_layers]:
@@ -558,14 +566,14 @@ class Transformer(nn.Module):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x, route = checkpoint(layer, x, attend, chosen, use_reentrant=False)
             else:
-                x, route = layer(x, attend, chosen)
+                x, route = called(layer, cache_out)(x, attend, chosen)
             if routes is not None and route is not None:
                 routes.append(route)
         return self.model.norm(x)
 
     def mtp_hidden(self, h_BTC, next_ids_BT, rope, mask, routes=None, cache_out=None):
         """h_i and token i+1 -> hidden states [B, T, C] that predict token i+2."""
-        layer = self.model.layers[self.cfg.num_hidden_layers]
+        layer = called(self.model.layers[self.cfg.num_hidden_layers], cache_out)
         x, route = layer(h_BTC, self.model.embed_tokens(next_ids_BT), lambda attn, h: attn(h, rope, mask, cache_out))
         if routes is not None and route is not None:
             routes.append(route)
@@ -622,11 +630,18 @@ class Transformer(nn.Module):
         h = self.hidden(input_ids, rope, mask, routes, cache_out=entries)
         return self.logits(h[torch.arange(len(h), device=h.device), last]), entries
 
+    def mtp_prefill(self, ids, last):
+        """Rows [B, T + 1] right-padded, last [B] the index of each one's last token but one -> the MTP layer's logits
+        there [B, V], of the token that follows the row, and the layer's cache entry of T tokens."""
+        (rope, mask), entries = self.context(ids[:, :-1]), []
+        h = self.mtp_hidden(self.hidden(ids[:, :-1], rope, mask, cache_out=[]), ids[:, 1:], rope, mask, cache_out=entries)
+        return self.logits(h[torch.arange(len(h), device=h.device), last]), entries[0]
+
     def decode(self, input_ids, positions, cache, routes=None):
         """The next tokens [B, T] at positions [B, T] -> final-normed hidden states [B, T, C]. cache: a decode.Cache, told where."""
         rope, x = self.rope(positions), self.model.embed_tokens(input_ids)
         for i, layer in enumerate(self.model.layers[:self.cfg.num_hidden_layers]):
-            x, route = layer.forward(x, lambda attn, h: attn.decode(h, rope, cache, i))     # not its FSDP hooks: all is gathered
+            x, route = layer.forward(x, lambda attn, h: attn.decode(h, rope, cache, i))     # see `called`
             if routes is not None and route is not None:
                 routes.append(route)
         return self.model.norm(x)

@@ -200,20 +200,19 @@ def let_go(model):
 
 
 class Unsharded:
-    """`with Unsharded(model):` gathers every FSDP unit for sampling and lets go of it afterwards (unshard is not recursive)."""
+    """`with Unsharded(model):` gathers every FSDP unit for sampling and lets go of it afterwards (unshard is not recursive).
+    Ranks may run different things within, or nothing, as long as no hook of FSDP is called: see model.called."""
 
     def __init__(self, model):
         self.units = [m for m in model.modules() if isinstance(m, FSDPModule)]
 
     def __enter__(self):
         for unit in self.units:
-            unit.set_reshard_after_forward(False, recurse=False)
             unit.unshard()
 
     def __exit__(self, *_):
-        for i, unit in enumerate(self.units):
+        for unit in self.units:
             unit.reshard()
-            unit.set_reshard_after_forward(i > 0, recurse=False)
 
 
 def total(value, device):
