@@ -190,7 +190,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x, residual=None):
         """-> y; with a residual (y, x + residual), y being the norm of that sum"""
-        return rms_norm(x, self.weight, self.eps, residual)
+        return rms_norm(x, cast_once(self.weight), self.eps, residual)
 
 
 def rope_frequencies(cfg):
@@ -240,7 +240,8 @@ def yarn_mscale(factor, mscale):
 
 
 def cast_once(x):
-    """x as autocast will have it: every linear layer that takes it would make a copy of its own."""
+    """x as autocast will have it: every linear layer that takes it would make a copy of its own. Weights that autocast
+    leaves alone go through it as well: under FSDP on GPUs all of them are bf16, and one process rounds as that does."""
     return x.to(working_dtype(x))
 
 
@@ -411,9 +412,9 @@ class Gate(nn.Module):
 
     def forward(self, x_NC, chosen_NK=None):
         """-> weights [N, K], experts [N, K] int64, scores [N, E], float32. `chosen_NK` replays an earlier choice."""
-        cfg = self.cfg
+        cfg, weight = self.cfg, cast_once(self.weight)
         with torch.autocast(x_NC.device.type, enabled=False):  # in bf16 ties would flip experts
-            logits = F.linear(x_NC.float(), self.weight.float())
+            logits = F.linear(x_NC.float(), weight.float())
         groups = (1, 1) if cfg.topk_method == 'greedy' else (cfg.n_group, cfg.topk_group)
         return route(logits, self.e_score_correction_bias if cfg.topk_method == 'noaux_tc' else None, cfg.num_experts_per_tok, *groups,
                      cfg.scoring_func == 'sigmoid', cfg.norm_topk_prob, cfg.routed_scaling_factor, chosen_NK)
@@ -560,7 +561,7 @@ class Transformer(nn.Module):
         layer's cache entries to: (latent [B, T, c + r],) or (keys, values), both [B, T, G d]. replay: list over MoE layers of experts [N, K].
         With cache_out the caller samples, see `called`."""
         attend = lambda attn, h: attn(h, rope, mask, cache_out)  # noqa: E731
-        x, replay = self.model.embed_tokens(input_ids), iter(replay or ())
+        x, replay = self.embed(input_ids), iter(replay or ())
         for layer in self.model.layers[:self.cfg.num_hidden_layers]:
             chosen = next(replay, None) if isinstance(layer.mlp, MoE) else None
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -574,17 +575,21 @@ class Transformer(nn.Module):
     def mtp_hidden(self, h_BTC, next_ids_BT, rope, mask, routes=None, cache_out=None):
         """h_i and token i+1 -> hidden states [B, T, C] that predict token i+2."""
         layer = called(self.model.layers[self.cfg.num_hidden_layers], cache_out)
-        x, route = layer(h_BTC, self.model.embed_tokens(next_ids_BT), lambda attn, h: attn(h, rope, mask, cache_out))
+        x, route = layer(h_BTC, self.embed(next_ids_BT), lambda attn, h: attn(h, rope, mask, cache_out))
         if routes is not None and route is not None:
             routes.append(route)
         return x
 
+    def embed(self, ids):
+        return cast_once(self.model.embed_tokens(ids))
+
     def logits(self, h):
         """h [..., C] -> float32 logits [..., V]; the product is float32 too: bf16 heads make sampler and trainer disagree."""
+        weight = cast_once(self.head_weight)
         with torch.autocast(h.device.type, enabled=False):
-            if h.is_cuda and h.dtype == self.head_weight.dtype == torch.bfloat16:    # the same sums without a float32 copy of the head
-                return torch.mm(h.flatten(0, -2), self.head_weight.t(), out_dtype=torch.float32).unflatten(0, h.shape[:-1])
-            return F.linear(h.float(), self.head_weight.float())
+            if h.is_cuda and h.dtype == weight.dtype == torch.bfloat16:    # the same sums without a float32 copy of the head
+                return torch.mm(h.flatten(0, -2), weight.t(), out_dtype=torch.float32).unflatten(0, h.shape[:-1])
+            return F.linear(h.float(), weight.float())
 
     def forward(self, input_ids, positions=None, doc_ids=None):
         """input_ids [B, T] int64 -> logits [B, T, V] float32. positions, doc_ids [B, T] as in data/loader.py for packed rows."""
@@ -608,9 +613,8 @@ class Transformer(nn.Module):
             rope, mask = self.rope(torch.cat([t.flatten() for t in at]).unsqueeze(0)), shared_prefix(lengths, rows, ids.shape[1], T)
             h = self.hidden(torch.cat([ids.flatten(), input_ids.flatten()]).unsqueeze(0), rope, mask, routes, replay)
             h = h.squeeze(0).split((ids.numel(), B * T))[1].unflatten(0, (B, T))
-        chosen = labels != -100
-        logp, H = linear_logprob(h[chosen], self.head_weight, labels[chosen], temperature, entropy,
-                                 absent=self.absent)
+        chosen, weight = labels != -100, cast_once(self.head_weight)
+        logp, H = linear_logprob(h[chosen], weight, labels[chosen], temperature, entropy, absent=self.absent)
         mtp_logp = None
         if mtp:
             labels2 = F.pad(labels[:, 1:], (0, 1), value=-100)
@@ -618,8 +622,7 @@ class Transformer(nn.Module):
                 labels2 = labels2.masked_fill(F.pad(doc_ids[:, 1:], (0, 1), value=-9) != doc_ids, -100)
             chosen2 = labels2 != -100
             h2 = self.mtp_hidden(h, F.pad(input_ids[:, 1:], (0, 1)), rope, mask, routes)
-            mtp_logp, _ = linear_logprob(h2[chosen2], self.head_weight, labels2[chosen2],
-                                         absent=self.absent)
+            mtp_logp, _ = linear_logprob(h2[chosen2], weight, labels2[chosen2], absent=self.absent)
         return logp, H, mtp_logp
 
     def prefill(self, input_ids, last, routes=None):
@@ -639,7 +642,7 @@ class Transformer(nn.Module):
 
     def decode(self, input_ids, positions, cache, routes=None):
         """The next tokens [B, T] at positions [B, T] -> final-normed hidden states [B, T, C]. cache: a decode.Cache, told where."""
-        rope, x = self.rope(positions), self.model.embed_tokens(input_ids)
+        rope, x = self.rope(positions), self.embed(input_ids)
         for i, layer in enumerate(self.model.layers[:self.cfg.num_hidden_layers]):
             x, route = layer.forward(x, lambda attn, h: attn.decode(h, rope, cache, i))     # see `called`
             if routes is not None and route is not None:
@@ -649,7 +652,7 @@ class Transformer(nn.Module):
     def mtp_decode(self, h_BTC, next_ids_BT, positions, cache):
         """`mtp_hidden` of the newest tokens, on a cache of the MTP layer alone."""
         rope, layer = self.rope(positions), self.model.layers[self.cfg.num_hidden_layers]
-        return layer.forward(h_BTC, self.model.embed_tokens(next_ids_BT), lambda attn, h: attn.decode(h, rope, cache, 0))[0]
+        return layer.forward(h_BTC, self.embed(next_ids_BT), lambda attn, h: attn.decode(h, rope, cache, 0))[0]
 
     # ---- size
 

@@ -47,7 +47,7 @@ def saved_bytes(cfg, index, rows, length, autocast=False, dtype=torch.float32, m
             layer = Layer(cfg, index)
         finally:
             torch.set_default_dtype(torch.float32)
-        x = torch.empty(rows, length, cfg.hidden_size, dtype=dtype, requires_grad=True)
+        x = torch.empty(rows, length, cfg.hidden_size, dtype=torch.bfloat16 if autocast else dtype, requires_grad=True)
         half = (cfg.qk_rope_head_dim if cfg.mla else cfg.head_dim) // 2
         rope = torch.empty(rows, length, 1, half), torch.empty(rows, length, 1, half)
         mask = document_mask(torch.zeros(rows, length, dtype=torch.int64)) if masked else None
@@ -85,7 +85,7 @@ def plan(cfg, train=True, rows=1, length=1024, dtype='float32', ranks=1, shards=
             parts['gathered'] = (seen.itemsize + 4) * root + (2 * seen.itemsize + 4) * max(map(count, layers))
         moe = [cfg.is_moe(i) for i in range(len(layers))]
         bytes_of = {kind: saved_bytes(cfg, moe.index(kind), rows, length, half and not fsdp, seen, not (gpu and triton), gpu) for kind in set(moe)}
-        boundary = rows * length * cfg.hidden_size * seen.itemsize
+        boundary = rows * length * cfg.hidden_size * (2 if half else 4)
         copies = 2 * P if half and not fsdp else 0          # autocast keeps them while the forward pass runs
         again = max(max(bytes_of.values()) * 4 // 3, copies) if checkpointing else 0   # one layer and its gradients, when the logits are gone
         parts['activations'] = boundary * len(layers) + again if checkpointing else sum(bytes_of[kind] for kind in moe)

@@ -36,7 +36,7 @@ from torch import nn
 import checkpoint
 from data.loader import read_rows
 from data.tokenizer import Tokenizer
-from model import Transformer
+from model import Transformer, cast_once
 from rewards import split_response
 from sample import mean_ci, tell_idle, visible
 
@@ -65,8 +65,9 @@ class RewardModel(Transformer):
         rope, mask = self.context(input_ids)
         h = self.hidden(input_ids, rope, mask)
         h = h[torch.arange(len(h), device=h.device), last]
+        weight, bias = cast_once(self.score.weight), cast_once(self.score.bias)
         with torch.autocast(h.device.type, enabled=False):
-            return F.linear(h.float(), self.score.weight.float(), self.score.bias.float())[:, 0]
+            return F.linear(h.float(), weight.float(), bias.float())[:, 0]
 
 
 def padded(docs, device):

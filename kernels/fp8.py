@@ -161,7 +161,7 @@ class LinearFunction(torch.autograd.Function):
 
 def linear(x, weight, bias=None):
     """x [..., K], weight [N, K], bias [N] or None -> [..., N] in x's dtype, autocast's where that is on"""
-    y = LinearFunction.apply(x, weight, working_dtype(x))
+    y = LinearFunction.apply(x, weight.to(working_dtype(weight)), working_dtype(x))
     return y if bias is None else y + bias.to(y.dtype)
 
 
