@@ -1065,6 +1065,47 @@ def test_settings_that_do_nothing_are_told(toy, tmp_path, capsys):
 
 
 def test_wrong_settings_are_refused():
+
+
+UNEQUAL = {'one prompt': dict(prompts=1, eval_rows=1),
+           'two of eight': dict(prompts=2, group=8, updates=2, kl_coef=0.1, kl='k1', dynamic_sampling=1, eval_rows=4,
+                                replay_routes=True, bias_rate=0.01, activation_checkpointing=True)}
+
+
+def train_each(settings):
+    for one in settings:
+        grpo.main(Config(**one))
+
+
+def test_ranks_with_unequal_prompts_and_drafts_train_what_one_does(toy, tmp_path, ranks):
+    """What a rank samples last, drafts or nothing, must not decide which layers its next backward pass gathers."""
+    tokenizer, shape = grpo.load_model(config(toy, 'unused'), CPU)[1], dict(TINY, n_routed_experts=4, num_nextn_predict_layers=1)
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, **shape))
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_id] += 0.1
+    model.save_pretrained(tmp_path / 'm')
+    tokenizer.save_pretrained(tmp_path / 'm')
+
+    def settings(world):
+        return [vars(config(toy, tmp_path / f'{name} {world}', init_from=str(tmp_path / 'm'), steps=2, device='cpu', eval_every=1,
+                            eval_data=[str(toy / 'rl.jsonl')], rewards={'repetition': 1.0, 'random': 1.0}, **changes))
+                for name, changes in UNEQUAL.items()]
+    train_each(settings(1))
+    for world in (2, 3):
+        ranks(world, train_each, settings(world))
+        for name in UNEQUAL:
+            drafts = {'mtp_acceptance', 'eval_drafts_accepted'}      # how many there are follows from the rows on a rank
+            several, one = ([{key: value for key, value in line.items() if key not in drafts} for line in metrics(tmp_path / f'{name} {n}')]
+                            for n in (world, 1))
+            same(several, one, 2e-3)
+
+
+def test_a_finished_run_is_not_repeated_and_wrong_settings_are_refused(toy, tmp_path, capsys):
+    grpo.main(config(toy, tmp_path / 'a', steps=1))
+    capsys.readouterr()
+    grpo.main(config(toy, tmp_path / 'a', steps=1))
+    assert 'holds a finished model' in capsys.readouterr().out
     with pytest.raises(ConfigError, match='prompts=4 does not divide'):
         parse(Config, ['--prompts=4', '--updates=3'])
     off = parse(Config, ['--clip_low=inf', '--clip_high=inf'])

@@ -1,6 +1,5 @@
 """kill -9 at random moments, over and over: a run ends with the bits of one that was left alone, and repeats at most a save interval."""
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -29,16 +28,6 @@ def run(script, settings):
     Path(settings['out_dir']).mkdir(parents=True, exist_ok=True)
     sys.stderr = open(Path(settings['out_dir']) / 'stderr.txt', 'a')
     module.main(module.Config(**settings))
-
-
-@pytest.fixture(scope='module')
-def processes():
-    """Starts processes that have torch and the scripts imported already."""
-    context = multiprocessing.get_context('forkserver')
-    path, os.environ['PYTHONPATH'] = os.environ.get('PYTHONPATH'), f'{ROOT}{os.pathsep}{Path(__file__).parent}'
-    context.set_forkserver_preload(['sft', 'grpo'])
-    yield context
-    os.environ.pop('PYTHONPATH') if path is None else os.environ.update(PYTHONPATH=path)
 
 
 @pytest.fixture(scope='module')
