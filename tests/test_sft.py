@@ -54,7 +54,8 @@ def same(a, b, tolerance=0.0):
     for x, y in zip(a, b):
         for key in x.keys() - {'tokens_per_second', 'memory_gib', 'mtp_acceptance'}:
             if not key.startswith('seconds'):
-                assert x[key] == (pytest.approx(y[key], rel=tolerance, abs=1e-5) if tolerance else y[key]), key
+                close = tolerance and y[key] is not None
+                assert x[key] == (pytest.approx(y[key], rel=tolerance, abs=1e-5) if close else y[key]), key
 
 
 def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_vectors():
@@ -321,9 +322,8 @@ def flags(cfg):
     return [f'--{name}={value}' for name, value in vars(cfg).items()]
 
 
-def run(cfg, processes=1, **options):
-    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else [sys.executable]
-    return subprocess.Popen([*start, 'sft.py', *flags(cfg)], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **options)
+def run(cfg, **options):
+    return subprocess.Popen([sys.executable, 'sft.py', *flags(cfg)], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **options)
 
 
 @pytest.mark.parametrize('how, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -346,21 +346,13 @@ def test_signals_and_kills_lose_at_most_a_save_interval(toy, tmp_path, how, code
     assert (tmp_path / 'cut' / 'model.safetensors').read_bytes() == (tmp_path / 'whole' / 'model.safetensors').read_bytes()
 
 
-def test_two_processes_equal_one(toy, tmp_path):
-    more = dict(device='cpu', eval_data=[str(toy / 'test.jsonl')], eval_every=6, eval_rows=1, eval_max_new_tokens=8)      # one rank has no problem
-    assert run(config(toy, tmp_path / 'two', **more), 2).wait() == 0
-    sft.main(config(toy, tmp_path / 'one', **more))
-    (*two, evaluated), (*one, alone) = metrics(tmp_path / 'two'), metrics(tmp_path / 'one')
-    same(two, one, 2e-3)
-    assert evaluated['eval_problems'] == alone['eval_problems'] == 1
-
-
 def train(settings):
     sft.main(Config(**settings))
 
 
 def test_ranks_with_unequal_rows_and_tokens_train_what_one_does(toy, tmp_path, ranks):
-    """One row to evaluate, and as training rows long ones of two labels beside short ones of many."""
+    """One row to evaluate, and as training rows long ones of two labels beside short ones of many. What a rank samples last,
+    or nothing, must not decide which layers its next backward pass gathers."""
     rows = [json.loads(line) for line in (toy / 'corpus.jsonl').read_text().splitlines()[:30]]
     rows += [{'messages': [{'role': 'user', 'content': row['messages'][0]['content'] * 12}, {'role': 'assistant', 'content': '3'}]}
              for row in rows]
@@ -371,6 +363,7 @@ def test_ranks_with_unequal_rows_and_tokens_train_what_one_does(toy, tmp_path, r
     for world in (2, 3):
         ranks(world, train, vars(config(toy, tmp_path / f'{world}', **more)))
         same(metrics(tmp_path / f'{world}'), metrics(tmp_path / 'one'), 2e-3)
+    assert metrics(tmp_path / 'one')[1]['eval_problems'] == 1
 
 
 def as_on_gpus(function, *args):
