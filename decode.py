@@ -608,8 +608,10 @@ class Run:
         ids = torch.tensor([row + [0] * (T + 1 - len(row)) for row in rows], device=self.device)
         self.mtp = Cache(Region(self.cfg, 1, m, self.longest_prompt + self.L, self.dtype, self.device))
         self.draft, self.counts = (torch.zeros(size, dtype=torch.int64, device=self.device) for size in (m, 2))
-        logits, entry = self.model.mtp_prefill(ids, torch.tensor([len(row) - 2 for row in rows], device=self.device))
-        self.mtp.own.put(0, (torch.arange(m, device=self.device)[:, None], torch.arange(T, device=self.device)), entry)
+        last = torch.tensor([len(row) - 2 for row in rows], device=self.device)
+        logits, entry = self.model.mtp_prefill(ids, last)
+        places = torch.arange(m, device=self.device)[:, None], torch.arange(T, device=self.device)
+        self.mtp.own.put(0, places, entry)
         self.draft[:] = self.draw(logits, self.noise[:m], self.made[:m])[0]
 
     def advance(self, count, speculating):

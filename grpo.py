@@ -34,8 +34,9 @@ template (`chat_template`, `template_args`), then `prefill`, in rollouts and eva
 completion ends at a stop token or a text in `stop`; the rewards see nothing after that.
 
 Prompts and completions are computed in micro-batches of about equally long ones. Groups whose completions all score alike have no
-advantage; they are counted and, unless they carry a KL term, not computed. The same seeds give the same run on any number of ranks, but
-for rounding: in bfloat16 that of the gradients, after which the samples of later steps differ.
+advantage; they are counted and, unless they carry a KL term, not computed.
+The same seeds give the same run on any number of ranks, but for rounding: in bfloat16 that of the
+gradients, after which the samples of later steps differ.
 
 What is logged is of all samples: entropy and the experts' load as the sampler has them (for 2 to 5%
 of its time), the shares clipped of all tokens in the loss. A mismatch, a KL and, but for the first

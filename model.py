@@ -229,9 +229,10 @@ def yarn_factor(s):
 
 
 def called(layer, cache_out):
-    """-> what to call. A layer that samples runs without the hooks of FSDP: its weights are gathered already
-    (sft.Unsharded), and FSDP notes every hooked forward for the next backward pass, which gathers the layers in that
-    order. Ranks sample unequally many forwards, so that they would gather different layers and wait for ever."""
+    """-> what to call. A layer that samples runs without the hooks of FSDP: its weights are gathered
+    already (sft.Unsharded), and FSDP notes every hooked forward for the next backward pass, which
+    gathers the layers in that order. Ranks sample unequally many forwards, so that they would gather
+    different layers and wait for ever."""
     return layer if cache_out is None else layer.forward
 
 
@@ -240,8 +241,9 @@ def yarn_mscale(factor, mscale):
 
 
 def cast_once(x):
-    """x as autocast will have it: every linear layer that takes it would make a copy of its own. Weights that autocast
-    leaves alone go through it as well: under FSDP on GPUs all of them are bf16, and one process rounds as that does."""
+    """x as autocast will have it: every linear layer that takes it would make a copy of its own.
+    Weights that autocast leaves alone go through it as well: under FSDP on GPUs all of them are
+    bf16, and one process rounds as that does."""
     return x.to(working_dtype(x))
 
 
@@ -558,8 +560,8 @@ class Transformer(nn.Module):
 
     def hidden(self, input_ids, rope, mask, routes=None, replay=None, cache_out=None):
         """-> final-normed hidden states [B, T, C]. routes, cache_out: lists to append each MoE layer's (scores, experts) and each
-        layer's cache entries to: (latent [B, T, c + r],) or (keys, values), both [B, T, G d]. replay: list over MoE layers of experts [N, K].
-        With cache_out the caller samples, see `called`."""
+        layer's cache entries to: (latent [B, T, c + r],) or (keys, values), both [B, T, G d]. replay: list over MoE layers of experts
+        [N, K]. With cache_out the caller samples, see `called`."""
         attend = lambda attn, h: attn(h, rope, mask, cache_out)  # noqa: E731
         x, replay = self.embed(input_ids), iter(replay or ())
         for layer in self.model.layers[:self.cfg.num_hidden_layers]:
@@ -575,7 +577,8 @@ class Transformer(nn.Module):
     def mtp_hidden(self, h_BTC, next_ids_BT, rope, mask, routes=None, cache_out=None):
         """h_i and token i+1 -> hidden states [B, T, C] that predict token i+2."""
         layer = called(self.model.layers[self.cfg.num_hidden_layers], cache_out)
-        x, route = layer(h_BTC, self.embed(next_ids_BT), lambda attn, h: attn(h, rope, mask, cache_out))
+        attend = lambda attn, h: attn(h, rope, mask, cache_out)  # noqa: E731
+        x, route = layer(h_BTC, self.embed(next_ids_BT), attend)
         if routes is not None and route is not None:
             routes.append(route)
         return x
@@ -587,8 +590,9 @@ class Transformer(nn.Module):
         """h [..., C] -> float32 logits [..., V]; the product is float32 too: bf16 heads make sampler and trainer disagree."""
         weight = cast_once(self.head_weight)
         with torch.autocast(h.device.type, enabled=False):
-            if h.is_cuda and h.dtype == weight.dtype == torch.bfloat16:    # the same sums without a float32 copy of the head
-                return torch.mm(h.flatten(0, -2), weight.t(), out_dtype=torch.float32).unflatten(0, h.shape[:-1])
+            if h.is_cuda and h.dtype == weight.dtype == torch.bfloat16:  # the same sums, no float32 copy of the head
+                z = torch.mm(h.flatten(0, -2), weight.t(), out_dtype=torch.float32)
+                return z.unflatten(0, h.shape[:-1])
             return F.linear(h.float(), weight.float())
 
     def forward(self, input_ids, positions=None, doc_ids=None):
@@ -614,7 +618,8 @@ class Transformer(nn.Module):
             h = self.hidden(torch.cat([ids.flatten(), input_ids.flatten()]).unsqueeze(0), rope, mask, routes, replay)
             h = h.squeeze(0).split((ids.numel(), B * T))[1].unflatten(0, (B, T))
         chosen, weight = labels != -100, cast_once(self.head_weight)
-        logp, H = linear_logprob(h[chosen], weight, labels[chosen], temperature, entropy, absent=self.absent)
+        logp, H = linear_logprob(h[chosen], weight, labels[chosen], temperature, entropy,
+                                 absent=self.absent)
         mtp_logp = None
         if mtp:
             labels2 = F.pad(labels[:, 1:], (0, 1), value=-100)
@@ -634,17 +639,18 @@ class Transformer(nn.Module):
         return self.logits(h[torch.arange(len(h), device=h.device), last]), entries
 
     def mtp_prefill(self, ids, last):
-        """Rows [B, T + 1] right-padded, last [B] the index of each one's last token but one -> the MTP layer's logits
-        there [B, V], of the token that follows the row, and the layer's cache entry of T tokens."""
+        """Rows [B, T + 1] right-padded, last [B] the index of each one's last token but one -> the MTP
+        layer's logits there [B, V], of the token that follows the row, and its cache entry of T tokens."""
         (rope, mask), entries = self.context(ids[:, :-1]), []
-        h = self.mtp_hidden(self.hidden(ids[:, :-1], rope, mask, cache_out=[]), ids[:, 1:], rope, mask, cache_out=entries)
+        h = self.hidden(ids[:, :-1], rope, mask, cache_out=[])
+        h = self.mtp_hidden(h, ids[:, 1:], rope, mask, cache_out=entries)
         return self.logits(h[torch.arange(len(h), device=h.device), last]), entries[0]
 
     def decode(self, input_ids, positions, cache, routes=None):
         """The next tokens [B, T] at positions [B, T] -> final-normed hidden states [B, T, C]. cache: a decode.Cache, told where."""
         rope, x = self.rope(positions), self.embed(input_ids)
         for i, layer in enumerate(self.model.layers[:self.cfg.num_hidden_layers]):
-            x, route = layer.forward(x, lambda attn, h: attn.decode(h, rope, cache, i))     # see `called`
+            x, route = layer.forward(x, lambda attn, h: attn.decode(h, rope, cache, i))  # see `called`
             if routes is not None and route is not None:
                 routes.append(route)
         return self.model.norm(x)
@@ -652,7 +658,8 @@ class Transformer(nn.Module):
     def mtp_decode(self, h_BTC, next_ids_BT, positions, cache):
         """`mtp_hidden` of the newest tokens, on a cache of the MTP layer alone."""
         rope, layer = self.rope(positions), self.model.layers[self.cfg.num_hidden_layers]
-        return layer.forward(h_BTC, self.embed(next_ids_BT), lambda attn, h: attn.decode(h, rope, cache, 0))[0]
+        attend = lambda attn, h: attn.decode(h, rope, cache, 0)  # noqa: E731
+        return layer.forward(h_BTC, self.embed(next_ids_BT), attend)[0]
 
     # ---- size
 

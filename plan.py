@@ -47,7 +47,8 @@ def saved_bytes(cfg, index, rows, length, autocast=False, dtype=torch.float32, m
             layer = Layer(cfg, index)
         finally:
             torch.set_default_dtype(torch.float32)
-        x = torch.empty(rows, length, cfg.hidden_size, dtype=torch.bfloat16 if autocast else dtype, requires_grad=True)
+        seen = torch.bfloat16 if autocast else dtype
+        x = torch.empty(rows, length, cfg.hidden_size, dtype=seen, requires_grad=True)
         half = (cfg.qk_rope_head_dim if cfg.mla else cfg.head_dim) // 2
         rope = torch.empty(rows, length, 1, half), torch.empty(rows, length, 1, half)
         mask = document_mask(torch.zeros(rows, length, dtype=torch.int64)) if masked else None

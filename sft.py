@@ -7,7 +7,8 @@ Next-token training: the base model, cold start, supervised fine-tuning, distill
 Reads top to bottom: settings; the pieces grpo.py shares (processes, optimizers, schedule, log); the loop in `main`.
 Rows are JSONL with "messages". A new model comes from `model`, a checkpoint to go on from is `init_from`. Documents are packed
 into rows of `row_len` tokens in which they do not see each other; the loss is the mean over the labelled tokens of the global
-batch, whatever the number of ranks and micro-batches (in bfloat16 their gradients are rounded before they are summed):
+batch, whatever the number of ranks and micro-batches (but in bfloat16
+for the rounding of their gradients):
 
     loss = CE(t_{i+1}) + mtp_weight * CE_mtp(t_{i+2}) + balance_alpha * sequence balance,
     router bias b_i += bias_rate * sign(mean(count) - count_i) after every step
@@ -200,8 +201,9 @@ def let_go(model):
 
 
 class Unsharded:
-    """`with Unsharded(model):` gathers every FSDP unit for sampling and lets go of it afterwards (unshard is not recursive).
-    Ranks may run different things within, or nothing, as long as no hook of FSDP is called: see model.called."""
+    """`with Unsharded(model):` gathers every FSDP unit for sampling and lets go of it afterwards
+    (unshard is not recursive). Ranks may run different things within, or nothing, as long as no hook
+    of FSDP is called: see model.called."""
 
     def __init__(self, model):
         self.units = [m for m in model.modules() if isinstance(m, FSDPModule)]

@@ -50,7 +50,8 @@ def project_together(attn, dtype):
     qkv = Packed(torch.cat([p.weight for p in parts]), None if attn.q_proj.bias is None else torch.cat([p.bias for p in parts]), dtype)
     norms = None
     if hasattr(attn, 'q_norm'):
-        norms, eps = torch.cat([attn.q_norm.weight.expand(H, -1), attn.k_norm.weight.expand(G, -1)]).to(dtype), attn.q_norm.eps
+        norms, eps = torch.cat([attn.q_norm.weight.expand(H, -1), attn.k_norm.weight.expand(G, -1)]), attn.q_norm.eps
+        norms = norms.to(dtype)
 
     def project(x, rope):
         qk, v = qkv(x).unflatten(-1, (H + 2 * G, attn.d)).split([H + G, G], dim=2)
@@ -80,7 +81,7 @@ def packed(model, rows, free):
                         change(module, 'forward', lambda x, m=module: m.down_proj(m.up_proj.forward(x, times=m.gate_proj.forward(x, silu=True))))
                     elif hasattr(module, 'k_proj'):
                         change(module, 'project', project_together(module, dtype))
-                change(model, 'logits', Packed(model.head_weight.to(dtype)))     # multiplied in float32
+                change(model, 'logits', Packed(model.head_weight.to(dtype)))  # multiplied in float32
         yield
     finally:
         for module, name in changed:

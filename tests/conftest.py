@@ -30,30 +30,32 @@ def processes():
 def one_rank(rank, world, folder, function, args):
     sys.stderr = open(folder / f'rank{rank}.txt', 'w')
     torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=world,
-                            timeout=timedelta(seconds=20))
+    dist.init_process_group('gloo', f'file://{folder}/meeting', timedelta(seconds=20), world, rank)
     function(*args)
     dist.destroy_process_group()
 
 
 @pytest.fixture
 def ranks(processes, tmp_path):
-    """ranks(world, function, *args): function(*args) in a process group of `world` ranks. A rank that fails, or hangs for
-    some seconds, fails the test."""
+    """ranks(world, function, *args): function(*args) in a process group of `world` ranks. A rank that
+    fails, or hangs for some seconds, fails the test."""
     def start(world, function, *args, seconds=90):
         folder = tmp_path / f'ranks{world}'
         folder.mkdir()
-        started = [processes.Process(target=one_rank, args=(rank, world, folder, function, args)) for rank in range(world)]
+        started = [processes.Process(target=one_rank, args=(rank, world, folder, function, args))
+                   for rank in range(world)]
         for process in started:
             process.start()
         limit = time.time() + seconds
-        while time.time() < limit and any(p.is_alive() for p in started) and not any(p.exitcode for p in started):
+        while time.time() < limit and any(p.is_alive() for p in started):
+            if any(p.exitcode for p in started):
+                break
             time.sleep(0.02)
         codes = [process.exitcode for process in started]
         for process in started:
             process.kill()
             process.join()
-        said = ''.join(f'\n--- rank {rank}, exit code {code}\n' + (folder / f'rank{rank}.txt').read_text()[-3000:]
-                       for rank, code in enumerate(codes))
+        said = [(folder / f'rank{rank}.txt').read_text()[-3000:] for rank in range(world)]
+        said = ''.join(f'\n--- rank {i}: {code}\n{text}' for i, (code, text) in enumerate(zip(codes, said)))
         assert codes == [0] * world, said
     return start

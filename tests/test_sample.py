@@ -673,8 +673,8 @@ def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
 @pytest.mark.parametrize('kind', [*MODELS, 'qwen3'])
 def test_packed_weights_in_bfloat16_round_as_autocast_does(kind, monkeypatch):
-    """The second token's log-prob against float32: no worse than without packing; the head's product of bf16 numbers is
-    float32"""
+    """The second token's log-prob against float32: no worse than without packing; the head's product
+    of bf16 numbers is float32"""
     model, errors, exact = make(kind), {}, make(kind)
     monkeypatch.setattr(packed, 'FEWEST', 0)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
@@ -690,7 +690,8 @@ def test_packed_weights_in_bfloat16_round_as_autocast_does(kind, monkeypatch):
         h = torch.randn(3, 32)
         for few in (0, 2**40):
             monkeypatch.setattr(packed, 'FEWEST', few)
-            assert (model.logits(h).double() - h.double() @ model.head_weight.bfloat16().double().T).abs().max() < 1e-5
+            exact = h.double() @ model.head_weight.bfloat16().double().T
+            assert (model.logits(h).double() - exact).abs().max() < 1e-5
 
 
 def test_fp8_models_are_not_packed():

@@ -55,7 +55,8 @@ def same(a, b, tolerance=0.0):
         for key in x.keys() - {'tokens_per_second', 'memory_gib', 'mtp_acceptance'}:
             if not key.startswith('seconds'):
                 close = tolerance and y[key] is not None
-                assert x[key] == (pytest.approx(y[key], rel=tolerance, abs=1e-5) if close else y[key]), key
+                y_key = pytest.approx(y[key], rel=tolerance, abs=1e-5) if close else y[key]
+                assert x[key] == y_key, key
 
 
 def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_vectors():
@@ -323,7 +324,8 @@ def flags(cfg):
 
 
 def run(cfg, **options):
-    return subprocess.Popen([sys.executable, 'sft.py', *flags(cfg)], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **options)
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    return subprocess.Popen([sys.executable, 'sft.py', *flags(cfg)], cwd=ROOT, env=environment, **options)
 
 
 @pytest.mark.parametrize('how, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -351,14 +353,16 @@ def train(settings):
 
 
 def test_ranks_with_unequal_rows_and_tokens_train_what_one_does(toy, tmp_path, ranks):
-    """One row to evaluate, and as training rows long ones of two labels beside short ones of many. What a rank samples last,
-    or nothing, must not decide which layers its next backward pass gathers."""
+    """One row to evaluate, and as training rows long ones of two labels beside short ones of many.
+    What a rank samples last, or nothing, must not decide what its next backward pass gathers."""
     rows = [json.loads(line) for line in (toy / 'corpus.jsonl').read_text().splitlines()[:30]]
-    rows += [{'messages': [{'role': 'user', 'content': row['messages'][0]['content'] * 12}, {'role': 'assistant', 'content': '3'}]}
-             for row in rows]
+    asked = [row['messages'][0]['content'] * 12 for row in rows]
+    rows += [{'messages': [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': '3'}]}
+             for text in asked]
     (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    more = dict(data=[str(tmp_path / 'rows.jsonl')], loss_on='assistant', batch_rows=6, micro_rows=2, device='cpu', save_every=2,
-                eval_data=[str(toy / 'test.jsonl')], eval_every=1, eval_rows=1, eval_max_new_tokens=8, steps=3)
+    more = dict(data=[str(tmp_path / 'rows.jsonl')], loss_on='assistant', batch_rows=6, micro_rows=2,
+                device='cpu', save_every=2, steps=3, eval_data=[str(toy / 'test.jsonl')], eval_every=1,
+                eval_rows=1, eval_max_new_tokens=8)
     sft.main(config(toy, tmp_path / 'one', **more))
     for world in (2, 3):
         ranks(world, train, vars(config(toy, tmp_path / f'{world}', **more)))
@@ -378,8 +382,9 @@ def test_fsdp_as_on_gpus_collects_routes(toy, tmp_path, ranks):
     ranks(2, as_on_gpus, train, vars(config(toy, tmp_path / 'a', **more)))
     sft.main(config(toy, tmp_path / 'b', **more))
     for a, b in zip(metrics(tmp_path / 'a'), metrics(tmp_path / 'b'), strict=True):
-        assert a['loss'] == pytest.approx(b['loss'], rel=1e-3) and a['mtp_loss'] == pytest.approx(b['mtp_loss'], rel=1e-3)
-        assert a['tokens'] == b['tokens'] and a['balance_loss'] == pytest.approx(b['balance_loss'], rel=1e-3)
+        for key in ('loss', 'mtp_loss', 'balance_loss'):
+            assert a[key] == pytest.approx(b[key], rel=1e-3), key
+        assert a['tokens'] == b['tokens']
         assert a['expert_max_load'] == pytest.approx(b['expert_max_load'], rel=0.02)
 
 
@@ -390,13 +395,13 @@ def sharded_equals_whole(shapes, cfg):
         model = Transformer(ModelConfig(vocab_size=64, initializer_range=0.2, **shape))
         with torch.no_grad():
             for p in model.parameters():
-                p += 0.02 * torch.randn_like(p)                        # norms too: none of them is a bf16 number
+                p += 0.02 * torch.randn_like(p)               # norms too: none of them is a bf16 number
         whole, ids = copy.deepcopy(model), torch.randint(0, 64, (3, 20))
         sharded = sft.shard(model, cfg, device)
         with torch.autocast('cpu', torch.bfloat16):
-            a, b = (m.logprobs(ids, ids.roll(-1, 1), mtp=bool(shape.get('num_nextn_predict_layers')), entropy=True)
+            a, b = (m.logprobs(ids, ids.roll(-1, 1), mtp='num_nextn_predict_layers' in shape, entropy=True)
                     for m in (whole, sharded))
-            sampled = [Sampler(whole).generate(ids.tolist(), n, 9, seed=1) for n in (2, 8)]     # 16 rows are packed
+            sampled = [Sampler(whole).generate(ids.tolist(), n, 9, seed=1) for n in (2, 8)]
             with sft.Unsharded(sharded):
                 again = [Sampler(sharded).generate(ids.tolist(), n, 9, seed=1) for n in (2, 8)]
         assert all(torch.equal(x, y) for x, y in zip(a, b) if x is not None)
@@ -405,15 +410,16 @@ def sharded_equals_whole(shapes, cfg):
             (logp.sum() if mtp_logp is None else logp.sum() + mtp_logp.sum()).backward()
         for (name, p), q in zip(whole.named_parameters(), sharded.parameters()):
             if p.grad is not None:
-                grad = q.grad.full_tensor()
-                assert (grad - p.grad).norm() < 0.01 * p.grad.norm(), (name, (grad - p.grad).norm() / p.grad.norm())
+                assert (q.grad.full_tensor() - p.grad).norm() < 0.01 * p.grad.norm(), name
 
 
 def test_in_bf16_fsdp_as_on_gpus_computes_what_one_process_does(toy, tmp_path, ranks):
-    """Bit for bit, log-probs, entropies and samples; gradients to their rounding. FSDP gathers bf16 weights; autocast leaves
-    embedding, norms, router and head in float32."""
-    qwen3 = dict(model_type='qwen3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, head_dim=16, tie_word_embeddings=True)
-    ranks(2, as_on_gpus, sharded_equals_whole, [TINY, qwen3], config(toy, tmp_path / 'a', dtype='bfloat16'))
+    """Bit for bit, log-probs, entropies and samples (16 rows are packed, 6 are not); gradients to their
+    rounding. FSDP gathers bf16 weights; autocast leaves embedding, norms, router and head in float32."""
+    qwen3 = dict(model_type='qwen3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, head_dim=16,
+                 tie_word_embeddings=True)
+    cfg = config(toy, tmp_path / 'a', dtype='bfloat16')
+    ranks(2, as_on_gpus, sharded_equals_whole, [TINY, qwen3], cfg)
 
 
 @pytest.mark.slow
