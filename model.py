@@ -229,10 +229,10 @@ def yarn_factor(s):
 
 
 def called(layer, cache_out):
-    """-> what to call. A layer that samples runs without the hooks of FSDP: its weights are gathered
-    already (sft.Unsharded), and FSDP notes every hooked forward for the next backward pass, which
-    gathers the layers in that order. Ranks sample unequally many forwards, so that they would gather
-    different layers and wait for ever."""
+    """-> what to call. A layer that samples runs without the hooks of FSDP: its weights are
+    gathered already (sft.Unsharded), and FSDP notes every hooked forward for the next backward
+    pass, which gathers the layers in that order. Ranks sample unequally many forwards, so that
+    they would gather different layers and wait for ever."""
     return layer if cache_out is None else layer.forward
 
 
@@ -560,8 +560,8 @@ class Transformer(nn.Module):
 
     def hidden(self, input_ids, rope, mask, routes=None, replay=None, cache_out=None):
         """-> final-normed hidden states [B, T, C]. routes, cache_out: lists to append each MoE layer's (scores, experts) and each
-        layer's cache entries to: (latent [B, T, c + r],) or (keys, values), both [B, T, G d]. replay: list over MoE layers of experts
-        [N, K]. With cache_out the caller samples, see `called`."""
+        layer's cache entries to: (latent [B, T, c + r],) or (keys, values), both [B, T, G d]; with
+        cache_out the caller samples, see `called`. replay: of each MoE layer the experts [N, K]."""
         attend = lambda attn, h: attn(h, rope, mask, cache_out)  # noqa: E731
         x, replay = self.embed(input_ids), iter(replay or ())
         for layer in self.model.layers[:self.cfg.num_hidden_layers]:
@@ -590,7 +590,8 @@ class Transformer(nn.Module):
         """h [..., C] -> float32 logits [..., V]; the product is float32 too: bf16 heads make sampler and trainer disagree."""
         weight = cast_once(self.head_weight)
         with torch.autocast(h.device.type, enabled=False):
-            if h.is_cuda and h.dtype == weight.dtype == torch.bfloat16:  # the same sums, no float32 copy of the head
+            if h.is_cuda and h.dtype == weight.dtype == torch.bfloat16:
+                # the same sums without a float32 copy of the head
                 z = torch.mm(h.flatten(0, -2), weight.t(), out_dtype=torch.float32)
                 return z.unflatten(0, h.shape[:-1])
             return F.linear(h.float(), weight.float())
@@ -639,8 +640,9 @@ class Transformer(nn.Module):
         return self.logits(h[torch.arange(len(h), device=h.device), last]), entries
 
     def mtp_prefill(self, ids, last):
-        """Rows [B, T + 1] right-padded, last [B] the index of each one's last token but one -> the MTP
-        layer's logits there [B, V], of the token that follows the row, and its cache entry of T tokens."""
+        """Rows [B, T + 1] right-padded, last [B] the index of each one's last token but one -> the
+        MTP layer's logits there [B, V], of the token that follows the row, and its cache entry of
+        T tokens."""
         (rope, mask), entries = self.context(ids[:, :-1]), []
         h = self.hidden(ids[:, :-1], rope, mask, cache_out=[])
         h = self.mtp_hidden(h, ids[:, 1:], rope, mask, cache_out=entries)
@@ -650,7 +652,8 @@ class Transformer(nn.Module):
         """The next tokens [B, T] at positions [B, T] -> final-normed hidden states [B, T, C]. cache: a decode.Cache, told where."""
         rope, x = self.rope(positions), self.embed(input_ids)
         for i, layer in enumerate(self.model.layers[:self.cfg.num_hidden_layers]):
-            x, route = layer.forward(x, lambda attn, h: attn.decode(h, rope, cache, i))  # see `called`
+            # see `called`
+            x, route = layer.forward(x, lambda attn, h: attn.decode(h, rope, cache, i))
             if routes is not None and route is not None:
                 routes.append(route)
         return self.model.norm(x)

@@ -81,7 +81,7 @@ def packed(model, rows, free):
                         change(module, 'forward', lambda x, m=module: m.down_proj(m.up_proj.forward(x, times=m.gate_proj.forward(x, silu=True))))
                     elif hasattr(module, 'k_proj'):
                         change(module, 'project', project_together(module, dtype))
-                change(model, 'logits', Packed(model.head_weight.to(dtype)))  # multiplied in float32
+                change(model, 'logits', Packed(model.head_weight.to(dtype)))  # products in float32
         yield
     finally:
         for module, name in changed:

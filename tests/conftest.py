@@ -37,8 +37,8 @@ def one_rank(rank, world, folder, function, args):
 
 @pytest.fixture
 def ranks(processes, tmp_path):
-    """ranks(world, function, *args): function(*args) in a process group of `world` ranks. A rank that
-    fails, or hangs for some seconds, fails the test."""
+    """ranks(world, function, *args): function(*args) in a process group of `world` ranks. A rank
+    that fails, or hangs for some seconds, fails the test."""
     def start(world, function, *args, seconds=90):
         folder = tmp_path / f'ranks{world}'
         folder.mkdir()
@@ -56,6 +56,5 @@ def ranks(processes, tmp_path):
             process.kill()
             process.join()
         said = [(folder / f'rank{rank}.txt').read_text()[-3000:] for rank in range(world)]
-        said = ''.join(f'\n--- rank {i}: {code}\n{text}' for i, (code, text) in enumerate(zip(codes, said)))
-        assert codes == [0] * world, said
+        assert codes == [0] * world, '\n---\n'.join(said)
     return start

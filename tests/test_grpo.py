@@ -1067,9 +1067,9 @@ def test_settings_that_do_nothing_are_told(toy, tmp_path, capsys):
 
 
 UNEQUAL = {'one prompt': dict(prompts=1, eval_rows=1),
-           'two of eight': dict(prompts=2, group=8, updates=2, kl_coef=0.1, kl='k1', dynamic_sampling=1,
+           'two of eight': dict(prompts=2, group=8, updates=2, kl_coef=0.1, kl='k1', eval_rows=4,
                                 replay_routes=True, bias_rate=0.01, activation_checkpointing=True,
-                                eval_rows=4)}
+                                dynamic_sampling=1)}
 
 
 def train_each(settings):
@@ -1078,7 +1078,7 @@ def train_each(settings):
 
 
 def test_ranks_with_unequal_prompts_and_drafts_train_what_one_does(toy, tmp_path, ranks):
-    """What a rank samples last, drafts or nothing, must not decide what its next backward pass gathers."""
+    """What a rank samples last, drafts or nothing, must not decide what its backward gathers."""
     tokenizer = grpo.load_model(config(toy, 'unused'), CPU)[1]
     shape = dict(TINY, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
     torch.manual_seed(0)
@@ -1094,7 +1094,7 @@ def test_ranks_with_unequal_prompts_and_drafts_train_what_one_does(toy, tmp_path
         return [vars(config(toy, tmp_path / f'{name} {world}', **common, **changes))
                 for name, changes in UNEQUAL.items()]
 
-    def told(name, world):      # but for the drafts: how many there are follows from the rows on a rank
+    def told(name, world):      # but for the drafts, which depend on the rows of a rank
         lines = metrics(tmp_path / f'{name} {world}')
         return [{key: line[key] for key in line.keys() - {'mtp_acceptance', 'eval_drafts_accepted'}}
                 for line in lines]

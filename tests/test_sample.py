@@ -673,8 +673,8 @@ def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
 @pytest.mark.parametrize('kind', [*MODELS, 'qwen3'])
 def test_packed_weights_in_bfloat16_round_as_autocast_does(kind, monkeypatch):
-    """The second token's log-prob against float32: no worse than without packing; the head's product
-    of bf16 numbers is float32"""
+    """The second token's log-prob against float32: no worse than without packing; the head's
+    product of bf16 numbers is float32"""
     model, errors, exact = make(kind), {}, make(kind)
     monkeypatch.setattr(packed, 'FEWEST', 0)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):

@@ -324,8 +324,9 @@ def flags(cfg):
 
 
 def run(cfg, **options):
+    command = [sys.executable, 'sft.py', *flags(cfg)]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    return subprocess.Popen([sys.executable, 'sft.py', *flags(cfg)], cwd=ROOT, env=environment, **options)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **options)
 
 
 @pytest.mark.parametrize('how, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -357,12 +358,12 @@ def test_ranks_with_unequal_rows_and_tokens_train_what_one_does(toy, tmp_path, r
     What a rank samples last, or nothing, must not decide what its next backward pass gathers."""
     rows = [json.loads(line) for line in (toy / 'corpus.jsonl').read_text().splitlines()[:30]]
     asked = [row['messages'][0]['content'] * 12 for row in rows]
-    rows += [{'messages': [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': '3'}]}
-             for text in asked]
+    answer = {'role': 'assistant', 'content': '3'}
+    rows += [{'messages': [{'role': 'user', 'content': text}, answer]} for text in asked]
     (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    more = dict(data=[str(tmp_path / 'rows.jsonl')], loss_on='assistant', batch_rows=6, micro_rows=2,
-                device='cpu', save_every=2, steps=3, eval_data=[str(toy / 'test.jsonl')], eval_every=1,
-                eval_rows=1, eval_max_new_tokens=8)
+    more = dict(data=[str(tmp_path / 'rows.jsonl')], loss_on='assistant', batch_rows=6, steps=3,
+                micro_rows=2, device='cpu', save_every=2, eval_data=[str(toy / 'test.jsonl')],
+                eval_every=1, eval_rows=1, eval_max_new_tokens=8)
     sft.main(config(toy, tmp_path / 'one', **more))
     for world in (2, 3):
         ranks(world, train, vars(config(toy, tmp_path / f'{world}', **more)))
@@ -395,11 +396,12 @@ def sharded_equals_whole(shapes, cfg):
         model = Transformer(ModelConfig(vocab_size=64, initializer_range=0.2, **shape))
         with torch.no_grad():
             for p in model.parameters():
-                p += 0.02 * torch.randn_like(p)               # norms too: none of them is a bf16 number
+                p += 0.02 * torch.randn_like(p)     # norms too: none of them is a bf16 number
         whole, ids = copy.deepcopy(model), torch.randint(0, 64, (3, 20))
         sharded = sft.shard(model, cfg, device)
         with torch.autocast('cpu', torch.bfloat16):
-            a, b = (m.logprobs(ids, ids.roll(-1, 1), mtp='num_nextn_predict_layers' in shape, entropy=True)
+            mtp = 'num_nextn_predict_layers' in shape
+            a, b = (m.logprobs(ids, ids.roll(-1, 1), mtp=mtp, entropy=True)
                     for m in (whole, sharded))
             sampled = [Sampler(whole).generate(ids.tolist(), n, 9, seed=1) for n in (2, 8)]
             with sft.Unsharded(sharded):
@@ -414,10 +416,11 @@ def sharded_equals_whole(shapes, cfg):
 
 
 def test_in_bf16_fsdp_as_on_gpus_computes_what_one_process_does(toy, tmp_path, ranks):
-    """Bit for bit, log-probs, entropies and samples (16 rows are packed, 6 are not); gradients to their
-    rounding. FSDP gathers bf16 weights; autocast leaves embedding, norms, router and head in float32."""
-    qwen3 = dict(model_type='qwen3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, head_dim=16,
-                 tie_word_embeddings=True)
+    """Bit for bit, log-probs, entropies and samples (24 rows are packed, 6 are not); gradients to
+    their rounding. FSDP gathers bf16 weights; autocast leaves embedding, norms, router and head in
+    float32."""
+    qwen3 = dict(model_type='qwen3', num_hidden_layers=2, hidden_size=32, intermediate_size=48,
+                 head_dim=16, tie_word_embeddings=True)
     cfg = config(toy, tmp_path / 'a', dtype='bfloat16')
     ranks(2, as_on_gpus, sharded_equals_whole, [TINY, qwen3], cfg)
 
