@@ -5,15 +5,17 @@ import os
 import random
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 
+import checkpoint
 import rewards
 import sft
 from data.countdown import prepare
-from data.tokenizer import Tokenizer
+from data.tokenizer import TOY_TEMPLATE, Tokenizer
 from model import Transformer
 from preference import Judge, PairsConfig, RewardModel, accuracy, conversation, judge_pairs, padded, read_pairs
 from preference import main as write_pairs
@@ -104,6 +106,19 @@ def test_a_run_in_two_parts_is_the_run_in_one(toy, tmp_path):
     sft.main(config(toy, tmp_path / 'parts', steps=4, schedule='constant', eval_data=[]))
     whole, parts = (RewardModel.from_pretrained(tmp_path / name).state_dict() for name in ('whole', 'parts'))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_run_resumed_on_another_day_keeps_the_date_of_its_start(toy, tmp_path, monkeypatch):
+    class AnotherDay(datetime):
+        @classmethod
+        def now(cls):
+            return cls(2031, 2, 3)
+    (tmp_path / 'today.jinja').write_text("{{ strftime_now('%d %B') }}" + TOY_TEMPLATE)
+    settings = dict(chat_template=str(tmp_path / 'today.jinja'), row_len=136, eval_data=[])
+    sft.main(config(toy, tmp_path / 'a', steps=2, save_every=2, **settings))
+    (tmp_path / 'a' / 'config.json').unlink()
+    monkeypatch.setattr(checkpoint, 'datetime', AnotherDay)
+    sft.main(config(toy, tmp_path / 'a', steps=3, **settings))   # "saved with other pairs" else
 
 
 def test_reward(toy, trained):
