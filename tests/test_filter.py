@@ -221,6 +221,22 @@ def test_length_language_band(tmp_path):
         run(tmp_path, [rows[1], 'no samples'], min_pass=0.1)
 
 
+def test_other_languages_in_latin_letters_are_dropped(tmp_path):
+    foreign = ['Najpierw dodajemy dwie liczby, a potem mnożymy wynik',
+    'Eerst tellen we de twee getallen bij elkaar op',
+               'Önce iki sayıyı toplayalım ve sonra ikiyle çarpalım',
+               'Trước tiên chúng ta cộng hai số với nhau',
+               'Pertama kita jumlahkan kedua bilangan itu lalu kalikan hasilnya',
+               'Först lägger vi ihop de två talen noga',
+               'Pehle hum teen aur char ko jodte hain', 'women xian ba san he qi jia qilai']
+    english = ['First, 3 + 4 = 7.', 'So x = 5.', 'We add the two numbers and multiply.',
+    '3 + 4 = 7']
+    rows = [{'messages': [{'role': 'user', 'content': f'{i}?'}, {'role': 'assistant',
+    'content': text}]} for i, text in enumerate(foreign + english)]
+    kept = run(tmp_path, rows, languages=['en'])[1]
+    assert [row['messages'][1]['content'] for row in kept] == english
+
+
 def test_verified_by_reward(tmp_path):
     def row(answer, said, task='math'):
         return {'messages': [{'role': 'user', 'content': f'{answer} {said}'}, {'role': 'assistant', 'content': said}], 'task': task, 'answer': answer}

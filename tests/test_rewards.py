@@ -1,3 +1,4 @@
+import json
 import random
 import subprocess
 import sys
@@ -344,6 +345,127 @@ def test_language_is_linear(text):
     start = time.process_time()
     language(text, "en")
     assert time.process_time() - start < 2
+
+
+FOREIGN = {  # sentences of about eight words
+    "pl": ["Najpierw dodajemy dwie liczby, a potem mnożymy wynik",
+    "To jest proste zadanie, wystarczy policzyć wszystko razem",
+           "Wczoraj poszliśmy z przyjaciółmi do kina na nowy film",
+           "Janek ma piec jablek i kupuje jeszcze dwa"],
+    "nl": ["Eerst tellen we de twee getallen bij elkaar op",
+    "Ik weet nog niet hoeveel appels er over zijn",
+           "De kat zit op het dak en kijkt rond",
+           "Wij delen beide kanten van de vergelijking door vijf"],
+    "tr": ["Önce iki sayıyı toplayalım ve sonra ikiyle çarpalım",
+    "Bu yüzden cevap yedi olur çünkü üç artı dört",
+           "Dün arkadaşlarımla birlikte yeni bir film izlemeye gittik",
+           "Simdi bu sayilari toplayalim ve sonucu bulalim hemen"],
+    "vi": ["Trước tiên chúng ta cộng hai số với nhau",
+    "Vậy đáp án là bảy vì ba cộng bốn",
+           "Con mèo ngồi trên mái nhà nhìn chim", "Dau tien chung ta cong hai so voi nhau"],
+    "id": ["Pertama kita jumlahkan kedua bilangan itu lalu kalikan hasilnya",
+    "Jadi jawabannya adalah tujuh karena tiga ditambah empat",
+           "Kucing duduk di atas atap melihat burung kecil",
+           "Saya beli 3 buku plus 2 pensil hari ini"],
+    "sv": ["Först lägger vi ihop de två talen noga",
+    "Jag vet inte hur många äpplen som finns kvar",
+           "Katten sitter på taket och tittar på fåglarna",
+           "Han har fem bocker och koper tre till"],
+    "hi-Latn": ["Pehle hum teen aur char ko jodte hain",
+    "Isliye uttar saat hai kyunki teen aur char",
+                "Kal hum apne doston ke saath film dekhne gaye",
+                "Bhai pehle total nikalte hain phir minus karenge"],
+    "zh-Latn": ["women xian ba san he qi jia qilai", "suoyi da an shi qi yinwei san jia si",
+                "zuotian women he pengyou yiqi qu kan dianying",
+                "xiān bǎ liǎng gè shù jiā qǐ lái"],
+    "es": ["Primero sumamos los dos números y luego multiplicamos todo",
+    "El gato mira los pajaros desde su tejado"],
+    "fr": ["La réponse est donc sept car trois plus quatre",
+    "Le total est de sept pommes dans ce panier"],
+    "de": ["Wir suchen eine Zahl, die durch zwei teilbar ist",
+    "Teile beide Seiten durch fünf und vereinfache anschließend"],
+    "pt": ["Portanto a resposta é sete porque três mais quatro",
+    "Vamos verificar agora se tudo isso está certo"],
+    "it": ["Quindi la risposta è sette perché tre più quattro",
+    "Il problema si risolve in due minuti appena"],
+    "cs": ["Nejprve sečteme obě čísla a potom výsledek vynásobíme",
+    "Kocka sedi na strese a diva se dolu"],
+    "fi": ["Ensin lasketaan kaksi lukua yhteen ja sitten kerrotaan",
+    "Kissa istuu katolla ja katselee lintuja rauhassa"],
+    "hu": ["Először összeadjuk a két számot, majd megszorozzuk az eredményt",
+    "Helyettesítsük be x értékét az egyenletbe most"],
+    "ro": ["Mai întâi adunăm cele două numere și înmulțim",
+    "Pisica sta pe acoperis si priveste pasarile"],
+    "sw": ["Kwa hiyo jibu ni saba kwa sababu tatu", "Paka amekaa juu ya paa akitazama ndege"],
+    "tl": ["Una, pagsamahin natin ang dalawang numero at paramihin",
+    "Kaya ang sagot ay pito dahil tatlo at apat"],
+    "da": ["Svaret er altså syv, fordi tre plus fire",
+    "I går gikk vi på kino med vennene våre"],
+    "und": ["Pirmiausia sudedame du skaičius ir padauginame rezultatą iš",
+    "Yn gyntaf rydym yn adio'r ddau rif at",
+            "Unue ni adicias la du nombrojn kaj multiplikas",
+            "mazu san to nana wo tashite ju ni narimasu",
+            "meonjeo du sutjareul deohago geu daeume gopha gessseumnida",
+            "Snachala slozhim dva chisla, a potom umnozhim rezultat",
+            "Okokuqala sihlanganisa izinombolo ezimbili bese siphinda impendulo",
+            "Së pari mbledhim dy numrat dhe pastaj shumëzojmë"]}
+
+
+@pytest.mark.parametrize("name, sentence", [(name, s) for name in FOREIGN for s in FOREIGN[name]])
+def test_languages_in_latin_letters_are_not_english(name, sentence):
+    assert language(sentence, "en") < 0.5
+    assert language(f"{sentence}. {sentence}: 3 + 4 = 7 cm.", "en") < 0.5
+    mixed = language(f"We add the two of them first. {sentence}.", "en")
+    assert mixed < 1 or name == "und"
+
+
+def test_the_commonest_languages_in_latin_letters_are_told_apart():
+    texts = {name: ". ".join(sentences) for name, sentences in FOREIGN.items()}
+    names = texts.keys() - {"und", "fi", "ro", "pt"}
+    for name in names:
+        assert name == max(names, key=lambda other: language(texts[name], other))
+
+
+@pytest.mark.parametrize("text", [
+    "First, 3 + 4 = 7.", "So x = 5.", "Let me check: 2*3=6, yes.", "Then 8 / 2 = 4.",
+    "Total: 3 + 4 = 7 apples", "Hence y = 2.", "Yes.",
+    "Simplify: 2x = 10, x = 5.", "Factor x^2 - 1 = (x-1)(x+1).",
+    "Natalia sold 48/2 = 24 clips in May.", "Speed = 60 km/h, time = 2 h.",
+    "By Vieta, ab = 6.", "Cost: $5 * 3 = $15", "Area = pi r^2", "Jack has 5 marbles",
+    "Ella ate 4 pizzas Monday", "gcd(12, 18) = 6", "LHS = RHS.",
+    "Aspirin inhibits cyclooxygenase irreversibly.", "det(A) = 3, det(B) = 4, det(AB) = 12",
+    "(a+bi)(c+di) = ac + adi + bci - bd", "F = ma, ma = 6 N",
+    "Triangle ABC has sides 3, 4, 5.", "Recall Euler's totient function.",
+    "Poincaré and Erdős proved it.", "QED", "guess", "3 plus 7 is 10, plus 4",
+    "Coefficient comparison: a = 1, b = -2.", "A die is rolled; the die shows 3.",
+    "\\begin{align*} ab + ac &= yi + yi \\end{align*} so it holds"])
+def test_short_mathematical_english_is_english(text):
+    assert language(text, "en") == 1
+
+
+@pytest.mark.parametrize("text", ["αβ", "αβγ + βγ = 3", "ΔΑΒΓ", "$αβ$ = 2, μν",
+    "λμ = μλ", "sin αβ"[4:]])
+def test_greek_letters_are_mathematics(text):
+    assert language(f"So {text} = 5", "en") == 1
+    assert language(text, "el") == 0
+
+
+def test_greek_with_accents_is_greek():
+    assert language("Πρώτα προσθέτουμε δύο αριθμούς, αβ", "el") == 1
+    assert language("Πρώτα προσθέτουμε τους δύο αριθμούς", "en") == 0
+
+
+def test_english_solutions_are_english():
+    """By published texts: GSM8K's answers and R1's traces."""
+    data = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not data.exists():
+        pytest.skip("needs the shared data")
+    lines = (data / "gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()
+    answers = [json.loads(line)["answer"] for line in lines]
+    low = [text for text in answers if language(text, "en") < 0.9]
+    assert len(low) <= len(answers) // 200, low
+    traces = (data / "r1_traces_sample/deepseek_r1_openrouter.json").read_text(encoding="utf-8")
+    assert all(language(trace["message_thinking"], "en") == 1 for trace in json.loads(traces))
 
 
 # ---------------------------------------------------------------- multiple choice
