@@ -18,8 +18,9 @@ that of the rewards of all groups.
 The variants differ from this at the places named; each has its preset in config/grpo_*.py:
 
     Dr.GRPO    2503.20783   A = r - mean (advantage_norm), sum over tokens / constant (loss_norm)
-    DAPO       2503.14476   clip_high > clip_low, mean over tokens (loss_norm), other prompts for groups without variance
-                            (dynamic_sampling), the reward `overlong`, truncated completions out of the loss (mask_truncated)
+    DAPO       2503.14476   clip_high > clip_low, mean over tokens (loss_norm), other prompts for
+                            groups that are all right or all wrong (dynamic_sampling), the reward
+                            `overlong`, truncated completions out of the loss (mask_truncated)
     GSPO       2507.18071   rho of the whole completion, exp(mean_t log rho_t) (ratio)
     CISPO      2506.13585   -sg(clip(rho_t)) A log pi(t) (objective)
     REINFORCE               -A log pi(t) with the group's mean as baseline, or with none

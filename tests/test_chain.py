@@ -39,7 +39,8 @@ def run(tmp_path_factory):
     stage(grpo, 'rl', *short)
     stage(sample, 'teacher', f'--checkpoint={folder}/rl', f'--out={folder}/rl/samples.jsonl', *keep)
     stage(sft, 'reject', '--steps=2', '--batch_rows=4')
-    stage(sample, 'pairs', f'--checkpoint={folder}/reject', f'--out={folder}/reward/samples.jsonl', '--limit=24', '--max_new_tokens=12')
+    stage(sample, 'pairs', f'--checkpoint={folder}/reject', f'--out={folder}/reward/samples.jsonl',
+          '--limit=96', '--max_new_tokens=12')
     preference.main(preference.PairsConfig(samples=[f'{folder}/reward/samples.jsonl'], tokenizer=f'{folder}/reject', held_out=2, out=f'{folder}/reward/pairs.jsonl'))
     stage(sft, 'reward', '--steps=2', '--batch_rows=4')
     stage(grpo, 'final', *short)
