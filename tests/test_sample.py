@@ -15,6 +15,7 @@ import torch
 
 import configurator
 import decode
+import rewards
 import sample
 from data import tokenizer as data_tokenizer
 from data.countdown import prepare
@@ -901,3 +902,28 @@ def test_an_evaluation_preset_asks_for_what_its_reward_wants(path):
     completion = Completion(tokenizer.encode(answer), [], True)
     ((score,),) = sample.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
     assert score['total'] == sum(cfg.rewards.values())
+
+
+def test_the_script_scores_by_a_reward_file_and_refuses_what_cannot_be_scored(tmp_path):
+    *_, settings = tiny_checkpoint(tmp_path)
+    mine, data = tmp_path / 'my.py', tmp_path / 'p.jsonl'
+    rows = [{'prompt': f' 1 2 {n} make 6', 'task': 'coin', 'side': n} for n in (3, 4)]
+    settings.update(reward_file=str(mine), reward_workers=1, greedy=False)
+
+    def evaluate(text, more=(), **changes):
+        mine.write_text(text)
+        data.write_text(''.join(json.dumps(row) + '\n' for row in [*rows, *more]))
+        return sample.main(sample.Config(**{**settings, **changes}))[str(data)]
+    try:
+        got = evaluate('def coin_reward(response, row):\n    return (row["side"] - 2) / 2\n',
+                       rewards={'coin': 1.0, 'format': 1.0}, best_of={'coin': 1.0})
+        assert got['pass1'] == got['best_of2'] == 0.5 and got['accuracy'] == got['coin'] == 0.75
+        rewards.EXAMPLES.clear()
+        with pytest.raises(ValueError, match=rf"'accuracy' failed on all .*'no' \({mine}"):
+            evaluate('def coin_reward(response, row):\n    return row["no"]\n')
+        with pytest.raises(ValueError, match=rf"{data}:3: 'answer' is missing, which the"):
+            bad = [{'prompt': '?', 'task': 'math'}]
+            evaluate('def coin_reward(response, row):\n    return 1\n', bad)
+    finally:
+        rewards.use_file('')
+        rewards.prepare({'format': 1.0}, ())

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import checkpoint
+import rewards
 import sample
 import sft
 from data.countdown import prepare
@@ -141,6 +142,27 @@ def test_training_lowers_the_loss_and_writes_a_model(toy, tmp_path):
     model = Transformer.from_pretrained(tmp_path / 'a')
     assert model.cfg.eos_token_id is not None
     assert any((layer.mlp.gate.e_score_correction_bias != 0).any() for layer in model.model.layers if hasattr(layer.mlp, 'gate'))
+
+
+def test_an_evaluation_is_scored_by_a_reward_file(toy, tmp_path, capsys):
+    (tmp_path / 'my.py').write_text('def coin_reward(response, row):\n    return row["target"]\n'
+                                    'coin_reward.needs = ("target",)\n')
+    rows = [json.loads(line) for line in (toy / 'test.jsonl').read_text().splitlines()][:2]
+    rows = [{**row, 'task': 'coin', 'target': n} for n, row in enumerate(rows)]
+    (tmp_path / 'p.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    more = dict(steps=1, eval_data=[str(tmp_path / 'p.jsonl')], eval_every=1, eval_max_new_tokens=2,
+                reward_file=str(tmp_path / 'my.py'), reward_workers=1, save_every=1)
+    try:
+        sft.main(config(toy, tmp_path / 'a', **more))
+        assert metrics(tmp_path / 'a')[-1]['eval_pass1'] == 0.5
+        state = torch.load(tmp_path / 'a' / 'step_00000001' / 'state.pt', weights_only=True)
+        assert state['reward_file'] == rewards.file_stamp() and state['reward_file']['path']
+        (tmp_path / 'p.jsonl').write_text(json.dumps({**rows[0], 'target': None}) + '\n')
+        with pytest.raises(ValueError, match="p.jsonl:1: 'target' is missing"):
+            sft.main(config(toy, tmp_path / 'b', **more))
+    finally:
+        rewards.use_file('')
+        rewards.prepare({'format': 1.0}, ())
 
 
 def test_gradient_accumulation_changes_only_rounding(toy, tmp_path):
