@@ -71,7 +71,8 @@ def close_brace(text, start):
 
 BOX = re.compile(r'\\(?:boxed|fbox)(?![A-Za-z])\s*')
 BARE = re.compile(r'-?\d+(?:\.\d+)?(?!\w)|[A-Za-z](?![\w\'’-])(?!\s+\w)')  # TeX's \boxed 5
-NO_ANSWER = re.compile(r'(?:[\s.…~$]|\\[lc]?dots)*')  # in a box: here the answer will stand
+NO_ANSWER = re.compile(  # in a box: here the answer will stand
+    r'(?:[\s.…~$]|\\[lc]?dots)*|(?:\\text\{)?(?:(?:the|your|my) )?(?:final )?answer(?: here)?\}?')
 
 
 def _boxes(text):
@@ -365,15 +366,15 @@ def same_in_math(one, other, row):
 
 HENCE = re.compile(r'^(?i:so|thus|hence|therefore|then|finally)\b[, ]*')
 LEAD = re.compile(  # The best answer is; 所以选
-    r'(?:(?:i(?: would)? (?:choose|pick|select|say)|it(?: is|\'s)'
+    r'(?:(?:(?:i(?: would)? )?(?:choose|pick|select|say)|it(?: is|\'s)'
     r'|(?:(?:the|my|our|final|correct|best|right|most likely|most appropriate) )*'
-    r'(?:answer|option|choice|letter)(?: (?:is|was|would be|should be|must be))?)(?![a-z])'
+    r'(?:answer|ans|option|choice|letter)(?: (?:is|was|would be|should be|must be))?)(?![a-z])'
     r'|[所以因此故综上述本题我应该,]*(?:正确|最佳|最终)?的?'
-    r'(?:答案|选项|选择|选)(?:应该|应)?[是为选]?)[ :"]*', re.IGNORECASE)
+    r'(?:答案|选项|选择|选)(?:应该|应)?[是为选]?)[ :."]*', re.IGNORECASE)
 CHOICE = re.compile(r'[(\[{"\'“‘「]*([A-Ea-e])(?![A-Za-z0-9])'
                     r'( [-–—](?= )|[)\]}.:,;。"\'”’」]*)(.*)')
-CORRECT = re.compile(r'(?i:is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?)'
-                     r'|项?(?:是?正确的?)?')
+CORRECT = re.compile(r'(?i:is (?:the )?(?:(?:correct|right|best)(?: (?:answer|option|choice))?'
+                     r'|answer))|选?项?(?:是?正确的?)?')
 REASON = re.compile(r'(?i:explanation|reason|rationale|justification|because|since)\b'
                     r'|解析|解释|理由|因为')
 LONE = re.compile(r'(?<![A-Za-z0-9])[A-E](?![A-Za-z0-9])')
@@ -481,7 +482,7 @@ def _fenced(text, strings):
         if lines is None:
             if fence := FENCE.fullmatch(line.rstrip()):
                 lines, quote, indent, marks = [], '', len(fence[1]), fence[2]
-                kind = re.split(r'[\s{]', fence[3].strip().lower())[0]
+                kind = re.split(r'[\s{:,]', fence[3].strip().lower())[0]
                 python = PYTHON.fullmatch(kind)
             continue
         end = line.strip()
@@ -540,6 +541,7 @@ def program_of(response, row):
 
 
 NUMBER = re.compile(r'[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?')
+LISTED_NUMBER = re.compile(r'([\[({]*)(' + NUMBER.pattern + r')([])},;:%]*)')  # [0.5, 1.5]
 
 
 def _printed(text):
@@ -565,11 +567,12 @@ def _same_output(wanted, printed, tolerance):
 
 
 def _close(wanted, number, tolerance):
-    if not NUMBER.fullmatch(wanted) or not NUMBER.fullmatch(number):
+    wanted, number = LISTED_NUMBER.fullmatch(wanted), LISTED_NUMBER.fullmatch(number)
+    if not wanted or not number or wanted[1] != number[1] or wanted[3] != number[3]:
         return False
-    if not set('.eE') & set(wanted + number):
+    if not set('.eE') & set(wanted[2] + number[2]):
         return False
-    a, b = float(wanted), float(number)
+    a, b = float(wanted[2]), float(number[2])
     return abs(a - b) <= tolerance * max(1.0, abs(a)) < math.inf
 
 
@@ -807,7 +810,7 @@ def is_text(value):
 
 
 def is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is int or type(value) is float and math.isfinite(value)
 
 
 def is_answer(value):

@@ -19,7 +19,7 @@ from data.loader import read_rows
 from data.logic import prepare as logic
 from data.math import prepare as maths
 from data.medical import prepare as medical
-from rewards import accuracy_reward
+from rewards import accuracy_reward, check_row
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -500,6 +500,7 @@ def test_integers_past_4300_digits_stop_nothing(tmp_path):
     maths.main(maths.Config(source=str(path), out_dir=str(tmp_path / 'm')))
     rows = lines(tmp_path / 'm' / 'math.jsonl')
     assert [row['answer'] for row in rows] == [str(huge)] * 2
+    check_row({**rows[0], 'answer': huge}, {'accuracy': 1.0})
     assert accuracy_reward(f'\\boxed{{{huge}}}', rows[0]) == 1
     assert accuracy_reward(f'\\boxed{{{huge + 1}}}', rows[0]) == 0
 

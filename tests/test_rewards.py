@@ -89,7 +89,8 @@ def test_one_answer_in_several_spellings_is_one_answer(answer, spellings):
     "With \\boxed, it is", "\\boxed.",
     "In \\boxed{} goes", "I write \\boxed{...} around it:", "\\boxed{\\ldots} is",
     "\\boxed a number:",
-    "the \\boxed command:", "\\fbox or \\boxed:", "\\boxed{ … }", "\\boxedanswer", "**\\boxed**"])
+    "put it in \\boxed{answer}:", "\\boxed{\\text{your answer}} is", "the \\boxed command:",
+    "\\fbox or \\boxed:", "\\boxed{ … }", "\\boxedanswer", "**\\boxed**"])
 def test_a_mention_of_the_box_is_no_answer(mention):
     assert rewards.answers_of(mention, {}) == []
     assert rewards.answers_of(f"{mention} \\boxed{{18}} {mention}", {}) == ["18"]
@@ -528,7 +529,9 @@ def test_choice_reads_the_options_texts(answer, letter):
     "故选：B。", "答案选B", "所以答案是B", "选项B正确",
     "因此，正确答案为B。", "B is correct", "Option B is the correct answer.",
     "I would choose B",
-    "It is B.", "Thus B", "Hence, the best option is (B).", "B because it inhibits COX",
+    "It is B.", "B is the answer.", "Ans. B", "ANSWER: B", "Choose (B)", "B选项", "故答案为B",
+    "答案是：B", "正确选项：B", "(B) is correct", "Thus B",
+    "Hence, the best option is (B).", "B because it inhibits COX",
     '{"answer": "B"}', "\\(B\\)", "`B`", "B;", "“B”", "\\mathbf{B}",
     "\\textbf{(B)}\\ 12", "B) 12", "My final answer: **B**", "'B'", "[B]",
     "B. A drug for the heart", "Reasoning #### B"])

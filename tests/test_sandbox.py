@@ -514,6 +514,8 @@ def test_nan_is_right_where_it_is_wanted_only():
     ('1  2\t3', '1 2 3', 0, 1), ('  1 2', '1 2', 0, 1), ('1\n\n2', '1\n2', 0, 1),
     ('12', '1 2', 0, 0),
     ('1 2', '2 1', 0, 0), ('a  b', 'a b', 0, 0), ('  a', 'a', 0, 0), ('YES  1', 'YES 1', 0, 0),
+    ('[0.1000001, 2]', '[0.1, 2]', 1e-6, 1), ('[0.2, 2]', '[0.1, 2]', 1e-6, 0),
+    ('[0.1, 3]', '[0.1, 2]', 1e-6, 0), ('0.1000001]', '[0.1]', 1e-6, 0),
     ('YES\n1  2 -3.5', 'YES\n1 2 -3.5', 0, 1), ('1.50', '1.5', 0, 0)])
 def test_numbers_that_are_printed(printed, wanted, tolerance, score):
     row = {'tests': [{'input': '', 'output': wanted}], 'tolerance': tolerance}
@@ -609,7 +611,8 @@ def test_of_several_whole_programs_the_last_is_graded():
     '- ' + fenced(LOOP, indent='  ')[2:], '10) ' + fenced(LOOP, indent='    ')[4:],
     '   ```python\n' + '\n'.join('     ' + line for line in LOOP.split('\n')) + '\n   ```',
     '```python\n' + '\n'.join('    ' + line for line in LOOP.split('\n')) + '\n```',
-    fenced(LOOP, '```', 'Python3'), fenced(LOOP, kind='py'), fenced(LOOP, '~~~', ''),
+    fenced(LOOP, '```', 'Python3'), fenced(LOOP, kind='python:main.py'),
+    fenced(LOOP, kind='py'), fenced(LOOP, '~~~', ''),
     f'```python\n{LOOP}\n`````', '1. Read.\n\n' + fenced(LOOP, indent='      ') + '\n2. Done.'])
 def test_fences_of_all_kinds_and_indents(answer):
     assert program_of(f'Here:\n{answer}\nDone.', {}) == LOOP
