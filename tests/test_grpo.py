@@ -919,11 +919,16 @@ def test_two_processes_equal_one(toy, tmp_path):
     flags = [f'--init_from={toy / "m"}', f"--data=['{toy / 'rl.jsonl'}']", "--rewards={'repetition': 1.0, 'random': 1.0}", '--advantage_norm=batch',
              '--steps=3', '--prompts=4', '--group=4', '--max_new_tokens=10', '--micro_tokens=96', '--eval_every=0', '--dynamic_sampling=1',
              '--save_every=0', '--learning_rate=1e-3', '--threads=1', '--device=cpu', '--updates=2', '--kl_coef=0.1', '--bias_rate=0.01']
+    mine = tmp_path / 'my.py'                                # on each rank in a process of its own
+    mine.write_text('def tail_reward(response, row):\n    return len(response) % 5 / 5\n')
+    flags += ["--rewards={'repetition': 1.0, 'random': 1.0, 'tail': 0.5}", '--reward_workers=1',
+              f'--reward_file={mine}']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'grpo.py']
     subprocess.run([*run, f'--out_dir={tmp_path / "two"}', *flags], cwd=ROOT, env=environment, check=True, timeout=300)
     grpo.main(parse(Config, [f'--out_dir={tmp_path / "one"}', *flags]))
     same(metrics(tmp_path / 'two'), metrics(tmp_path / 'one'), 2e-3)
+    assert 0 < metrics(tmp_path / 'two')[0]['reward_tail'] < 1
     one, two = Transformer.from_pretrained(tmp_path / 'one'), Transformer.from_pretrained(tmp_path / 'two')
     for (name, a), b in zip(one.state_dict().items(), two.state_dict().values()):
         assert torch.allclose(a, b, atol=2e-4), name
