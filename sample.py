@@ -12,7 +12,9 @@ Evaluation, test-time compute, sample files, chat. The sampler itself is in deco
 With `out`, finished problems are noted in OUT.partial while sampling goes on: the same command goes on from there after a stop, to the
 same samples. With `keep` only samples that pass its filters are written, as rows for SFT (rejection sampling).
 
-Test-time compute: a majority vote (maj@k), the best of n by a reward (best_of), and budget forcing (think_budget, think_at_least).
+Test-time compute: a majority vote (maj@k, where answers that the task's grader calls equal are one
+vote), the best of n by a reward (best_of), and budget forcing (think_budget, think_at_least).
+What is right: rewards.right, everywhere; what the numbers are called: `statistics`.
 """
 
 import json
