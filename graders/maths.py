@@ -123,13 +123,16 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r'\\(?:bar|widehat|overparen|wideparen) ?(?=\{ ?\d)', r'\\overline'),
     (r'(?<![\d)])(\d*\.\d*) ?\((\d+)\)(?![\d^!])', r'\1\\overline{\2}'),  # 0.(27)
     (r'\\overline ?\{ ?([A-Z]{2}) ?\}', r'\1'),  # a segment
-    (r'(?<=\d) +([kM]?) ?\\Omega(?![A-Za-z])', r' \1Ω'), (r'(?<=[\d)]) factorial(?![a-z])', '!'),
+    (r'(?<=\d) +([kM]?) ?\\Omega(?![A-Za-z])', r' \1Ω'),
+    (r'(?i)(?<=[\d)]) factorial(?![a-z])', '!'),
     (r'\( ?(\d[\dA-F]*) ?\) ?(?=_)', r'\1'),  # (1101)_2
     (r'(?<=\d) ?_ ?\{ ?(two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen) ?\}',
      lambda m: f'_{{{number_of(m[1])}}}'),
     (r'\( ?\\?[pb]?mod(?:ulo)?(?![A-Za-z]) ?(?:\{([^{}]*)\}|(\w+)) ?\)|'
      r'\\?(?<![A-Za-z])[pb]?mod(?:ulo)?(?![A-Za-z]) ?(?:\{([^{}]*)\}|(\w+))',
      lambda m: f' (mod {next(filter(None, m.groups()), "")})'),
+    (r'^ ?([A-Za-z]) *\(mod (\w+)\) ?= ?([^=]+)$', r'\1≡\3 (mod \2)'),  # x mod 7 = 3
+    (r'(≡[^\[\]]*)\[ ?(\w+) ?\]$', r'\1 (mod \2)'),
     (r'(?<!\d)(\d+\.\d*?)(\d{1,6}?)\2{2,} ?(?:⋯|\.\.\.)', r'\1\\overline{\2}'),
     (r'\.{3,}|。{3,}', '⋯'),
     (r'^\*\*(.+)\*\*$', r'\1'),  # bold type
@@ -1281,7 +1284,8 @@ def echoes(gold, answer, prompt):
     """Is an answer only an expression that the prompt holds, and that is not worked out?
 
     True for 6 * 7 where the prompt asks for it and the gold is 42: whatever the spelling and order.
-    Numerals, words and variables are no such expressions, nor is what the gold is written as.
+    Numerals, words and variables are no such expressions, nor is what the gold is written as; but
+    1.45 is one where the gold is a fraction, and 2 hours where it is 120 minutes.
     """
     clock = _Clock(gold, answer)
     try:
@@ -1289,42 +1293,50 @@ def echoes(gold, answer, prompt):
         golds = [plain_gold, *_sides(plain_gold), *_split(plain_gold.strip('⦃⦄'), ',;∨')[::2]]
         golds += [split_words(text, clock.upright, FUNCTIONS)[0] for text in golds]
         golds = [_tokens(text) for text in dict.fromkeys(golds)]
-        written = [sorted(tokens) for tokens in golds]
-        sides = _sides(plain) if not re.search('[<>≤≥≠∈]', plain) else [plain]
-        held = None
-        for side in sides:
-            side = side.lstrip('+ ')
-            head, words = split_words(side, clock.upright, FUNCTIONS)
-            plain_number = re.fullmatch(NUMERALS, head.strip())
-            tokens = _tokens(side if plain_number else head)
-            numeral = _tokens(head.strip(' -+'))
-            if sorted(tokens) in written or len(tokens) < 2 or re.fullmatch(NUMERALS, side) or \
-                    _read(side, clock)[0] == 'text':
-                return False
-            if words and (words.scale, words.power, len(numeral)) == (1, 1, 1) and any(
-                    numeral[0] in gold for gold in golds):
-                return False  # the gold's numeral with a unit
-            if held is None:
-                held = _held(prompt, clock)
-            n, wanted = len(tokens), Counter(tokens)
-            window = Counter(held[:n])
-            for i in range(n, len(held) + 1):
-                if window == wanted:
-                    break
-                if i == len(held):
-                    return False
-                window[held[i]] += 1
-                window[held[i - n]] -= 1
-            else:
-                return False
-        return bool(sides)
+        asked = [_asked(side.lstrip('+ '), golds, clock)
+                 for side in ([plain] if re.search('[<>≤≥≠∈]', plain) else _sides(plain))]
+        if not all(asked):
+            return False
+        held = _held(prompt, clock)
+        return all(_holds(held, tokens) for tokens in asked)
     except (ValueError, ArithmeticError, RecursionError):
         return False
+
+
+def _asked(side, golds, clock):
+    """The tokens of what an answer says, where that may be a question; [] where it is none."""
+    head, words = split_words(side, clock.upright, FUNCTIONS)
+    number = re.fullmatch(NUMERALS, head.strip())
+    tokens = _tokens(side if number else head)
+    written = any(sorted(tokens) == sorted(gold) for gold in golds)
+    if written or _read(side, clock)[0] == 'text':
+        return []
+    if number and not words:
+        return tokens if '.' in side and any('/' in gold for gold in golds) else []
+    if number and (words.scale, words.power) == (1, 1):  # the gold's numeral with a unit
+        numeral = _tokens(head.strip(' -+'))
+        return [] if any(numeral[0] in gold for gold in golds) else tokens
+    return tokens if len(tokens) > 1 else []
+
+
+def _holds(held, tokens):
+    """Do some len(tokens) in a row of `held` hold the same, in any order?"""
+    wanted, window = Counter(tokens), Counter(held[:len(tokens) - 1])
+    for first, last in zip(held, held[len(tokens) - 1:]):
+        window[last] += 1
+        if window == wanted:
+            return True
+        window[first] -= 1
+    return False
+
+
+DRAWING = re.compile(r'\[asy\](?:(?!\[asy\]).)*?\[/asy\]', re.DOTALL)
 
 
 def _held(prompt, clock):
     """The tokens of a prompt, of a long one those of its beginning and its end; in parts that
     overlap, so that one of them holds what another cuts."""
+    prompt = DRAWING.sub(' ', prompt)
     if len(prompt) > 20_000:
         prompt = prompt[:10_000] + '\n' + prompt[-10_000:]
     tokens, length = [], LONGEST - 100

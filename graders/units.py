@@ -289,7 +289,7 @@ PHRASES = [(re.compile(pattern), word) for pattern, word in (
 UNCLEAR = set(
     'not but to is are was were maybe either neither if than vs versus times plus minus over of '
     'none no non or without except excluding mod modulo modulus base choose root radical '
-    'reciprocal inverse st nd rd th remainder approximately roughly almost nearly '
+    'at least most reciprocal inverse st nd rd th remainder approximately roughly almost nearly '
     '半 个半 倍半 半个'.split())
 IRREGULAR = {'feet': 'foot', 'inches': 'inch', 'children': 'child', 'men': 'man', 'women': 'woman',
              'people': 'person', 'mice': 'mouse', 'geese': 'goose', 'teeth': 'tooth', 'dice': 'die',

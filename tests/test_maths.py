@@ -695,6 +695,10 @@ CAB | BAC
 5 | 5 grand
 5 | 5 factorial
 5 | 5 doubled
+5 | 5 \text{ at least}
+5 at least | 5 at most
+5 | 5th
+5 | \text{5th}
 \$20 profit | \$20 loss
 10° above zero | 10° below zero
 10^\circ \text{ above zero} | 10^\circ \text{ below zero}
@@ -1268,6 +1272,8 @@ x\equiv 3\pmod 7 | x\equiv 3 \text{ mod } 7
 x\equiv 3\pmod 7 | x\equiv 3 \mod 7
 x\equiv 3\pmod 7 | x\equiv 3\,(\text{mod }7)
 x\equiv 3\pmod 7 | x≡3 mod 7
+x\equiv 3\pmod 7 | x \bmod 7 = 3
+x\equiv 3\pmod 7 | x \equiv 3\ [7]
 x\equiv 3\pmod 7 | x \equiv -4 \pmod 7
 x\equiv 3\pmod 7 | x \equiv 3 \pmod{7}.
 3 \pmod 7 | 3 \bmod 7
@@ -1510,6 +1516,8 @@ Evaluate $2^{10}$ | 1024 | 2^10
 Evaluate $\log_2 8$. | 3 | \log_2 8
 Evaluate $\sin 30^\circ$ | \frac12 | \sin 30^\circ
 Write 25% as a decimal. | 0.25 | 25\%
+What is $1.45$ expressed as a fraction? | \frac{29}{20} | 1.45
+Write 2.24 as a simplified fraction. | \frac{56}{25} | 2.240
 Write $1.2\times10^6$ in standard form | 1200000 | 1.2 \times 10^6
 Express $0.\overline{7}$ as a fraction. | \frac79 | 0.\overline{7}
 Find $100-58$ | 42 | 100 - 58
@@ -1528,6 +1536,9 @@ Compute 1,000 + 2,000. | 3000 | 1000+2000
 # The same where the answer is a number, is written like the gold, or is not in the prompt.
 NO_ECHOES = r'''
 There are 10 apples. How many? | 10 | 10
+There are 10 apples. How many? | 10.0 | 10
+There are 0.5 kg. | 0.50 | .5
+[asy] draw((0,0)--(0.5,1)); [/asy] Which share? | \frac{1}{2} | 0.5
 Compute $6\times 7$. | 42 | 42
 Compute $6\times 7$. | 42 | 6 \times 7 = 42
 Compute $6\times 7$. | 6 \times 7 | 6\times 7
