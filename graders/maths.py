@@ -754,7 +754,7 @@ def _structure(text, clock, depth):
             if all(item[0] == 'rel' and item[3] for item in items):
                 if '∨' in pieces:
                     return 'union', [item[3] for item in items]
-                if len({item[4] for item in items}) == 1:
+                if len({item[4] for item in items}) == 1 and len(items) < 13:
                     try:
                         return _all_of(items, clock)
                     except (ValueError, ArithmeticError):
