@@ -17,7 +17,7 @@ Ctrl-C or SIGTERM finishes the step, saves and stops; the same command goes on f
 `out_dir` in the hub's layout.
 
 Left out: tensor and expert parallelism, validation loss on text (problems are sampled and graded instead, which is what the
-recipe looks at), data streaming (rows are tokenised in memory).
+recipe looks at), data streaming (data/tokens.py tokenises all rows before the first step).
 """
 
 import json
@@ -30,7 +30,6 @@ import sys
 import textwrap
 import time
 import uuid
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -41,6 +40,7 @@ from typing import Literal
 
 from configurator import at_least, run  # before torch: says so where it is missing
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -56,6 +56,7 @@ import rewards
 from data.loader import PackedBatches, read_rows
 from data.source import made_by, missing
 from data.tokenizer import Tokenizer
+from data.tokens import Documents, token_folders
 from kernels import cpu, fp8
 from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
 from sample import device_of, evaluate, evaluated, first_rank, fitting, tell_idle, visible
@@ -578,36 +579,48 @@ def load_model(cfg, device, whole=False):
 
 
 def tokenise(cfg, tokenizer, context=math.inf):
-    """-> [(ids, loss mask)] of the rows of cfg.data, less those in which no turn carries loss.
-    context: the model's"""
-    docs, turns, silent, rows, long = [], 0, Counter(), 0, []
-    for path in cfg.data:
-        for number, row in enumerate(read_rows(path, require=('messages',)), 1):
-            try:
-                ids, mask, reasons = tokenizer.document(row['messages'])
-            except ValueError as error:
-                raise ValueError(f'{path}, row {number}: {error}') from error
-            if len(ids) > cfg.row_len or len(ids) > context and cfg.long_rows == 'drop':
-                long.append((f'{path}, row {number}', len(ids)))
-                continue
-            if len(ids) > context:
-                raise ValueError(
-                    f'{path}, row {number}: {len(ids)} tokens are more than the {context} of the '
-                    'model (max_position_embeddings): leave the row out, or lengthen the context: '
-                    "model={'max_position_embeddings': ...}, and the rope_theta or rope_scaling")
-            if cfg.loss_on == 'all':
-                mask = [1] * len(ids)
-            elif not reasons:
-                raise ValueError(f"{path}, row {number}: no turn of the assistant's to learn; "
-                                 "loss_on='all' learns every token")
-            rows, turns = rows + 1, turns + len(reasons)
-            silent.update(filter(None, reasons))
-            if any(mask):
-                docs.append((ids, mask))
-    tell_long(cfg, long, rows)
-    if cfg.loss_on == 'assistant':
-        tell_silent(cfg, tokenizer, turns, silent, rows - len(docs))
+    """-> data.tokens.Documents of the rows of cfg.data, less those that are too long and those in
+    which no turn carries loss. context: the model's. ValueError names file and row."""
+    docs = Documents.mapped(shared_folders(cfg, tokenizer), cfg.data)
+    everything = cfg.loss_on == 'all'
+    if docs.without_turn and not everything:
+        raise ValueError(f"{docs.without_turn}: no turn of the assistant's to learn; "
+                         "loss_on='all' learns every token")
+    long = docs.lengths > cfg.row_len
+    beyond = docs.lengths > context
+    if cfg.long_rows == 'drop':
+        long |= beyond
+    elif (beyond & ~long).any():
+        first = int(np.flatnonzero(beyond & ~long)[0])
+        raise ValueError(
+            f'{docs.where(first)}: {docs.lengths[first]} tokens are more than the {context} of the '
+            'model (max_position_embeddings): leave the row out, or lengthen the context: '
+            "model={'max_position_embeddings': ...}, and the rope_theta or rope_scaling")
+    tell_long(cfg, docs, long)
+    docs.keep(~long)
+    if not everything:
+        learnt = docs.learnt() > 0
+        tell_silent(cfg, tokenizer, docs.turns, docs.silent, int((~learnt).sum()))
+        docs.keep(learnt)
     return docs
+
+
+def shared_folders(cfg, tokenizer):
+    """-> the folders of cfg.data's token files. Rank 0 writes them, or says what is wrong; ranks of
+    a machine that does not see them write their own, one of them each."""
+    spare, told = Path(cfg.out_dir) / 'tokens', [None]
+    if first_rank():
+        try:
+            told = [token_folders(cfg.data, tokenizer, spare=spare)]
+        except (ValueError, OSError) as error:
+            told = [error]
+    if dist.is_initialized():
+        dist.broadcast_object_list(told)
+    if isinstance(told[0], Exception):
+        raise told[0]
+    if all((folder / 'about.json').exists() for folder in told[0]):
+        return told[0]
+    return token_folders(cfg.data, tokenizer, spare=spare, quiet=True)
 
 
 def tell_silent(cfg, tokenizer, turns, silent, left_out):
@@ -631,18 +644,21 @@ def tell_silent(cfg, tokenizer, turns, silent, left_out):
         print(*told, sep='\n', file=sys.stderr)
 
 
-def tell_long(cfg, long, others):
-    """long: [(file and row, tokens)] of rows longer than cfg.row_len, beside so many others"""
-    if not long:
+def tell_long(cfg, docs, long):
+    """long [documents] bool: which do not fit. ValueError names the first of them, or where
+    cfg.long_rows is 'drop' a line on stderr does."""
+    if not long.any():
         return
-    (where, tokens), count = long[0], f'{len(long)} of {len(long) + others} rows are too long'
-    room = f'row_len={cfg.row_len}' if tokens > cfg.row_len else 'max_position_embeddings'
-    told = f'{where}: {tokens} tokens do not fit {room}'
+    first, count = int(np.flatnonzero(long)[0]), int(long.sum())
+    size, others = int(docs.lengths[first]), len(docs) - count
+    room = f'row_len={cfg.row_len}' if size > cfg.row_len else 'max_position_embeddings'
+    told = f'{docs.where(first)}: {size} tokens do not fit {room}'
+    counted = f'{count} of {len(docs)} rows are too long'
     if cfg.long_rows == 'error' or not others:
         way = ", or set long_rows='drop'" if others and cfg.long_rows == 'error' else ''
-        raise ValueError(f'{told} ({count}): raise that{way}')
+        raise ValueError(f'{told} ({counted}): raise that{way}')
     if first_rank():
-        print(f'{told}; {count} and dropped', file=sys.stderr)
+        print(f'{told}; {counted} and dropped', file=sys.stderr)
 
 
 def eval_problems(cfg, tokenizer, device):
@@ -702,7 +718,8 @@ def main(cfg):
                                          'reward_workers'), 'no eval_data'),
                     (True, ('judged',), "it is for objective='preference'")])
     docs = tokenise(cfg, tokenizer, shape.max_position_embeddings)
-    batches = PackedBatches(docs, cfg.batch_rows, cfg.row_len, cfg.seed, rank, world)
+    batches = PackedBatches(docs, cfg.batch_rows, cfg.row_len, cfg.seed, rank, world,
+                            learn_all=cfg.loss_on == 'all')
     rewards.use_file(cfg.reward_file)
     problems = eval_problems(cfg, tokenizer, device)
     model, _ = load_model(cfg, device)
@@ -720,8 +737,9 @@ def main(cfg):
     if state and (said := rewards.file_changed(state.get('reward_file'))):
         log.warn(f'from step {step} on others score: {said}')
     if rank == 0:
-        print(f'{params / 1e6:.2f}M parameters ({active / 1e6:.2f}M active), {len(docs)} documents, {sum(len(d[0]) for d in docs)} tokens'
-              + (f', from step {step}' if step else ''), file=sys.stderr)
+        told = f'{params / 1e6:.2f}M parameters ({active / 1e6:.2f}M active), '
+        told += f'{len(docs)} documents, {docs.tokens} tokens'
+        print(told + (f', from step {step}' if step else ''), file=sys.stderr)
 
     def save():
         nonlocal seconds, began, saved

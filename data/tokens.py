@@ -8,7 +8,8 @@ Rows tokenised once, into files that all ranks map: in parallel, and never in me
         KEY/ids.bin       the token ids of one row after another: uint16, or uint32 for larger ids
             mask.bin      uint8: 1 where the token is to be learnt
             ends.bin      int64: where each row's tokens end
-            about.json    counts: documents, tokens, turns of the assistant, why some carry no loss
+            about.json    counts: documents, tokens, the assistant's turns, why some carry no loss;
+                          the first row without any; a hash of the three files
         lock              held by the process that writes
 
 KEY is a hash of the rows, of the tokenizer with its template and what it is given, and of the code
@@ -41,14 +42,15 @@ SECONDS = 600      # that a process may take over a chunk
 class Documents:
     """
     Tokenised rows of several files, in order. documents[i] -> ids [n], mask [n] of document i;
-    lengths [documents] int32; tokens: how many in all; identity: a text that tells other documents
-    apart; turns, silent: as in about.json, over all files.
+    lengths [documents] int32; tokens: how many in all; identity: a hash of ids and masks;
+    turns, silent: as in about.json, over all files; without_turn: where the first row without a
+    turn of the assistant stands, '' if there is none.
     """
 
-    def __init__(self, parts: list, names: list, identity: str, turns: int = 0, silent=()):
+    def __init__(self, parts: list, names: list, identity: str):
         """parts: ids, mask and ends of each file, as arrays; names: of the files."""
         self.parts, self.names, self.identity = parts, names, identity
-        self.turns, self.silent = turns, Counter(silent)
+        self.turns, self.silent, self.without_turn = 0, Counter(), ''
         self.first = np.cumsum([0] + [len(ends) for _, _, ends in parts])   # document of each file
         self.tokens = sum(len(ids) for ids, _, _ in parts)
         self.chosen = None   # numbers of those that `keep` left; None: all
@@ -58,15 +60,20 @@ class Documents:
     @classmethod
     def mapped(cls, folders: list[Path], names: list[str]) -> 'Documents':
         """Of the folders that `tokenise` wrote, one for each of the files `names`."""
-        parts, turns, silent = [], 0, Counter()
+        parts, abouts = [], []
         for folder in folders:
             about = json.loads((folder / 'about.json').read_text(encoding='utf-8'))
+            abouts.append(about)
             kinds = (('ids', about['dtype']), ('mask', np.uint8), ('ends', np.int64))
             parts.append([np.memmap(folder / f'{name}.bin', dtype=dtype, mode='r')
                           for name, dtype in kinds])
-            turns += about['turns']
-            silent.update(about['silent'])
-        return cls(parts, names, ' '.join(folder.name for folder in folders), turns, silent)
+        documents = cls(parts, names, ' '.join(about['sha256'] for about in abouts))
+        for name, about in zip(names, abouts):
+            documents.turns += about['turns']
+            documents.silent.update(about['silent'])
+            if about['without_turn'] and not documents.without_turn:
+                documents.without_turn = f'{name}, row {about["without_turn"]}'
+        return documents
 
     @classmethod
     def of(cls, docs: list) -> 'Documents':
@@ -91,13 +98,15 @@ class Documents:
         return file, i - int(self.first[file])
 
     def where(self, i: int) -> str:
-        """-> 'traces.jsonl:7', for messages"""
+        """-> 'traces.jsonl, row 7', for messages"""
         file, row = self.place(i)
         if self.names[file] is None:
             return f'document {row} (from 0)'
-        return f'{self.names[file]}:{row + 1}'
+        return f'{self.names[file]}, row {row + 1}'
 
     def __getitem__(self, i: int):
+        if i >= len(self):
+            raise IndexError(i)
         file, row = self.place(i)
         ids, mask, ends = self.parts[file]
         span = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
@@ -129,11 +138,16 @@ def tokenise(paths: list, tokenizer, workers=0, spare=None, quiet=False) -> Docu
     ValueError with file and line for a row that is no chat or that the template refuses; OSError
     where the disk is full.
     """
-    made = [made_once(Path(path), tokenizer, workers, spare, quiet) for path in paths]
-    return Documents.mapped(made, [str(path) for path in paths])
+    folders = token_folders(paths, tokenizer, workers, spare, quiet)
+    return Documents.mapped(folders, [str(path) for path in paths])
 
 
-def made_once(path: Path, tokenizer, workers: int, spare, quiet: bool) -> Path:
+def token_folders(paths: list, tokenizer, workers=0, spare=None, quiet=False) -> list[Path]:
+    """The same, but -> the folders of the files, for Documents.mapped"""
+    return [token_folder(Path(path), tokenizer, workers, spare, quiet) for path in paths]
+
+
+def token_folder(path: Path, tokenizer, workers: int, spare, quiet: bool) -> Path:
     """-> the folder with the tokens of one file, written if it is not there"""
     home = home_of(path, spare)
     folder = home / key_of(path, tokenizer)
@@ -191,7 +205,8 @@ def locked(path: Path):
 def write_tokens(path: Path, tokenizer, folder: Path, workers: int, quiet: bool):
     """Tokenises the file into the folder, a few chunks at a time; about.json comes last."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    about = {'documents': 0, 'tokens': 0, 'dtype': dtype.name, 'turns': 0, 'silent': {}}
+    about = {'documents': 0, 'tokens': 0, 'dtype': dtype.name, 'turns': 0, 'without_turn': 0}
+    digests = {name: hashlib.sha256() for name in ('ids', 'mask', 'ends')}
     silent, small = Counter(), path.stat().st_size < SMALL
     workers = 0 if small else workers or os.cpu_count() or 1
     (folder / 'tokenizer.pickle').write_bytes(pickle.dumps(tokenizer))
@@ -212,13 +227,15 @@ def write_tokens(path: Path, tokenizer, folder: Path, workers: int, quiet: bool)
             for (_, lines), part in zip(some, done):
                 if isinstance(part, Exception):
                     raise part
-                ids, mask, lengths, turns, reasons = part
+                ids, mask, lengths, turns, reasons, without = part
                 ends = about['tokens'] + np.cumsum(lengths, dtype=np.int64)
                 for name, array in (('ids', ids), ('mask', mask), ('ends', ends)):
                     files[name].write(array.tobytes())
+                    digests[name].update(array.tobytes())
                 about['documents'] += len(lengths)
                 about['tokens'] += int(lengths.sum())
                 about['turns'] += turns
+                about['without_turn'] = about['without_turn'] or without
                 silent.update(reasons)
                 bar.update(sum(map(len, lines)))
         for file in files.values():
@@ -228,6 +245,8 @@ def write_tokens(path: Path, tokenizer, folder: Path, workers: int, quiet: bool)
         raise ValueError(f'{path}: no rows in it')
     (folder / 'tokenizer.pickle').unlink()
     about['silent'] = dict(silent)
+    whole = b''.join(digest.digest() for digest in digests.values())
+    about['sha256'] = hashlib.sha256(whole).hexdigest()[:32]
     with open(folder / 'about.json', 'w', encoding='utf-8') as file:
         file.write(json.dumps(about, indent=1))
         file.flush()
@@ -255,21 +274,28 @@ def tokenizer_from(pickled: str):
 def encode_chunk(pickled: str, dtype: str, name: str, first: int, lines: list[bytes]):
     """
     Lines of the file `name`, from its line `first` on -> ids [tokens] of `dtype`, mask [tokens]
-    uint8, lengths [lines] int32, the assistant's turns, {why a turn carries no loss: turns}.
+    uint8, lengths [lines] int32, the assistant's turns, {why a turn carries no loss: turns}, the
+    number of the first line without a turn (0: none).
     ValueError with file and line for a row that is none.
     """
     tokenizer = tokenizer_from(pickled)
-    every_ids, every_mask, lengths, turns, silent = [], [], [], 0, Counter()
+    every_ids, every_mask, lengths, silent = [], [], [], Counter()
+    turns = without = 0
     for number, line in enumerate(lines, first):
         try:
             row = parse_row(line, ('messages',))
-            ids, mask, reasons = tokenizer.document(row['messages'])
         except ValueError as error:
             raise ValueError(f'{name}:{number}: {error}') from error
+        try:
+            ids, mask, reasons = tokenizer.document(row['messages'])
+        except ValueError as error:
+            raise ValueError(f'{name}, row {number}: {error}') from error
         every_ids.append(np.array(ids, dtype=dtype))
         every_mask.append(np.array(mask, dtype=np.uint8))
         lengths.append(len(ids))
         turns += len(reasons)
+        if not reasons:
+            without = without or number
         silent.update(reason for reason in reasons if reason is not None)
     ids, mask = np.concatenate(every_ids), np.concatenate(every_mask)
-    return ids, mask, np.array(lengths, dtype=np.int32), turns, dict(silent)
+    return ids, mask, np.array(lengths, dtype=np.int32), turns, dict(silent), without

@@ -1487,5 +1487,5 @@ def test_training_rollouts_evaluation_and_chat_have_one_prompt(tmp_path, monkeyp
         sample_script.main(talk)
     cfg = sft.Config(init_from=str(tmp_path / 'm'), data=[str(tmp_path / 'sft.jsonl')], **here)
     _, trained = sft.load_model(cfg, 'cpu')
-    (ids, mask), = sft.tokenise(cfg, trained)
+    ids, mask = (x.tolist() for x in sft.tokenise(cfg, trained)[0])
     assert len(seen) == 6 and all(ids[:mask.index(1)] == prompt for prompt in seen)
