@@ -1020,8 +1020,8 @@ def _functions(path, module):
         if name == key or key[0] == '_' or not callable(function) or function is globals().get(key):
             continue
         where = f'{path}:{getattr(getattr(function, "__code__", None), "co_firstlineno", 1)}'
-        if name in REWARDS:
-            raise ValueError(f'{where}: {key}: {name!r} is a reward already, choose another name')
+        if name in REWARDS or name in ('worker', 'equal'):     # which FAILURES counts under, too
+            raise ValueError(f'{where}: {key}: the name {name!r} is taken, choose another')
         try:
             inspect.signature(function).bind('response', {})
         except TypeError:

@@ -366,7 +366,8 @@ def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_to
     sampler = Sampler(model, tokenizer.stop_ids, slots, stop_strings=stop, tokenizer=tokenizer, speculate=speculate)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     numbers = list(range(len(rows)))[rank::world]
-    ids, mine = encode_prompts(tokenizer, rows[rank::world], prefill)
+    asked = [{'max_length': max_new_tokens, **row} for row in rows[rank::world]]   # as in grpo.py
+    ids, mine = encode_prompts(tokenizer, asked, prefill)
     bar = tqdm(total=len(ids) * (n + greedy), desc='sampling', disable=not progress, leave=False)
 
     def draw(kind, n, temperature, **how):

@@ -916,7 +916,7 @@ def test_the_script_scores_by_a_reward_file_and_refuses_what_cannot_be_scored(tm
         return sample.main(sample.Config(**{**settings, **changes}))[str(data)]
     try:
         got = evaluate('def coin_reward(response, row):\n    return (row["side"] - 2) / 2\n',
-                       rewards={'coin': 1.0, 'format': 1.0}, best_of={'coin': 1.0})
+                       rewards={'coin': 1.0, 'overlong': 1.0}, best_of={'coin': 1.0})
         assert got['pass1'] == got['best_of2'] == 0.5 and got['accuracy'] == got['coin'] == 0.75
         rewards.EXAMPLES.clear()
         with pytest.raises(ValueError, match=rf"'accuracy' failed on all .*'no' \({mine}"):
