@@ -52,8 +52,8 @@ plot-budget: setup   ## accuracy against tokens spent, before and after RL: make
 # a file is there counts: a copy of $(RUN) has new dates in any order
 # $(call timed,command): run it, and note target, start and end in seconds.txt for the report, after Ctrl-C too; an older report
 # no longer holds
-timed = @mkdir -p $(RUN); $(if $(findstring /control_,$@),,rm -f $(RUN)/report.json;) echo '$(1)'; trap : INT; start=$$(date +%s.%N); $(1); code=$$?; \
-	echo "$@ $$start $$(date +%s.%N)" >> $(RUN)/seconds.txt; exit $$code
+timed = @mkdir -p $(RUN); $(if $(findstring /control_,$@),,rm -f $(RUN)/report.json;) echo '$(1)'; trap : INT; start=$$(date +%s); $(1); code=$$?; \
+	echo "$@ $$start $$(date +%s)" >> $(RUN)/seconds.txt; exit $$code
 
 # The base fills all cores. After it two things run at a time, on half of them each, since sampling rows this small cannot use more: the
 # chain of RL and SFT beside the students and the evaluations of what is finished.

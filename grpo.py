@@ -66,10 +66,10 @@ import rewards
 from data.loader import read_rows
 from model import update_router_bias
 from sample import (Sampler, average, encode_prompts, evaluate, evaluated, fitting, instructed,
-                    score, show_problems, tell_idle, visible)
+                    present, score, show_problems, tell_idle, visible)
 from sft import (Log, Stop, Unsharded, begin, expert_counts, finish, idle_in_training, let_go,
                  load_model, load_tokenizer, make_optimizers, model_config, not_finite,
-                 optimizer_step, peak_memory, peak_tflops, present, resume, router_bias, schedule,
+                 optimizer_step, peak_memory, peak_tflops, resume, router_bias, schedule,
                  shard, start_processes, total)
 
 

@@ -38,7 +38,7 @@ from data.loader import read_rows
 from data.tokenizer import Tokenizer
 from model import Transformer, cast_once
 from rewards import split_response
-from sample import mean_ci, tell_idle, visible
+from sample import mean_ci, present, tell_idle, visible
 
 
 class RewardModel(Transformer):
@@ -275,6 +275,7 @@ def pairs_of(row, tokenizer, prefill, per_prompt, rng):
 
 
 def main(cfg):
+    present(cfg, 'tokenizer')
     rng = random.Random(cfg.seed)
     tokenizer = Tokenizer.from_pretrained(cfg.tokenizer, cfg.chat_template, cfg.template_args)
     rows = [row for path in cfg.samples for row in read_rows(path, require=('prompt', 'samples'))]

@@ -141,6 +141,13 @@ def encode_prompts(tokenizer, rows, prefill=''):
     return ids, out
 
 
+def present(cfg, *keys):
+    """FileNotFoundError where one of the keys names a folder of make r1 that is not there"""
+    for source, key in ((getattr(cfg, key), key) for key in keys):
+        if source and not Path(source).is_dir() and made_by(source):
+            raise missing(source, key)
+
+
 def first_rank():
     return int(os.environ.get('RANK', 0)) == 0
 
@@ -647,8 +654,7 @@ def main(cfg):
     for line in idle(cfg, [(not cfg.out, (*filters, *limits), 'no file is written, set out'),
                            (none, limits, f'set one of {", ".join(filters)} too')]):
         raise ValueError(line)      # the file would hold something else than was asked for
-    if not Path(cfg.checkpoint).is_dir() and made_by(cfg.checkpoint):
-        raise missing(cfg.checkpoint, 'checkpoint')
+    present(cfg, 'checkpoint')
     if cfg.plan:
         return plan.show(cfg, cfg.checkpoint, cfg.plan)
     torch.set_num_threads(cfg.threads)

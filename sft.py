@@ -54,12 +54,11 @@ import kernels
 import plan
 import rewards
 from data.loader import PackedBatches, read_rows
-from data.source import made_by, missing
 from data.tokenizer import Tokenizer
 from data.tokens import Documents, token_folders
 from kernels import cpu, fp8
 from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
-from sample import device_of, evaluate, evaluated, first_rank, fitting, tell_idle, visible
+from sample import device_of, evaluate, evaluated, first_rank, fitting, present, tell_idle, visible
 
 
 @dataclass
@@ -537,13 +536,6 @@ def finish(cfg, model, tokenizer, rank):
                        f'{layer} as UNEXPECTED', sys.stderr)
     if dist.is_initialized():
         dist.barrier()
-
-
-def present(cfg, *keys):
-    """FileNotFoundError where one of the keys names a folder of make r1 that is not there"""
-    for source, key in ((getattr(cfg, key), key) for key in keys):
-        if source and not Path(source).is_dir() and made_by(source):
-            raise missing(source, key)
 
 
 def load_tokenizer(cfg):

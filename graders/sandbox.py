@@ -322,7 +322,7 @@ def _stop(process):
         pass
     try:
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):   # the latter by macOS, where all have ended
         pass
     process.wait()
 
