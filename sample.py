@@ -723,7 +723,10 @@ def main(cfg):
                 print(f'  {name:14s}', ' to '.join(map(show, value)) if isinstance(value, list) else show(value))
     if out:
         write_jsonl(out, written)
-        print(f'{len(written)} rows -> {out}' + ('' if written else ': nothing was good enough for the keep settings'))
+        why = '' if written else ': nothing was good enough for the keep settings'
+        if all(len(rows) <= rank for rows in files.values()):
+            why = ': there are fewer problems than ranks'
+        print(f'{len(written)} rows -> {out}{why}')
         for partial in partials:
             partial.remove()
     if rewards.FAILURES:

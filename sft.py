@@ -20,6 +20,7 @@ Left out: tensor and expert parallelism, validation loss on text (problems are s
 recipe looks at), data streaming (data/tokens.py tokenises all rows before the first step).
 """
 
+import functools
 import json
 import math
 import os
@@ -43,7 +44,7 @@ from configurator import at_least, run  # before torch: says so where it is miss
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
@@ -142,7 +143,8 @@ class Config:
 # ---------------------------------------------------------------------------------------------------------------------
 # processes and devices
 
-PATIENCE = timedelta(hours=2)  # of ranks that wait for one that saves or samples; NCCL's own ten minutes are fewer than a large checkpoint takes
+PATIENCE = timedelta(hours=2)  # of ranks that wait for one that reads, saves or samples
+TOGETHER = timedelta(minutes=10)  # of ranks in the same forward or backward pass: longer is a fault
 
 
 def start_processes(cfg):
@@ -159,14 +161,24 @@ def start_processes(cfg):
     return torch.device(device), rank, world
 
 
+@functools.cache
+def mesh_of(kind, world, shard_ranks):
+    """The ranks as FSDP sees them, in groups of their own: where they gather different layers the
+    run ends after ten minutes (TOGETHER, which is NCCL's own limit too), not after PATIENCE."""
+    if shard_ranks:
+        shape = world // shard_ranks, shard_ranks
+        return init_device_mesh(kind, shape, mesh_dim_names=('copies', 'ranks'))
+    group = dist.new_group(timeout=TOGETHER)
+    return DeviceMesh.from_group(group, kind, mesh_dim_names=('ranks',))
+
+
 def into_units(model, cfg, device):
     """FSDP2: each layer is a unit, the embedding, norm and head another. With `shard_ranks` every so many ranks (a node) share a copy of
     the weights and gradients are averaged over the copies (HSDP); else all ranks share one."""
     world = dist.get_world_size()
     if world % (cfg.shard_ranks or world):
         raise ValueError(f'shard_ranks={cfg.shard_ranks} does not divide {world} ranks')
-    shape = (world // cfg.shard_ranks, cfg.shard_ranks) if cfg.shard_ranks else (world,)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=('copies', 'ranks')[-len(shape):])
+    mesh = mesh_of(device.type, world, cfg.shard_ranks)
     policy = precision(cfg, device)
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -187,7 +199,8 @@ def shard(model, cfg, device):
         if not isinstance(model, FSDPModule):
             into_units(model, cfg, device)
         register_fsdp_forward_method(model, 'logprobs')
-        with torch.no_grad():  # the first unit to run becomes the root: it must be the whole model, not a layer that the sampler calls
+        dist.barrier()         # a rank may have read for long
+        with torch.no_grad():  # the first unit to run becomes the root: it must be the whole model
             blank = torch.zeros(1, 2, dtype=torch.int64, device=device)
             model.logprobs(blank, blank)
     return let_go(model)
@@ -354,6 +367,8 @@ def resume(cfg, model, optimizers):
     for optimizer, groups in zip(optimizers, ours):
         for group, values in zip(optimizer.param_groups, groups):
             group.update(values)
+    if dist.is_initialized():
+        dist.barrier()         # a rank may have read for long
     return state
 
 

@@ -627,17 +627,24 @@ def test_filters_that_filter_nothing_are_refused(flag, said):
 
 def test_ranks_share_the_problems_and_write_one_file_each(tmp_path):
     *_, settings = tiny_checkpoint(tmp_path, rows=5)
+    (path,) = settings['data']
+    single = tmp_path / 'single.jsonl'                       # one rank has no problem of it
+    single.write_text(Path(path).read_text().splitlines(True)[0])
+    settings['data'] = [path, str(single)]
     one = sample.main(sample.Config(**settings, out=str(tmp_path / 'one.jsonl')))
     (tmp_path / 'settings.py').write_text(''.join(f'{key} = {value!r}\n' for key, value in settings.items()))
     subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'sample.py', str(tmp_path / 'settings.py'),
                     f'--out={tmp_path}/two.jsonl', f'--summary={tmp_path}/s.json'], check=True, cwd=Path(__file__).parents[1], timeout=240)
     lines = lambda name: (tmp_path / name).read_text().splitlines()  # noqa: E731
     both = [lines('two-00000-of-00002.jsonl'), lines('two-00001-of-00002.jsonl')]
-    assert [len(x) for x in both] == [3, 2]
+    assert [len(x) for x in both] == [4, 2]
     samples = [json.loads(both[i % 2][i // 2])['samples'] for i in range(5)]
+    samples.append(json.loads(both[0][3])['samples'])
     assert samples == [json.loads(line)['samples'] for line in lines('one.jsonl')]
-    (path,), two = settings['data'], json.loads((tmp_path / 's.json').read_text())
-    assert two[path].items() >= {key: value for key, value in one[path].items() if key != 'drafts_accepted'}.items()
+    two = json.loads((tmp_path / 's.json').read_text())
+    for path in settings['data']:
+        expected = {key: value for key, value in one[path].items() if key != 'drafts_accepted'}
+        assert two[path].items() >= expected.items()
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')

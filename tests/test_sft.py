@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import types
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -445,6 +445,21 @@ def test_in_bf16_fsdp_as_on_gpus_computes_what_one_process_does(toy, tmp_path, r
                  head_dim=16, tie_word_embeddings=True)
     cfg = config(toy, tmp_path / 'a', dtype='bfloat16')
     ranks(2, as_on_gpus, sharded_equals_whole, [TINY, qwen3], cfg)
+
+
+def gathers_alone(cfg):
+    sft.TOGETHER = timedelta(seconds=1)
+    model = Transformer(ModelConfig(vocab_size=64, **TINY))
+    gathered = sft.Unsharded(sft.shard(model, cfg, torch.device('cpu')))
+    if torch.distributed.get_rank() == 1:
+        return time.sleep(3)
+    with pytest.raises(RuntimeError, match='Timed out waiting 1000ms'), gathered:
+        pass
+
+
+def test_a_rank_that_gathers_alone_stops_soon(toy, tmp_path, ranks):
+    """Not after the patience that saving needs."""
+    ranks(2, gathers_alone, config(toy, tmp_path / 'a'))
 
 
 @pytest.mark.slow
