@@ -538,7 +538,7 @@ class Run:
     # ---- steps
 
     def draw(self, logits, noise, made):
-        """logits [rows, V], those of ids without a token become -inf -> tokens, log-probs"""
+        """logits [rows, V], those of ids without a token become -inf -> as `pick`"""
         if self.model.absent is not None:
             logits.index_fill_(1, self.model.absent, float('-inf'))
         u = shift(mix(noise, made), 11).double() / 2**53 if self.how['temperature'] else None
