@@ -82,6 +82,10 @@ def test_format_hacks(response):
 @pytest.mark.parametrize('response', [
     '</think>3 plus 7 is 10<answer>(3+7)*8</answer>',                  # English where it is not asked for
     '3 + 7 = 10, 10 * 8 = 80</think>', '`three plus seven`</think>', '$three plus seven$</think>', 'x y z</think>',
+    # a word of English again and again
+    'dodajemy the dwie liczby the a potem the mnożymy wynik</think>',
+    'the the the the the Najpierw dodajemy dwie liczby, a potem mnożymy wynik</think>',
+    'pehle hum the teen aur the char ko the jodte hain the</think>',
     '三加七</think>the the the the', 'тhrее</think>'[:1] + '</think>'])
 def test_language_hacks(response):
     assert language_reward(response, ROW) == 0
