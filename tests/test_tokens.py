@@ -198,14 +198,12 @@ MEMORY = """
 import sys
 from pathlib import Path
 from data.loader import PackedBatches
-from data.tokens import tokenise
-from data.tokenizer import Tokenizer
+from data.tokens import Documents
 def own():
     lines = Path('/proc/self/smaps_rollup').read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith('Anonymous')) * 1024
-tokenizer = Tokenizer.from_words(['aaaa'], ['<|user|>', '<|assistant|>', '<|end|>'])
 before = own()
-batches = PackedBatches(tokenise([sys.argv[1]], tokenizer, workers=2, quiet=True), 8, 2048)
+batches = PackedBatches(Documents.mapped([Path(sys.argv[1])], ['a.jsonl']), 8, 2048)
 next(batches)
 print((own() - before) / batches.docs.tokens)
 """
@@ -213,10 +211,12 @@ print((own() - before) / batches.docs.tokens)
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='reads /proc')
 def test_a_rank_keeps_less_than_a_byte_a_token(tmp_path):
-    row = json.dumps({'messages': [{'role': 'user', 'content': 'aaaa' * 20},
-                                   {'role': 'assistant', 'content': 'aaaa' * 180}]}) + '\n'
-    (tmp_path / 'a.jsonl').write_text(row * 5_000)   # a million tokens
-    command = [sys.executable, '-c', MEMORY, str(tmp_path / 'a.jsonl')]
-    tokens.tokenise([tmp_path / 'a.jsonl'], Tokenizer.from_words(['aaaa'], SPECIALS), quiet=True)
+    documents, length = 100_000, 100   # ten million tokens
+    np.zeros(documents * length, dtype=np.uint16).tofile(tmp_path / 'ids.bin')
+    np.ones(documents * length, dtype=np.uint8).tofile(tmp_path / 'mask.bin')
+    (length * np.arange(1, documents + 1, dtype=np.int64)).tofile(tmp_path / 'ends.bin')
+    about = {'dtype': 'uint16', 'turns': documents, 'silent': {}, 'without_turn': 0, 'sha256': ''}
+    (tmp_path / 'about.json').write_text(json.dumps(about))
+    command = [sys.executable, '-c', MEMORY, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     assert float(done.stdout) < 1
