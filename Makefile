@@ -13,7 +13,6 @@ SEED ?= 1
 
 .PHONY: setup test test-slow kernels bench bench-gpu plot plot-budget r1 stages controls
 .DELETE_ON_ERROR:
-.SECONDARY:
 
 setup: .venv/stamp   ## the virtual environment .venv, with what running needs
 

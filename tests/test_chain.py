@@ -109,32 +109,34 @@ def test_make_skips_what_is_done(run):
 
 
 def stages_left(folder):
-    """The commands that make would run for the report of the chain in `folder`, by their stage."""
-    made = subprocess.run(['make', '-n', f'RUN={folder}', f'{folder}/report.json'], cwd=ROOT,
-                          check=True, capture_output=True, text=True).stdout
-    return re.findall(r"echo '\S+ (\S+\.py (?:config/r1/\w+\.py|--\w+))", made)
-
-
-def test_a_copy_with_dates_in_any_order_runs_nothing_again(run, tmp_path):
+    """The commands that make would run for the report in `folder`, and their targets."""
     if not shutil.which('make'):
         pytest.skip('no make')
-    copy = tmp_path / 'r1'
-    shutil.copytree(run, copy, copy_function=shutil.copy)        # as cp -r: without dates
-    (copy / 'report.json').touch()
-    for age, path in enumerate(sorted(copy.rglob('*'), key=os.path.getmtime)):
-        os.utime(path, (1e9 - age, 1e9 - age))                   # what was made last is the oldest
-    assert stages_left(copy) == []
+    made = subprocess.run(['make', '-n', f'RUN={folder}', f'{folder}/report.json'], cwd=ROOT,
+                          check=True, capture_output=True, text=True).stdout
+    commands = re.findall(r"echo '\S+ (\S+\.py (?:config/r1/\w+\.py|--\w+))", made)
+    return commands, re.findall(r'echo "(\S+) \$start', made)
+
+
+def test_a_copy_with_dates_in_any_order_runs_nothing_again_but_what_is_missing(tmp_path):
+    for target in [*stages_left(tmp_path / 'r1')[1], tmp_path / 'r1' / 'report.json']:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).touch()
+    copy = tmp_path / 'copy'
+    shutil.copytree(tmp_path / 'r1', copy, copy_function=shutil.copy)        # cp -r: without dates
+    for age, path in enumerate(sorted(copy.rglob('*'))):
+        os.utime(path, (1e9 - age * 7919 % 1000, 1e9 - age * 7919 % 1000))
+    assert stages_left(copy) == ([], [])
     (copy / 'zero' / 'config.json').unlink()
     (copy / 'final' / 'eval.json').unlink()
-    assert stages_left(copy) == ['grpo.py config/r1/zero.py', 'sample.py config/r1/eval.py']
+    assert stages_left(copy)[0] == ['grpo.py config/r1/zero.py', 'sample.py config/r1/eval.py']
 
 
 def test_make_runs_every_stage_of_a_new_run_once_and_in_order(tmp_path):
-    if not shutil.which('make'):
-        pytest.skip('no make')
-    left = stages_left(tmp_path / 'new')
+    left, _ = stages_left(tmp_path / 'new')
     trained = [re.search(r'(\w+)\.py$', stage)[1] for stage in left if re.match('sft|grpo', stage)]
-    assert sorted(trained) == sorted([*report.STAGES, 'reward']) and len(left) == len(trained) + 17
+    assert sorted(trained) == sorted([*report.STAGES, 'reward', 'student_base'])
+    assert len(left) == len(trained) + 17           # data, samples, pairs, evaluations
     at = {name: trained.index(name) for name in trained}
     chain = ['base', 'zero', 'cold', 'rl', 'reject', 'reward', 'final', 'distill']
     assert [at[name] for name in chain] == sorted(at[name] for name in chain)
