@@ -278,7 +278,7 @@ NEGATIVE = set(  # the number lies on the other side of nought from where it wou
     'anti-clockwise decrease decreased decline drop downward downwards underwater underground '
     'backward backwards behind bc bce b.c b.c.e overdrawn 亏损 亏 以前 之前 以下'.split())
 PHRASES = [(re.compile(pattern), word) for pattern, word in (
-    (r'(?i)\bper ?(?:mille?|thousand)\b', '‰'), (r'(?i)\bper cent\b', 'percent'),
+    (r'(?i)\bper ?(?:mille?|thousand)\b', '‰'), (r'(?i)\bper (?:cent|hundred)\b', 'percent'),
     (r'(?i)\bparts per million\b', 'ppm'), (r'(?i)\bparts per billion\b', 'ppb'),
     (r'(?i)\bbasis points?\b', 'bps-of-interest'), (r"(?i)\bbaker['’]?s dozens?\b", 'thirteen'),
     (r'(?i)\b(nautical) (mile)s?\b', 'nautical-mile'), (r'(?i)\blight years?\b', 'light-year'),
@@ -374,7 +374,7 @@ def _integer(words):
 
 class Words(NamedTuple):
     """scale, power: the value is (sign * scale * number) ** power; units: {unit: power}; nouns: in
-    the singular; sure: it can be no product of variables, as '5 N' and '3 mg' can."""
+    the singular; sure: they can be no product of variables, as '5 N' and '3 mg' can."""
     scale: Fraction
     power: int
     units: dict
@@ -419,66 +419,55 @@ def split(text, upright=frozenset(), functions=frozenset()):
 
 
 def _words(pieces, glued, upright, functions):
+    """The pieces after a number, without spaces, as Words; None where they say something else.
+    glued: the first stands right after the number."""
     scale, power, units, nouns, sure = Fraction(1), 1, Counter(), set(), False
-    sign, square, last = 1, 0, None
+    sign, square, last = 1, 0, None  # of the next unit; the unit that a power belongs to
     pieces = [(kind, part) for kind, piece in pieces
               for part in (_segments(piece) if kind == 'word' else [piece])]
     if len(pieces) > 16:
         return None
     for i, (kind, piece) in enumerate(pieces):
+        word = piece.strip(".-'’")
+        lower = word.casefold()
+        stem = _stem(lower)
         if kind == 'op':
             sign = -1 if piece == '/' else sign
             if piece == '*' and not last:
                 return None
             continue
-        if kind == 'power':
+        if kind == 'power' or lower in POWERS and last:
             if last is None:
                 return None
-            units[last] += (int(piece.strip('^{} ')) - 1) * (1 if units[last] > 0 else -1)
+            n = POWERS[lower] if kind == 'word' else int(piece.strip('^{} '))
+            units[last] += (n - 1) * (1 if units[last] > 0 else -1)
             last = None
             continue
-        word = piece.strip(".-'’")
-        lower = word.casefold()
-        stem = _stem(lower)
-        alone = i == 0 and len(pieces) == 1
         if not word:
             continue
         if lower in UNCLEAR or word in functions:
             return None
-        if lower in ('per', 'each', 'every', '每'):
-            sign = -1
-            continue
-        short = len(word) < 4 and word.isascii() and word.isalpha()
         known = SPELLINGS.get(word)
         if not known and (len(word) > 2 or lower in GLUED and (word in upright or not glued)):
             known = SPELLINGS.get(lower) or SPELLINGS.get(stem) or SPELLINGS.get(lower.rstrip('s'))
-        if short and word not in upright:
-            if len(word) == 1 and word not in LONE or glued and i == 0 and (
-                    len(word) == 1 and alone or word.islower() and len(word) > 1
-                    and word not in GLUED or len(word) == 2 and word.isupper()):
-                return None  # 2x, 5A, 2cd, 2AM
-            if not known and stem not in SCALES and lower not in SQUARES and lower != 'old' \
-                    and word not in IRREGULAR and lower not in NEGATIVE:
-                return None  # 2ab
-        elif short and len(word) == 1 and not known:
+        short = len(word) < 4 and word.isascii() and word.isalpha()
+        if short and _may_be_variables(word, stem, known, upright, glued and i == 0,
+                                       len(pieces) == 1):
             return None
-        else:
-            sure = sure or not short or len(word) > 1
-        follows = any(kind == 'word' for kind, _ in pieces[i + 1:])
-        if lower in SQUARES and (follows or lower in ('square', 'cubic')):
+        sure = sure or not short or word in upright and len(word) > 1
+        if lower in ('per', 'each', 'every', '每'):
+            sign = -1
+        elif lower in SQUARES and (lower in ('square', 'cubic') or
+                                   any(kind == 'word' for kind, _ in pieces[i + 1:])):
             square = SQUARES[lower]
         elif lower in POWERS:
-            if last is None:
-                power *= POWERS[lower]
-            else:
-                units[last] += (POWERS[lower] - 1) * (1 if units[last] > 0 else -1)
-        elif known and not (stem in SCALES and stem not in SPELLINGS):
+            power *= POWERS[lower]
+        elif known:
             if known not in MONEY or not units[known]:  # $5 dollars
                 units[known] += sign * (square or 1)
             last, square, sign = known, 0, 1
-            sure = sure or lower in ('°', '%')
         elif (factor := _scale(stem)) is not None:
-            scale *= factor
+            scale *= factor ** sign
         else:
             if lower in NEGATIVE:
                 scale = -scale
@@ -487,6 +476,18 @@ def _words(pieces, glued, upright, functions):
     if square or len(nouns) > 6:
         return None
     return Words(scale, power, {unit: n for unit, n in units.items() if n}, frozenset(nouns), sure)
+
+
+def _may_be_variables(word, stem, known, upright, glued, alone):
+    """Is a run of up to three letters rather a product? 2x, 5A, 2ab, 2cd, 2AM; not 5 m, 5cm."""
+    if word in upright:
+        return len(word) == 1 and not known
+    if len(word) == 1:
+        return word not in LONE or glued and alone
+    if glued and (word.islower() and word not in GLUED or len(word) == 2 and word.isupper()):
+        return True
+    return not (known or stem in SCALES or stem in SQUARES or stem in NEGATIVE or
+                word in IRREGULAR or stem in ('old', 'per'))
 
 
 def _scale(stem):

@@ -695,6 +695,8 @@ CAB | BAC
 5 | 5 grand
 5 | 5 factorial
 5 | 5 doubled
+5 dollars | 5 dollars per dozen
+5 | 5 per hundred thousand
 5 | 5 \text{ at least}
 5 at least | 5 at most
 5 | 5th
