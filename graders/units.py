@@ -277,6 +277,11 @@ NEGATIVE = set(  # the number lies on the other side of nought from where it wou
     'westwards south southward southwards counterclockwise counter-clockwise anticlockwise '
     'anti-clockwise decrease decreased decline drop downward downwards underwater underground '
     'backward backwards behind bc bce b.c b.c.e overdrawn 亏损 亏 以前 之前 以下'.split())
+NEUTRAL = NEGATIVE | set(  # may stand on one side alone
+    'old long tall wide high deep thick away apart left remaining total altogether more extra '
+    'distinct different possible exactly only whole exact profit gain increase surplus above later '
+    'after ahead north east clockwise up upward forward positive zero sea level ground freezing '
+    'point'.split())
 PHRASES = [(re.compile(pattern), word) for pattern, word in (
     (r'(?i)\bper ?(?:mille?|thousand)\b', '‰'), (r'(?i)\bper (?:cent|hundred)\b', 'percent'),
     (r'(?i)\bparts per million\b', 'ppm'), (r'(?i)\bparts per billion\b', 'ppb'),
@@ -378,7 +383,7 @@ class Words(NamedTuple):
     scale: Fraction
     power: int
     units: dict
-    nouns: frozenset
+    nouns: tuple
     sure: bool
 
 
@@ -421,7 +426,7 @@ def split(text, upright=frozenset(), functions=frozenset()):
 def _words(pieces, glued, upright, functions):
     """The pieces after a number, without spaces, as Words; None where they say something else.
     glued: the first stands right after the number."""
-    scale, power, units, nouns, sure = Fraction(1), 1, Counter(), set(), False
+    scale, power, units, nouns, sure = Fraction(1), 1, Counter(), [], False
     sign, square, last = 1, 0, None  # of the next unit; the unit that a power belongs to
     pieces = [(kind, part) for kind, piece in pieces
               for part in (_segments(piece) if kind == 'word' else [piece])]
@@ -471,11 +476,11 @@ def _words(pieces, glued, upright, functions):
         else:
             if lower in NEGATIVE:
                 scale = -scale
-            nouns.add('/' * (sign < 0) + stem)
+            nouns.append('/' * (sign < 0) + stem)
             last, sign, sure = None, 1, True
     if square or len(nouns) > 6:
         return None
-    return Words(scale, power, {unit: n for unit, n in units.items() if n}, frozenset(nouns), sure)
+    return Words(scale, power, {unit: n for unit, n in units.items() if n}, tuple(nouns), sure)
 
 
 def _may_be_variables(word, stem, known, upright, glued, alone):
@@ -528,7 +533,7 @@ def factors(g, p):
     pi ** pi do, by any of these. [] where the two are of different things."""
     if not (g and p) or not (g.units or g.nouns) or not (p.units or p.nouns):
         return [(Fraction(1), Fraction(1), 0)]
-    if bool(g.units) != bool(p.units) or not (g.nouns <= p.nouns or g.nouns >= p.nouns) or \
+    if bool(g.units) != bool(p.units) or not _same_nouns(g.nouns, p.nouns) or \
             not g.units and not (g.nouns and p.nouns):
         return []
     if g.units == p.units:
@@ -543,6 +548,13 @@ def factors(g, p):
             if pi or 'π' in one:
                 other['π'] = pi + one.get('π', 0)
     return found
+
+
+def _same_nouns(g, p):
+    """The same words, or some that only describe them more: 5 (red) balls, 9 years (old); but
+    5 apples are no 5 apple trees."""
+    few, many = sorted((g, p), key=len)
+    return {*few} <= {*many} and ({*many} - {*few} <= NEUTRAL or few[-1:] == many[-1:] != ())
 
 
 def _measures(units):

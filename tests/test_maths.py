@@ -988,6 +988,75 @@ x\ne0 | \text{all real numbers except } 1
 8 m/s | 8\,\mathrm{m\,s^{-2}}
 5 Hz | 5 s
 42 | 41.7 \approx 41
+5 | 5 to the fourth power
+5 | 5 raised to the third
+5 | five squared
+25 | five cubed
+5 | half of 5
+5 | twice 5
+5 | 5 doz
+5 | 5 thousand
+5 | 5 lac
+5 | 5 k
+5 | 5k
+5 K | 5 k
+3 | 3/4 of
+5 | 5 half
+5 | 5 and a half
+5 | 5½
+5 | 5 fifths
+5 | 5 nanoseconds ago
+5 apples | 5 apple trees
+10 apples | 10 pears
+5 dollar bills | 5 dollars
+5 light years | 5 years
+5 square miles | 5 miles
+5 mph | 5 km/h
+5 MHz | 5 GHz
+5 mA | 5 A
+5\text{ mg} | 5\text{ g}
+5\text{ kcal} | 5\text{ cal}
+5 Wh | 5 W
+5 atm | 5 psi
+5 carats | 5 grams
+5 tbsp | 5 tsp
+5 stone | 5 pounds
+5 fathoms | 5 feet
+5 leagues | 5 miles
+5 quarts | 5 pints
+5 pounds | 5 dollars
+5 yen | 5 yuan
+5 pesos | 5 dollars
+5 rupees | 5 dollars
+5 francs | 5 marks
+5 chickens | 5 rabbits
+5 heads | 5 tails
+5 heads | 5 legs
+3 men | 3 women
+5 adults | 5 children
+5 rows | 5 columns
+5 edges | 5 vertices
+5 wins | 5 losses
+3 boys and 2 girls | 2 boys and 3 girls
+5 minutes early | 5 minutes late
+5 minutes before noon | 5 minutes after noon
+5 m to the left | 5 m to the right
+\$5 debt | \$5 credit
+\$50 discount | \$50 surcharge
+5 feet below sea level | 5 feet above sea level
+5 steps forward | 5 steps backward
+30^\circ \text{N} | 30^\circ \text{S}
+30^\circ N | 30^\circ S
+30° east | 30° west
+N 30° E | N 30° W
+5 km NE | 5 km SW
+5 steps up | 5 steps down
+-5 °C | 5 °C
+12 AM | 12 PM
+10:30 AM | 10:30 PM
+5 in the morning | 5 in the evening
+5 \times 10^3 | 5 \times 10^4
+45^\circ \text{ CW} | 45^\circ\text{ CCW}
 '''
 
 # The same where order does not matter, units that convert, spellings of other countries and books.
@@ -1353,6 +1422,12 @@ x \ge 0 | \text{all nonnegative real numbers}
 8 m/s | 8\ \text{m/s}
 8\text{ kg m}^2 | 8\,\mathrm{kg\cdot m^2}
 1.60\times10^{-19} C | 1.6\times10^{-19}\,\mathrm{C}
+7 \text{ distinct integers} | 7 integers
+14 \text{ right triangles} | 14 triangles
+5 red balls | 5
+9 years old | 9 years
+\$20 | 20 dollars profit
+-10 degrees | 10 degrees below zero
 '''
 
 
