@@ -1424,7 +1424,7 @@ x \ge 0 | \text{all nonnegative real numbers}
 1.60\times10^{-19} C | 1.6\times10^{-19}\,\mathrm{C}
 7 \text{ distinct integers} | 7 integers
 14 \text{ right triangles} | 14 triangles
-5 red balls | 5
+5\text{ red balls} | 5
 9 years old | 9 years
 \$20 | 20 dollars profit
 -10 degrees | 10 degrees below zero
