@@ -603,7 +603,8 @@ def tokenise(cfg, tokenizer, context=math.inf):
             f'{docs.where(first)}: {docs.lengths[first]} tokens are more than the {context} of the '
             'model (max_position_embeddings): leave the row out, or lengthen the context: '
             "model={'max_position_embeddings': ...}, and the rope_theta or rope_scaling")
-    tell_long(cfg, docs, long)
+    named = [(docs.where(i), int(docs.lengths[i])) for i in np.flatnonzero(long)]
+    tell_long(cfg, named, len(docs) - len(named))
     docs.keep(~long)
     if not everything:
         learnt = docs.learnt() > 0
@@ -651,21 +652,19 @@ def tell_silent(cfg, tokenizer, turns, silent, left_out):
         print(*told, sep='\n', file=sys.stderr)
 
 
-def tell_long(cfg, docs, long):
-    """long [documents] bool: which do not fit. ValueError names the first of them, or where
-    cfg.long_rows is 'drop' a line on stderr does."""
-    if not long.any():
+def tell_long(cfg, long, others):
+    """long: [(file and row, tokens)] of the rows that do not fit, beside so many others. ValueError
+    names the first of them, or where cfg.long_rows is 'drop' a line on stderr does."""
+    if not long:
         return
-    first, count = int(np.flatnonzero(long)[0]), int(long.sum())
-    size, others = int(docs.lengths[first]), len(docs) - count
-    room = f'row_len={cfg.row_len}' if size > cfg.row_len else 'max_position_embeddings'
-    told = f'{docs.where(first)}: {size} tokens do not fit {room}'
-    counted = f'{count} of {len(docs)} rows are too long'
+    (where, tokens), count = long[0], f'{len(long)} of {len(long) + others} rows are too long'
+    room = f'row_len={cfg.row_len}' if tokens > cfg.row_len else 'max_position_embeddings'
+    told = f'{where}: {tokens} tokens do not fit {room}'
     if cfg.long_rows == 'error' or not others:
         way = ", or set long_rows='drop'" if others and cfg.long_rows == 'error' else ''
-        raise ValueError(f'{told} ({counted}): raise that{way}')
+        raise ValueError(f'{told} ({count}): raise that{way}')
     if first_rank():
-        print(f'{told}; {counted} and dropped', file=sys.stderr)
+        print(f'{told}; {count} and dropped', file=sys.stderr)
 
 
 def eval_problems(cfg, tokenizer, device):
