@@ -427,7 +427,7 @@ def _words(pieces, glued, upright, functions):
     """The pieces after a number, without spaces, as Words; None where they say something else.
     glued: the first stands right after the number."""
     scale, power, units, nouns, sure = Fraction(1), 1, Counter(), [], False
-    sign, square, last = 1, 0, None  # of the next unit; the unit that a power belongs to
+    sign, square, last, of = 1, 0, None, ''  # of the next unit; the unit that a power belongs to
     pieces = [(kind, part) for kind, piece in pieces
               for part in (_segments(piece) if kind == 'word' else [piece])]
     if len(pieces) > 16:
@@ -450,6 +450,9 @@ def _words(pieces, glued, upright, functions):
             continue
         if not word:
             continue
+        if lower == 'of' and i and (units or nouns) and not of:
+            of = 'of '  # cups of milk, slices of pizza
+            continue
         if lower in UNCLEAR or word in functions:
             return None
         known = SPELLINGS.get(word)
@@ -467,7 +470,7 @@ def _words(pieces, glued, upright, functions):
             square = SQUARES[lower]
         elif lower in POWERS:
             power *= POWERS[lower]
-        elif known:
+        elif known and not of:
             if known not in MONEY or not units[known]:  # $5 dollars
                 units[known] += sign * (square or 1)
             last, square, sign = known, 0, 1
@@ -476,7 +479,7 @@ def _words(pieces, glued, upright, functions):
         else:
             if lower in NEGATIVE:
                 scale = -scale
-            nouns.append('/' * (sign < 0) + stem)
+            nouns.append(of + '/' * (sign < 0) + stem)
             last, sign, sure = None, 1, True
     if square or len(nouns) > 6:
         return None
@@ -551,9 +554,11 @@ def factors(g, p):
 
 
 def _same_nouns(g, p):
-    """The same words, or some that only describe them more: 5 (red) balls, 9 years (old); but
-    5 apples are no 5 apple trees."""
-    few, many = sorted((g, p), key=len)
+    """The same words, or some that only describe them more: 5 (red) balls, 9 years (old); 5 cups
+    (of milk); but 5 apples are no 5 apple trees."""
+    if all(word[:3] != 'of ' for word in g) or all(word[:3] != 'of ' for word in p):
+        g, p = ([word for word in words if word[:3] != 'of '] for words in (g, p))
+    few, many = sorted((tuple(g), tuple(p)), key=len)
     return {*few} <= {*many} and ({*many} - {*few} <= NEUTRAL or few[-1:] == many[-1:] != ())
 
 

@@ -1007,6 +1007,10 @@ x\ne0 | \text{all real numbers except } 1
 5 | 5 fifths
 5 | 5 nanoseconds ago
 5 apples | 5 apple trees
+5 cups of milk | 5 cups of water
+5 cups of milk | 5 liters of milk
+5 | 5 of them
+5 tenths of a mile | 5 miles
 10 apples | 10 pears
 5 dollar bills | 5 dollars
 5 light years | 5 years
@@ -1426,6 +1430,9 @@ x \ge 0 | \text{all nonnegative real numbers}
 14 \text{ right triangles} | 14 triangles
 5\text{ red balls} | 5
 9 years old | 9 years
+5 cups of milk | 5 cups
+20 | 20 \text{ cups of feed}
+8 slices of pizza | 8
 \$20 | 20 dollars profit
 -10 degrees | 10 degrees below zero
 '''
