@@ -181,6 +181,9 @@ do = {'name': find, 'call': lambda f, *args, **named: f(*args, **named), 'getatt
       'setattr': setattr, 'getitem': operator.getitem, 'len': len, 'next': next, 'list': list}
 try:
     exec(compile(source, 'program', 'exec'), module.__dict__)
+except SystemExit as end:  # a program that ends well has its functions still
+    if end.code is not None and end.code != 0:
+        os._exit(1)
 except BaseException:
     os._exit(1)
 for line in incoming:

@@ -456,6 +456,15 @@ def test_exit_and_quit_end_a_program_as_in_python(program, score):
 
 
 @needs_sandbox
+@pytest.mark.parametrize('end, score', [('exit()', 1), ('quit(0)', 1), ('exit(1)', 0),
+                                        ('import sys\nsys.exit()', 1), ('exit("no")', 0),
+                                        ('raise KeyError', 0)])
+def test_functions_of_a_program_that_ends_well_are_there(end, score):
+    program = f'def f(x):\n    return x + 1\n{end}'
+    assert graded(program, asserts=['assert f(1) == 2'], entry_point='f') == score
+
+
+@needs_sandbox
 def test_other_builtins_of_site_are_there():
     program = 'help, copyright, credits, license\nprint(help(abs) is None)'
     assert sandbox.run(program).stdout.endswith('True\n')
