@@ -35,6 +35,7 @@ from torch import nn
 
 import checkpoint
 from data.loader import read_rows
+from data.source import at_row
 from data.tokenizer import Tokenizer
 from model import Transformer, cast_once
 from rewards import split_response
@@ -97,7 +98,9 @@ def read_pairs(path, tokenizer, judged, row_len, context=math.inf, long=None):
                 raise ValueError(f'{where}: "{side}" must be a list of messages that ends with the assistant\'s')
         if row['chosen'][:-1] != row['rejected'][:-1]:
             raise ValueError(f'{where}: chosen and rejected must answer the same conversation')
-        pair = tuple(conversation(tokenizer, row[side], judged) for side in ('chosen', 'rejected'))
+        with at_row(path, number):
+            pair = tuple(conversation(tokenizer, row[side], judged)
+                         for side in ('chosen', 'rejected'))
         length = max(map(len, pair))
         if length <= min(row_len, context):
             pairs.append(pair)
@@ -275,6 +278,9 @@ def pairs_of(row, tokenizer, prefill, per_prompt, rng):
 
 
 def main(cfg):
+    if not cfg.samples or not cfg.tokenizer:
+        raise ValueError('set samples (files of sample.py --out) and tokenizer (the checkpoint '
+                         'that they were sampled with)')
     present(cfg, 'tokenizer')
     rng = random.Random(cfg.seed)
     tokenizer = Tokenizer.from_pretrained(cfg.tokenizer, cfg.chat_template, cfg.template_args)

@@ -41,7 +41,7 @@ import rewards
 from data import teacher
 from data.countdown.prepare import solve
 from data.loader import read_rows
-from data.source import chat_of, made_by, missing
+from data.source import at_row, chat_of, made_by, missing
 from data.tokenizer import Tokenizer
 from decode import Completion, Sampler
 from kernels import cpu
@@ -156,11 +156,13 @@ def fitting(tokenizer, path, rows, context, new, prefill='', long='error', key='
             switch='long_prompts'):
     """-> numbers, from 0, of the rows whose prompts leave room for `new` tokens in the context.
     ValueError names file, row and tokens of one that does not; with long='drop' they are told and
-    left out, and only where none is left that is an error. key, switch: the settings that `new`
-    and `long` come from."""
+    left out, and only where none is left that is an error; and the row that the template refuses.
+    key, switch: the settings that `new` and `long` come from."""
     added, lengths = len(tokenizer.encode_assistant(prefill)), []
-    for row in tqdm(rows, desc=f'measuring {path}', delay=3, leave=False, disable=not first_rank()):
-        ids, _ = tokenizer.apply_chat_template(chat_of(row, 'prompt'), add_generation_prompt=True)
+    bar = tqdm(rows, desc=f'measuring {path}', delay=3, leave=False, disable=not first_rank())
+    for number, row in enumerate(bar, 1):
+        with at_row(path, number):
+            ids, _ = tokenizer.apply_chat_template(chat_of(row, 'prompt'), True)
         lengths.append(len(ids) + added)
     kept = [i for i, length in enumerate(lengths) if length + new <= context]
     if len(kept) < len(rows):
@@ -244,8 +246,9 @@ def show_problems(tokenizer, files, cfg, weights):
     """Prints the first cfg.show prompts of each file, their lengths, and what the row's own answer
     would be rewarded with. files: {path: rows}"""
     for path, rows in files.items():
-        ids, rows = encode_prompts(tokenizer, rows[:cfg.show], cfg.prefill)
-        for number, (prompt, row) in enumerate(zip(ids, rows), 1):
+        for number, row in enumerate(rows[:cfg.show], 1):
+            with at_row(path, number):
+                (prompt,), (row,) = encode_prompts(tokenizer, [row], cfg.prefill)
             print(f'{path}, row {number}, task {row["task"]}: {len(prompt)} tokens')
             print(textwrap.indent(visible(tokenizer, prompt), '    ', bool))
             if (response := own_answer(row)) is None:

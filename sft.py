@@ -55,6 +55,7 @@ import kernels
 import plan
 import rewards
 from data.loader import PackedBatches, read_rows
+from data.source import at_row
 from data.tokenizer import Tokenizer
 from data.tokens import Documents, token_folders
 from kernels import cpu, fp8
@@ -686,7 +687,8 @@ def show_rows(cfg, tokenizer):
     """Prints the first cfg.show rows of each file of data: what is context and what carries loss"""
     for path in cfg.data:
         for number, row in enumerate(read_rows(path, require=('messages',))[:cfg.show], 1):
-            ids, mask = tokenizer.apply_chat_template(row['messages'])
+            with at_row(path, number):
+                ids, mask = tokenizer.apply_chat_template(row['messages'])
             mask = [1] * len(ids) if cfg.loss_on == 'all' else mask
             print(f'{path}, row {number}: {len(ids)} tokens, {sum(mask)} with loss')
             for learnt, run in groupby(zip(mask, ids), itemgetter(0)):

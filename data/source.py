@@ -8,6 +8,7 @@ Rows as other projects publish them, in; rows as the scripts here read them, out
 read() knows .jsonl, .json (a list, a dict of rows by id, or one object a line), .csv and .parquet, each also .gz but the last.
 """
 import codecs
+import contextlib
 import csv
 import fnmatch
 import gzip
@@ -53,6 +54,15 @@ def missing(path, key: str = '') -> FileNotFoundError:
     command, other = made_by(path), f'set {key}' if key else ''
     todo = ', or '.join(filter(None, (f'run {command}' if command else '', other)))
     return FileNotFoundError(f'{path} does not exist' + (f': {todo}' if todo else ''))
+
+
+@contextlib.contextmanager
+def at_row(path, number):
+    """A ValueError raised within names the file and the row, counted from 1."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'{path}, row {number}: {error}') from error
 
 
 class Skip(Exception):

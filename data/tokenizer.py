@@ -364,9 +364,12 @@ class Tokenizer:
         return prompt, added[tag.start() :] if tag else ""
 
     def _around(self, messages: list[dict], k: int, kwargs: dict) -> tuple[str, str]:
-        """What the template puts before and after the content of message k, the assistant's."""
+        """What the template puts before and after the content of message k, the assistant's; all
+        of it and nothing where that calls tools and its content is not shown."""
         messages = [*messages[:k], {**messages[k], "content": _HOLE}, *messages[k + 1 :]]
         shown = self._render(messages, False, kwargs).split(_HOLE)
+        if len(shown) == 1 and messages[k].get("tool_calls"):
+            return shown[0], ""
         if len(shown) != 2:
             raise ValueError(f"the chat template shows the assistant's content {len(shown) - 1} times instead of once")
         return shown[0], shown[1]
@@ -385,17 +388,22 @@ class Tokenizer:
         message, the assistant's, and None, or why that is no example of what is sampled. `final`:
         nothing follows it."""
         *before, last = messages
-        (start, tail), body = self._around(messages, len(before), kwargs), last["content"]
-        whole, end = self._render(messages, False, kwargs), self._end_of_turn(tail)
+        whole, body = self._render(messages, False, kwargs), last["content"]
+        start, tail = self._around(messages, len(before), kwargs)
+        shown, end = whole.removesuffix(tail), self._end_of_turn(tail)
         try:
             prompt, prefill = self._prompt(before, kwargs)
         except ValueError:  # a conversation that the assistant begins: nothing is sampled so
             prompt, prefill = start, ""
-        if not whole.endswith(tail) and whole.startswith(prompt):  # it depends on the content
-            rest = whole[len(prompt) :]
+        hidden = start == whole  # of a call of tools Llama's template shows no content
+        bare = not body.strip() and not shown.startswith(start)  # others no line before it
+        if (hidden or bare or not whole.endswith(tail)) and whole.startswith(prompt):
+            rest = whole[len(prompt) :]  # it depends on the content
             end = self._end_of_turn(rest)
             return prompt, end or rest, rest.removeprefix(end or rest), None
-        shown, tag, after = whole.removesuffix(tail), prefill.rstrip(), tail.removeprefix(end)
+        if hidden or bare:
+            return whole, "", "", f"they do not begin as the generation prompt ends ({prefill!r})"
+        tag, after = prefill.rstrip(), tail.removeprefix(end)
         kept = shown.startswith(prompt) and shown[len(prompt) :].strip() == body.strip()
         begun = bool(tag) and body.lstrip().startswith(tag)
         if kept:
@@ -422,12 +430,15 @@ class Tokenizer:
         """(what stands before, what the assistant writes) of message k where it stands in `text`,
         and None, or why that is no example to train on."""
         (start, tail), body = self._around(messages, k, kwargs), messages[k]["content"]
-        whole, written, end = self._render(messages, False, kwargs), "", self._end_of_turn(tail)
+        whole, written = self._render(messages, False, kwargs), ""
+        if not body.strip():  # a call of tools may begin otherwise without text before it
+            tail = whole.removeprefix(start)
+        end = self._end_of_turn(tail)
         if whole.startswith(start) and whole.endswith(tail):
             written = whole[len(start) : len(whole) - len(tail)]
         said = _EMPTY.sub("", body, 1) if _EMPTY.match(body) else body
         same = written.strip() in (body.strip(), said.strip())
-        if same and text.startswith(start + written + end):
+        if same and start != whole and text.startswith(start + written + end):
             return start, written + end, None
         dropped = "</think>" in body and "</think>" not in written
         what = "drops their reasoning from" if dropped else "changes their text in"

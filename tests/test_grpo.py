@@ -1005,6 +1005,20 @@ def test_prompts_without_room_are_named_or_dropped_and_counted(toy, tmp_path, ca
     same(metrics(tmp_path / 'mixed'), metrics(tmp_path / 'short'))
 
 
+def test_a_prompt_that_the_template_refuses_is_named(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo, 'load_model', None)
+    rows = [json.loads(line) for line in (toy / 'rl.jsonl').read_text().splitlines()]
+    rows[2]['prompt'].insert(0, {'role': 'system', 'content': 'be short'})
+    prepare.write_rows(path := tmp_path / 'rows.jsonl', rows)
+    said = f'^{path}, row 3: the chat template fails: the toy template has no role system$'
+    for changes in ({'data': [str(path)]}, {'eval_data': [str(path)]},
+                    {'data': [str(path)], 'show': 3}):
+        with pytest.raises(ValueError, match=said):
+            grpo.main(config(toy, tmp_path / 'a', **changes))
+    with pytest.raises(ValueError, match=said):
+        sample_script.main(sample_script.Config(checkpoint=str(toy / 'm'), data=[str(path)]))
+
+
 @pytest.mark.parametrize('changes, said', [
     ({'rewards': {'acuracy': 1.0}}, "did you mean 'accuracy'"),
     ({'data': ['absent.jsonl']}, 'absent.jsonl does not exist'),

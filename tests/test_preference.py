@@ -168,7 +168,12 @@ def test_safety_judges_the_whole_response(toy):
     ({'chosen': [], 'rejected': []}, 'row 1.*chosen.*assistant'),
     ({'chosen': [{'role': 'user', 'content': '1'}], 'rejected': [{'role': 'user', 'content': '1'}]}, 'chosen.*assistant'),
     ({'chosen': [{'role': 'user', 'content': '1'}, {'role': 'assistant', 'content': '2'}],
-      'rejected': [{'role': 'user', 'content': '2'}, {'role': 'assistant', 'content': '2'}]}, 'same conversation')])
+      'rejected': [{'role': 'user', 'content': '2'}, {'role': 'assistant', 'content': '2'}]},
+     'same conversation'),
+    (dict.fromkeys(('chosen', 'rejected'), [{'role': 'system', 'content': '1'},
+                                            {'role': 'assistant', 'content': '2'}]),
+     'pairs.jsonl, row 1: the chat template fails'),
+])
 def test_rows_that_are_no_pairs(toy, tmp_path, row, message):
     (tmp_path / 'pairs.jsonl').write_text(json.dumps(row) + '\n')
     with pytest.raises(ValueError, match=message):
@@ -251,6 +256,12 @@ def test_pairs_too_long_are_named_or_dropped_and_a_finished_run_goes_on(toy, tmp
     sft.main(whole)
     a, b = ((tmp_path / name / 'model.safetensors').read_bytes() for name in ('short', 'whole'))
     assert a == b
+
+
+def test_pairs_without_samples_or_a_tokenizer_say_what_to_set():
+    for given in (PairsConfig(), PairsConfig(samples=['samples.jsonl'])):
+        with pytest.raises(ValueError, match='set samples .* and tokenizer'):
+            write_pairs(given)
 
 
 def test_show_prints_both_answers_of_a_pair(toy, tmp_path, capsys):

@@ -836,6 +836,38 @@ def test_calls_of_tools_belong_to_the_turn():
     assert split_by_mask(tok, ids, mask)[1:] == [(1, "so<tool>f()</tool><|im_end|>"), (0, "\n")]
 
 
+CALL = "{{ '<tool_call>' + m.tool_calls[0].name + '</tool_call>' }}"
+CALLS = {   # as Qwen's: a line before content alone; as Llama's: no content where there are calls
+    "qwen": "{{ '<|im_start|>' + m.role }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
+            "{{ '\n' }}" + CALL + "{{ '<|im_end|>\n' }}",
+    "llama": "{{ '<|im_start|>assistant\n' }}" + CALL + "{{ '<|im_end|>\n' }}",
+}
+
+
+@pytest.mark.parametrize("said", ["", " so"])
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_call_of_tools_is_trained_with_its_content_or_without(kind, said):
+    """What stands before it is the generation prompt, as transformers renders it, in the last turn
+    and in the history; and the row is what the template makes of it."""
+    added = [*ADDED, "<tool_call>", "</tool_call>"]
+    loop, end = "{% for m in messages %}", "{% endfor %}"
+    chatml = CHATML.replace(loop, loop + "{% if m.tool_calls %}" + CALLS[kind] + "{% else %}")
+    chatml = chatml.replace(end, "{% endif %}" + end)
+    tok = Tokenizer.from_words(["user"], added, chat_template=chatml, eos="<|im_end|>")
+    call = {**assistant(said), "tool_calls": [{"name": "f"}]}
+    head = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    shown = said + "\n" if said and kind == "qwen" else ""
+    first = [(0, head), (1, shown + "<tool_call>f</tool_call><|im_end|>")]
+    ids, mask, reasons = tok.document([user("a"), call])
+    assert split_by_mask(tok, ids, mask) == [*first, (0, "\n")] and reasons == [None]
+    messages = [user("a"), call, {"role": "tool", "content": "2"}, assistant("two")]
+    ids, mask, reasons = tok.document(messages)
+    answer = "\n<|im_start|>tool\n2<|im_end|>\n<|im_start|>assistant\n"
+    assert split_by_mask(tok, ids, mask) == [
+        *first, (0, answer), (1, "two<|im_end|>"), (0, "\n")] and reasons == [None, None]
+    assert tok.decode(ids) == tok._render(messages, False, {})
+
+
 def test_a_prompt_that_no_conversation_goes_through_is_trained_as_it_is_sampled():
     """A line after everything, in the prompt too, as in a copy of Qwen2's template."""
     tok = chat_tokenizer(CHATML + "the end")
