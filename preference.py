@@ -24,6 +24,7 @@ import textwrap
 import time
 import zlib
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 from configurator import run  # before torch: says so where it is missing
@@ -68,7 +69,8 @@ class RewardModel(Transformer):
         h = h[torch.arange(len(h), device=h.device), last]
         weight, bias = cast_once(self.score.weight), cast_once(self.score.bias)
         with torch.autocast(h.device.type, enabled=False):
-            return F.linear(h.float(), weight.float(), bias.float())[:, 0]
+            s = F.linear(h.float(), weight.float(), bias.float())
+        return s[:, 0].clone()   # of a view FSDP warns
 
 
 def padded(docs, device):
@@ -245,7 +247,8 @@ def train(cfg):
         typical = judge_pairs(model, pairs[:256], device, cfg.micro_rows).mean().item()
         let_go(model).score.bias -= typical
     if rank == 0:
-        (Path(cfg.out_dir) / 'preference.json').write_text(json.dumps({'judged': cfg.judged}))
+        about = {'judged': cfg.judged, 'date': tokenizer.date.isoformat()}
+        (Path(cfg.out_dir) / 'preference.json').write_text(json.dumps(about))
     finish(cfg, model, tokenizer, rank)
     log.close()
 
@@ -300,14 +303,20 @@ def main(cfg):
 
 
 class Judge:
-    """A trained reward model, to ask: judge(prompt, text), or judge.read(many) first, which reads them in batches."""
+    """A trained reward model, to ask: judge(prompt, text), or judge.read(many) first, which reads
+    them in batches. A template that prints the date prints that of its training, so that a run
+    which goes on tomorrow has the same rewards."""
 
     def __init__(self, folder, device='cpu'):
-        about = Path(folder) / 'preference.json'
-        if not about.exists():
+        path = Path(folder) / 'preference.json'
+        if not path.exists():
             raise ValueError(f'{folder} holds no reward model: train one with python sft.py --objective=preference --out_dir={folder}')
-        self.judged = json.loads(about.read_text())['judged']
-        self.model, self.tokenizer = RewardModel.from_pretrained(folder, device=device), Tokenizer.from_pretrained(folder)
+        about = json.loads(path.read_text())
+        self.judged = about['judged']
+        self.model = RewardModel.from_pretrained(folder, device=device)
+        self.tokenizer = Tokenizer.from_pretrained(folder)
+        if 'date' in about:
+            self.tokenizer.date = datetime.fromisoformat(about['date'])
         self.device, self.known = device, {}
 
     def __call__(self, prompt, text):

@@ -714,6 +714,8 @@ def main(cfg):
     if cfg.show:
         tokenizer = load_tokenizer(cfg)      # on all ranks: rank 0 tells the others the date
         return show_rows(cfg, tokenizer) if rank == 0 else None
+    if cfg.batch_rows % world:
+        raise ValueError(f'batch_rows={cfg.batch_rows} does not divide into {world} ranks')
     begin(cfg)
     tokenizer = load_tokenizer(cfg)
     shape = model_config(cfg, tokenizer)

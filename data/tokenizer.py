@@ -200,7 +200,10 @@ class Tokenizer:
             ranks, spec = _read_files(folder, config)
             generation = _read_json(folder / "generation_config.json", {})
             stop_ids = generation.get("eos_token_id")
-            tokenizer = cls(ranks, spec, config, [stop_ids] if isinstance(stop_ids, int) else stop_ids)
+            stop_ids = stop_ids if isinstance(stop_ids, list) or stop_ids is None else [stop_ids]
+            if not all(type(i) is int for i in stop_ids or ()):
+                raise ValueError(f"eos_token_id {stop_ids} in generation_config.json is not of ids")
+            tokenizer = cls(ranks, spec, config, stop_ids)
             tokenizer.generation = generation
             return tokenizer
         except ValueError as e:

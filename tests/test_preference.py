@@ -14,6 +14,7 @@ import torch
 import checkpoint
 import rewards
 import sft
+from data import tokenizer as data_tokenizer
 from data.countdown import prepare
 from data.tokenizer import TOY_TEMPLATE, Tokenizer
 from model import Transformer
@@ -116,9 +117,13 @@ def test_a_run_resumed_on_another_day_keeps_the_date_of_its_start(toy, tmp_path,
     (tmp_path / 'today.jinja').write_text("{{ strftime_now('%d %B') }}" + TOY_TEMPLATE)
     settings = dict(chat_template=str(tmp_path / 'today.jinja'), row_len=136, eval_data=[])
     sft.main(config(toy, tmp_path / 'a', steps=2, save_every=2, **settings))
+    monkeypatch.setattr(data_tokenizer, 'datetime', AnotherDay)
     (tmp_path / 'a' / 'config.json').unlink()
     monkeypatch.setattr(checkpoint, 'datetime', AnotherDay)
     sft.main(config(toy, tmp_path / 'a', steps=3, **settings))   # "saved with other pairs" else
+    judge = Judge(tmp_path / 'a')                # and so has what asks the model on that day
+    assert judge.tokenizer.date.isoformat() == checkpoint.began(tmp_path / 'a')
+    assert judge.tokenizer.date.year < 2031
 
 
 def test_reward(toy, trained):
@@ -219,7 +224,10 @@ def test_two_ranks_train_what_one_does(toy, tmp_path):
     flags = [f'--{name}={value}' for name, value in vars(given).items() if name != 'out_dir']
     root, environment = Path(sft.__file__).parent, {**os.environ, 'OMP_NUM_THREADS': '1'}
     for out, start in (('one', []), ('two', ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'])):
-        subprocess.run([sys.executable, *start, 'sft.py', *flags, f'--out_dir={tmp_path / out}'], cwd=root, env=environment, check=True, timeout=280)
+        command = [sys.executable, *start, 'sft.py', *flags, f'--out_dir={tmp_path / out}']
+        told = subprocess.run(command, cwd=root, env=environment, timeout=280,
+                              capture_output=True, text=True)
+        assert told.returncode == 0 and 'returned a view' not in told.stderr, told.stderr
     for one, two in zip(metrics(tmp_path / 'one'), metrics(tmp_path / 'two'), strict=True):
         for name in one.keys() & {'loss', 'accuracy', 'grad_norm', 'eval_accuracy', 'eval_loss'}:
             assert one[name] == pytest.approx(two[name], rel=2e-3), name

@@ -621,6 +621,12 @@ def test_what_cannot_run_is_refused(toy, tmp_path, changes, said):
     assert said in str(error.value)
 
 
+def test_a_batch_that_the_ranks_cannot_share_names_its_key(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, 'start_processes', lambda cfg: (torch.device('cpu'), 0, 3))
+    with pytest.raises(ValueError, match='batch_rows=4 does not divide into 3 ranks'):
+        sft.main(config(toy, tmp_path / 'a'))
+
+
 def test_a_malformed_row_is_named(toy, tmp_path):
     rows = (toy / 'corpus.jsonl').read_text().splitlines()
     rows[6] = '{"messages": []}'

@@ -913,6 +913,14 @@ def test_the_end_of_the_templates_turn_stops_whatever_the_folder_names(tmp_path,
     assert Tokenizer.from_pretrained(tmp_path / "saved").stop_ids == tok.stop_ids
 
 
+def test_stop_tokens_that_are_no_ids_are_refused(tmp_path):
+    chat_tokenizer(CHATML).save_pretrained(tmp_path)
+    for value in ("<|im_end|>", [3, "4"], True):
+        write_json(tmp_path / "generation_config.json", eos_token_id=value)
+        with pytest.raises(ValueError, match="eos_token_id .* in generation_config.json"):
+            Tokenizer.from_pretrained(tmp_path)
+
+
 def test_a_template_without_a_token_at_the_end_adds_no_stop(tmp_path):
     bare = ("{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}"
             "{{ '### assistant: ' if add_generation_prompt }}")
