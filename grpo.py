@@ -40,8 +40,10 @@ The same seeds give the same run on any number of ranks, but for rounding: in bf
 gradients, after which the samples of later steps differ.
 
 What is logged is of all samples: entropy and the experts' load as the sampler has them (for 2 to 5%
-of its time), the shares clipped of all tokens in the loss. A mismatch, a KL and, but for the first
-update, where it is 1, a ratio are known of what is computed alone. null stands for: of nothing.
+of its time), the shares clipped of all tokens in the loss. Three are of the tokens that are
+computed, which late in RL are the fewer: mismatch, KL, and with several updates a rollout (with
+one it is 1) ratio and ratio_max. To compute the others for these takes up to a third of a step.
+null stands for: of nothing.
 
 Left out: asynchronous rollouts, a value network, a second inference engine (and so no weights to synchronise).
 """
@@ -102,12 +104,13 @@ class Config:
     allow_biased: bool = False             # let them: log-probs stay those of all tokens, so ratios and gradients are biased
     instruction: str = ''                  # text added to the end of each problem, also
                                            # in eval_data, for example how to mark the answer
-    long_prompts: Literal['error', 'drop'] = 'error'  # such as leave no room for max_new_tokens
+    long_prompts: Literal['error', 'drop'] = 'error'  # what to do with prompts that leave no room
+                                           # for max_new_tokens
     prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
     stop: list[str] = field(default_factory=list)  # texts that end a completion, as stop tokens do
-    dynamic_sampling: int = 0              # so many times other prompts take the place
-                                           # of groups that are all right or all wrong, or where
-                                           # accuracy is no reward, have equal totals (DAPO)
+    dynamic_sampling: int = 0              # times that groups which are all right or all wrong
+                                           # (without a reward for that: have equal totals) are
+                                           # replaced by those of other prompts (DAPO); 0: never
     updates: int = 1                       # optimizer steps a rollout, each on its share of the groups
     epochs: int = 1                        # times that a rollout is gone through, in the same
                                            # updates; pi_old stays the policy that sampled it
@@ -163,7 +166,8 @@ class Config:
     keep: int = 2                          # checkpoints kept
     resume: bool = True                    # go on from the newest checkpoint in out_dir
     wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)
-    show: int = 0                          # print so many prompts of each file, and stop
+    show: int = 0                          # print the first so many prompts of each file and what
+                                           # their own answers earn, then stop
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
 
     def __post_init__(self):
@@ -734,9 +738,9 @@ def main(cfg):
         if dist.is_initialized():
             dist.all_reduce(worst, dist.ReduceOp.MAX)
         stats = total(stats, device).tolist()
-        # tokens in the loss; and those not computed for the first update, whose ratio is 1
-        n, first_update = cfg.epochs * lengths.sum().item(), lengths.chunk(cfg.updates)[0].tolist()
-        idle = sum(length for length, here in zip(first_update, computed) if not here)
+        # tokens in the loss; and those that are not computed and yet have a ratio, which is 1
+        n = cfg.epochs * lengths.sum().item()
+        idle = n - stats[0] if once else 0
         forwards = cfg.epochs + (1 - 1 / cfg.updates) / 3 + (reference is not None) / 3
         flops += 2.0 * active * (sampled + prompt_tokens) + 6.0 * active * trained * forwards   # a prompt counts for each completion
         peak = 1e12 * peak_tflops(cfg, device) * world

@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 from kernels.fp8 import dequantise
 
 BLOCK = 128  # rows and columns of an FP8 block that share a scale
+ID = re.compile(r'[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?')     # "owner/name", "owner/name@revision"
 FILES = ('config.json', 'generation_config.json', '*.safetensors', '*.safetensors.index.json')
 
 
@@ -41,7 +42,7 @@ def local_folder(source, files=FILES):
     cache serves alone. FileNotFoundError: neither a folder nor a model of the hub that can be had."""
     if Path(source).is_dir():
         return Path(source)
-    if not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?', str(source)):
+    if not ID.fullmatch(str(source)):
         raise FileNotFoundError(f'{source} is no folder (a checkpoint is a folder with config.json and *.safetensors) and no hub id')
     from huggingface_hub import snapshot_download
     name, _, revision = str(source).partition('@')

@@ -729,7 +729,8 @@ def check_names(weights):
     for name in weights:
         if name not in REWARDS:
             near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown reward {name!r} in the weights: did you mean {near!r}? Known: {', '.join(REWARDS)}")
+            raise ValueError(f"unknown reward {name!r} in the weights: did you mean {near!r}? "
+                             f"Known: {', '.join(REWARDS)}; one of your own comes from reward_file")
         if not math.isfinite(weights[name]):
             raise ValueError(f'the weight of reward {name!r} must be finite, not {weights[name]!r}')
 
@@ -908,7 +909,8 @@ def check_row(row, weights):
     checked."""
     task = row.get('task')
     if not isinstance(task, str) or task not in ACCURACY:
-        raise ValueError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}")
+        raise ValueError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}, "
+                         "or define your own in a reward_file")
     language_counts('', row.get('language', 'en'))   # raises for one that it does not know
     names = (task if name in ('accuracy', 'length') else name for name in weights)
     for name in dict.fromkeys(names):
@@ -1141,7 +1143,11 @@ def prepare(weights, tasks, unsafe_code=False, workers=-1, preference=None, devi
     global _pool
     check_names(weights)
     for task in set(tasks) - set(ACCURACY):
-        raise ValueError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}")
+        raise ValueError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}, "
+                         "or define your own in a reward_file")
+    if _own and not _own.keys() & {*weights, *tasks} and os.environ.get('RANK', '0') == '0':
+        print(f'warning: no reward or task asks for what {_file[0]} defines: {", ".join(_own)}',
+              file=sys.stderr)
     programs = 'code' in weights or 'code' in tasks
     if programs:
         sandbox.require(unsafe_code)

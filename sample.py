@@ -94,8 +94,10 @@ class Config:
     keep_pass_rate: list[float] = field(default_factory=list)  # of problems of which [least, most] of the samples are right, e.g. [0.1, 0.9]
     keep_per_prompt: int = 0               # of those, at most so many different ones a problem; 0: all
     keep_rows: int = 0                     # and at most so many in all; 0: all
-    long_prompts: Literal['error', 'drop'] = 'error'  # such as leave no room for max_new_tokens
-    show: int = 0                          # print so many prompts of each file, and stop
+    long_prompts: Literal['error', 'drop'] = 'error'  # what to do with prompts that leave no room
+                                           # for max_new_tokens
+    show: int = 0                          # print the first so many prompts of each file and what
+                                           # their own answers earn, then stop
     chat: bool = False                     # talk to the checkpoint instead, sampling as its generation_config.json says
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
     endpoint: str | None = None            # ask an OpenAI-compatible server instead; `checkpoint` is then the model's name there
@@ -142,9 +144,14 @@ def encode_prompts(tokenizer, rows, prefill=''):
 
 
 def present(cfg, *keys):
-    """FileNotFoundError where one of the keys names a folder of make r1 that is not there"""
+    """FileNotFoundError where one of the keys names a folder that is not there, unless it may be
+    that of a model of the hub"""
     for source, key in ((getattr(cfg, key), key) for key in keys):
-        if source and not Path(source).is_dir() and made_by(source):
+        if not source or Path(source).is_dir():
+            continue
+        if Path(source).exists():
+            raise FileNotFoundError(f'{source} is no folder: set {key} to the folder it is in')
+        if made_by(source) or not hub.ID.fullmatch(source):
             raise missing(source, key)
 
 

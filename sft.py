@@ -81,8 +81,8 @@ class Config:
     loss_on: Literal['assistant', 'all'] = 'assistant'  # its turns only, or every token (a base model)
     skip_turns: bool = False               # train although most assistant turns carry no loss
     row_len: int = 136                     # tokens a packed row
-    long_rows: Literal['error', 'drop'] = 'error'  # rows longer than that, and problems of
-                                           # eval_data without room for eval_max_new_tokens
+    long_rows: Literal['error', 'drop'] = 'error'  # what to do with rows longer than that, and
+                                           # problems without room for eval_max_new_tokens
     batch_rows: int = 32                   # rows of an optimizer step over all ranks
     micro_rows: int = 32                   # rows of one forward on one rank; the rest is gradient accumulation
     steps: int = 1000                      # optimizer steps
@@ -461,12 +461,13 @@ class Log:
 
     def wandb_id(self, step):
         """The run's id, made at its start and kept beside its checkpoints: a run that begins again,
-        or goes on in a copy of its folder, is another."""
+        or goes on in a copy of its folder, is another. A folder that was moved holds the same."""
         path, here = self.folder / 'wandb.json', str(self.folder.resolve())
         known = json.loads(path.read_text()) if step and path.exists() else {}
-        if known.get('folder') != here:
-            known = {'id': uuid.uuid4().hex[:12], 'folder': here}
-            path.write_text(json.dumps(known))
+        copied = known and known['folder'] != here and (Path(known['folder']) / path.name).exists()
+        if not known or copied:
+            known = {'id': uuid.uuid4().hex[:12]}
+        path.write_text(json.dumps({**known, 'folder': here}))
         return known['id']
 
     def write(self, numbers, shown=()):

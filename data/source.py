@@ -40,11 +40,13 @@ def made_by(path) -> str | None:
     path, run = Path(path), os.environ.get('RUN', 'out/r1')
     if Path(run) in (path, *path.parents):
         return 'make r1' if run == 'out/r1' else f'make r1 RUN={run}'
-    script = path.parent / 'prepare.py'
+    kind, (dataset, _, split) = path.parent.name, path.name.partition('.')[0].partition('_')
+    script, flags = path.parent / 'prepare.py', ''
+    if path.parts[0] == 'out' and '.jsonl' in path.suffixes:    # as in out/gsm8k/train.jsonl
+        script, flags = Path('data') / kind / 'prepare.py', f' --out_dir={path.parent}'
     if not script.exists():
         return None
-    kind, (dataset, _, split) = path.parent.name, path.name.partition('.')[0].partition('_')
-    flags = f' --dataset={dataset}' if kind in ('math', 'code', 'medical') else ''
+    flags += f' --dataset={dataset}' if kind in ('math', 'code', 'medical') else ''
     flags += f' --split={split}' if split and kind in ('code', 'medical') else ''
     return f'python {script}{flags}'
 

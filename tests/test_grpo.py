@@ -822,7 +822,7 @@ def test_the_numbers_of_a_step_are_of_all_its_samples(toy, tmp_path, monkeypatch
         assert line['ratio'] == line['ratio_max'] == 1 and line['kl'] is None
 
 
-def test_the_clip_fraction_is_of_all_tokens(toy, tmp_path, monkeypatch):
+def test_clip_fractions_are_of_all_tokens_and_ratios_of_those_computed(toy, tmp_path, monkeypatch):
     seen, lengths, true, plain = [], [], grpo.losses, grpo.collect
     def collect(*args):
         out = plain(*args)
@@ -830,17 +830,21 @@ def test_the_clip_fraction_is_of_all_tokens(toy, tmp_path, monkeypatch):
         return out
     def losses_of(*args):
         out = true(*args)
-        seen.append((out[2].sum().item(), out[3].sum().item(), out[4].sum().item()))
+        seen.append([x.sum().item() for x in (*out[2:5], out[6].double())])
         return out
     monkeypatch.setattr(grpo, 'losses', losses_of)
     monkeypatch.setattr(grpo, 'collect', collect)
     grpo.main(config(toy, tmp_path / 'a', rewards={'half': 1.0}, steps=1, learning_rate=1e-2,
                      warmup_steps=0, updates=2, epochs=2, clip_low=1e-4, clip_high=1e-4))
-    line, (computed, low, high) = metrics(tmp_path / 'a')[0], map(sum, zip(*seen))
+    line, (computed, low, high, rho) = metrics(tmp_path / 'a')[0], map(sum, zip(*seen))
     assert computed < 2 * sum(lengths) and low + high > 0                    # some are not computed
     assert line['clipped_low'] == low / (2 * sum(lengths))
     assert line['clipped_high'] == high / (2 * sum(lengths))
     assert line['clipped'] == (low + high) / (2 * sum(lengths))
+    assert line['ratio'] == pytest.approx(rho / computed, rel=1e-6) and line['ratio'] != 1
+    grpo.main(config(toy, tmp_path / 'alike', rewards={'countdown': 0.0}, steps=1, updates=2))
+    line = metrics(tmp_path / 'alike')[0]
+    assert line['ratio'] is line['ratio_max'] is None and line['clipped'] == 0
 
 
 def test_truncated_completions_can_be_left_out_of_the_loss(toy, tmp_path):
@@ -1024,6 +1028,9 @@ def test_a_prompt_that_the_template_refuses_is_named(toy, tmp_path, monkeypatch)
     ({'data': ['absent.jsonl']}, 'absent.jsonl does not exist'),
     ({'eval_data': ['absent.jsonl']}, 'absent.jsonl does not exist'),
     ({'init_from': 'out/none/base'}, 'does not exist: run make r1 RUN=out/none, or set init_from'),
+    ({'init_from': '/none/base'}, '^/none/base does not exist: set init_from$'),
+    ({'init_from': str(ROOT / 'README.md')}, 'README.md is no folder: set init_from to the folder'),
+    ({'tokenizer': './none'}, '^./none does not exist: set tokenizer$'),
 ])
 def test_mistakes_are_told_before_the_model_is_loaded(toy, tmp_path, changes, said, monkeypatch):
     monkeypatch.setenv('RUN', 'out/none')

@@ -95,6 +95,8 @@ def test_files_without_rows(tmp_path):
     ('data/medical/medmcqa_validation.jsonl.gz',
      'python data/medical/prepare.py --dataset=medmcqa --split=validation'),
     ('data/countdown/rl.jsonl', 'python data/countdown/prepare.py'),
+    ('out/gsm8k/train.jsonl', 'python data/gsm8k/prepare.py --out_dir=out/gsm8k'),
+    ('out/math/aime24.jsonl', 'python data/math/prepare.py --out_dir=out/math --dataset=aime24'),
     ('out/r1/data/rl.jsonl', 'make r1'),
     ('out/r1/base', 'make r1'),
     ('out/r1', 'make r1'),

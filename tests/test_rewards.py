@@ -755,7 +755,7 @@ def own(tmp_path):
     rewards.use_file("")
 
 
-def test_a_function_of_a_file_is_a_reward_and_a_task(own, tmp_path):
+def test_a_function_of_a_file_is_a_reward_and_a_task(own, tmp_path, capsys):
     (tmp_path / "neighbour.py").write_text("bonus = 0.25\n")
     path = own("from neighbour import bonus\nfrom rewards import answer_of, format_reward\n"
                "def coin_reward(response, row):\n"
@@ -772,6 +772,10 @@ def test_a_function_of_a_file_is_a_reward_and_a_task(own, tmp_path):
         rewards.checked("d.jsonl", [{"task": "coin", "prompt": "?"}], {"accuracy": 1.0})
     with pytest.raises(ValueError, match="unknown reward 'coinn'.*'coin'.*Known: .*coin"):
         rewards.check_names({"coinn": 1.0})
+    assert capsys.readouterr().err == ""
+    rewards.prepare({"accuracy": 1.0}, {"math"}, workers=0)
+    told = f"warning: no reward or task asks for what {path} defines: coin\n"
+    assert told in capsys.readouterr().err
     before = rewards.file_stamp()
     assert before["path"] == path and rewards.file_changed(before) is None
     assert rewards.file_changed(None).startswith("the reward_file of the checkpoint was none, now")

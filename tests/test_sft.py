@@ -530,6 +530,9 @@ def test_wandb_gets_the_numbers_where_it_is_installed(toy, tmp_path, monkeypatch
     sft.main(config(toy, tmp_path / 'c', steps=2, wandb='tests'))
     ids = [given['id'] for given in said if isinstance(given, dict)]
     assert ids[0] == ids[3] and len(set(ids)) == len(ids) - 1 == 5
+    (tmp_path / 'a').rename(tmp_path / 'moved')     # is no copy: the run has moved
+    sft.main(config(toy, tmp_path / 'moved', steps=4, wandb='tests'))
+    assert next(given['id'] for given in reversed(said) if isinstance(given, dict)) == ids[0]
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(SystemExit, match=r'\[wandb\]'):
         sft.main(config(toy, tmp_path / 'd', steps=2, wandb='tests'))
