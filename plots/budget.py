@@ -115,6 +115,8 @@ def main(cfg):
     rewards.check_names(weights)
     rows = rewards.checked(path, read_rows(path, require=('prompt', 'task'))[:cfg.limit], weights)
     tasks = {row['task'] for row in rows}
+    if judged := sorted(tasks & rewards.JUDGED):
+        raise ValueError(f'{path}: rows of the task {judged[0]!r}, which knows no right and wrong')
     rewards.prepare(weights, tasks, preference=cfg.preference, device=device)
     for stage in cfg.stages:
         model, tokenizer = Transformer.from_pretrained(run / stage, device=device).eval(), Tokenizer.from_pretrained(run / stage)

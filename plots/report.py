@@ -123,8 +123,8 @@ def main(cfg):
           '| stage | what | right, T = 1 | 95% | greedy | maj@8 | pass@8 | tokens | format | mixing | busiest expert | s |',
           '|---|---|---|---|---|---|---|---|---|---|---|---|']
     for stage, n in stages.items():
-        low, high = n['pass1_ci']
-        md.append(f'| {stage} | {STAGES[stage]} | {n["pass1"]:.3f} | {low:.3f}–{high:.3f} | {show(n["greedy"])} | {show(n["maj8"])} | {show(n["pass8"])} | '
+        interval = '–'.join(map(show, n['pass1_ci'] or (None,)))
+        md.append(f'| {stage} | {STAGES[stage]} | {show(n["pass1"])} | {interval} | {show(n["greedy"])} | {show(n["maj8"])} | {show(n["pass8"])} | '
                   f'{n["length"]:.0f} | {show(n["format"])} | {show(n["mixing"])} | {show(n["expert_max_load"])} | {show(n["seconds"])} |')
     md += ['', 'Busiest expert: its load over the mean load. Mixing: share of samples whose reasoning holds both notations.', '']
     extra = {}

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from plots import budget, report
 from plots import metrics as plot
 
 
@@ -33,3 +34,17 @@ def test_mistakes_are_told(run, tmp_path):
         plot.main(plot.Config(run=str(tmp_path / 'nowhere')))
     with pytest.raises(SystemExit, match="no 'lozz'"):
         plot.main(plot.Config(run=str(run), keys=['lozz']))
+
+
+def test_a_report_has_a_dash_where_nothing_is_right_or_wrong(tmp_path):
+    pytest.importorskip('matplotlib')
+    numbers = {'problems': 4, 'samples': 8, 'judged': 0.5, 'length': 20.0, 'mixing': 0.0}
+    (tmp_path / 'zero').mkdir()
+    (tmp_path / 'zero' / 'eval.json').write_text(json.dumps({'data/test.jsonl': numbers}))
+    (tmp_path / 'zero' / 'metrics.jsonl').write_text('{"step": 1, "reward": 0.5, "length": 20.0}\n')
+    report.main(report.Config(run=str(tmp_path)))
+    assert '(R1-Zero) | – | – | – | – | – | 20 | ' in (tmp_path / 'report.md').read_text()
+    rows = tmp_path / 'judged.jsonl'
+    rows.write_text('{"prompt": "Write a poem.", "task": "preference"}\n')
+    with pytest.raises(ValueError, match="'preference', which knows no right and wrong"):
+        budget.main(budget.Config(run=str(tmp_path), data=str(rows)))
