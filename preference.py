@@ -265,11 +265,6 @@ class PairsConfig:
     seed: int = 1                          # of the choice among equals
     out: str = 'pairs.jsonl'               # file to write
 
-    def __post_init__(self):
-        for key in ('samples', 'tokenizer'):
-            if not getattr(self, key):
-                raise ValueError(f'{key} is empty: set it (see --help)')
-
 
 def pairs_of(row, tokenizer, prefill, per_prompt, rng):
     """A row with scored samples -> pairs of a sample of the best total and one of the worst, where these differ, each of the worst once"""

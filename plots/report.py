@@ -124,7 +124,8 @@ def main(cfg):
           '|---|---|---|---|---|---|---|---|---|---|---|---|']
     for stage, n in stages.items():
         interval = '–'.join(map(show, n['pass1_ci'] or (None,)))
-        md.append(f'| {stage} | {STAGES[stage]} | {show(n["pass1"])} | {interval} | {show(n["greedy"])} | {show(n["maj8"])} | {show(n["pass8"])} | '
+        md.append(f'| {stage} | {STAGES[stage]} | {show(n["pass1"])} | {interval} | '
+                  f'{show(n["greedy"])} | {show(n["maj8"])} | {show(n["pass8"])} | '
                   f'{n["length"]:.0f} | {show(n["format"])} | {show(n["mixing"])} | {show(n["expert_max_load"])} | {show(n["seconds"])} |')
     md += ['', 'Busiest expert: its load over the mean load. Mixing: share of samples whose reasoning holds both notations.', '']
     extra = {}

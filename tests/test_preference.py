@@ -205,12 +205,6 @@ def test_reinforcement_learning_asks_the_reward_model(toy, trained, tmp_path):
     assert rewards.FAILURES.total() == before
 
 
-def test_pairs_need_samples_and_a_tokenizer():
-    for key in ('samples', 'tokenizer'):
-        with pytest.raises(ValueError, match=f'^{key} is empty: set it'):
-            PairsConfig(**{'samples': ['a.jsonl'], 'tokenizer': 'b', key: type(key)()})
-
-
 def test_pairs_from_scored_samples(toy, tmp_path):
     rows = [{'prompt': f'{n}', 'samples': [{'response': f'<think>1</think> {r}', 'total': t} for r, t in zip('abcd', (0.0, 1.0, 0.5, 1.0))]} for n in range(6)]
     rows.append({'prompt': 'all alike', 'samples': [{'response': 'a', 'total': 1.0}] * 4})
