@@ -97,7 +97,8 @@ def test_training_orders_pairs_it_has_not_seen(trained):
     held = [line for line in lines if 'eval_accuracy' in line]
     assert lines[0]['loss'] < 0.75 and held[-1]['step'] == 120            # log 2 = 0.693 at the start
     assert held[-1]['eval_accuracy'] > 0.95 and held[-1]['eval_accuracy_ci'][0] > 0.9
-    assert json.loads((trained / 'preference.json').read_text()) == {'judged': 'summary'}
+    about = json.loads((trained / 'preference.json').read_text())
+    assert about['judged'] == 'summary' and about.keys() == {'judged', 'date'}
 
 
 def test_a_run_in_two_parts_is_the_run_in_one(toy, tmp_path):
