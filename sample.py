@@ -683,8 +683,6 @@ def main(cfg):
     out = out.with_name(f'{out.stem}-{rank:05d}-of-{world:05d}{out.suffix}') if out and world > 1 else out
     think = {name: getattr(cfg, name) for name in ('think_budget', 'think_at_least', 'think_end', 'wait')}
     think = think if cfg.think_budget or cfg.think_at_least else None
-    if cfg.keep_rows:  # of this rank
-        cfg.keep_rows = max(1, (cfg.keep_rows + world - 1 - rank) // world)
     rewards.use_file(cfg.reward_file)
     weights = {'accuracy': 0.0, **dict.fromkeys(cfg.best_of, 0.0), **cfg.rewards}
     rewards.check_names(weights)
@@ -701,7 +699,7 @@ def main(cfg):
                       cfg.long_prompts)
         files[path] = [rows[i] for i in fit]
     model = load(cfg, tokenizer, device)
-    numbers, written, partials = {}, [], []
+    numbers, written, partials, asked, drawn = {}, [], [], [], []
     for i, (path, rows) in enumerate(files.items()):
         partial = None
         if out:
@@ -723,7 +721,8 @@ def main(cfg):
         graded = len(mine[0]) * (cfg.n + cfg.greedy)
         rewards.require_working(rewards.failures(before, weights), graded)
         if cfg.keep or cfg.keep_length or cfg.keep_pass_rate:
-            written += kept(cfg, encode_prompts(tokenizer, mine[0], cfg.prefill)[1], mine[1])
+            asked += encode_prompts(tokenizer, mine[0], cfg.prefill)[1]
+            drawn += mine[1]
         else:
             written += [{**row, 'samples': samples} for row, samples in zip(*mine)]
         if rank == 0:
@@ -731,6 +730,9 @@ def main(cfg):
             for name, value in numbers[path].items():
                 show = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)  # noqa: E731
                 print(f'  {name:14s}', ' to '.join(map(show, value)) if isinstance(value, list) else show(value))
+    if asked:                  # of all files, and of keep_rows what is this rank's share
+        share = (cfg.keep_rows + world - 1 - rank) // world if cfg.keep_rows else None
+        written = kept(cfg, asked, drawn)[:share]
     if out:
         write_jsonl(out, written)
         why = '' if written else ': nothing was good enough for the keep settings'

@@ -238,7 +238,10 @@ class Tokenizer:
         for token, i in sorted(self.ranks.items()):
             digest.update(b"%d %d " % (i, len(token)) + token)
         template = self.chat_template or ""
-        dated = self.date.isoformat() if "strftime_now" in template else ""
+        formats = re.findall(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)", template)
+        dated = [self.date.strftime(a or b) for a, b in formats]
+        if template.count("strftime_now(") > len(formats):  # of a format that is not plain to see
+            dated = self.date.isoformat()
         rest = [self.spec, self._named, template, self.template_args, dated]
         digest.update(json.dumps(rest, sort_keys=True).encode())
         return digest.hexdigest()

@@ -625,6 +625,16 @@ def test_filters_that_filter_nothing_are_refused(flag, said):
         sample.main(configurator.parse(sample.Config, flag.replace(' 1', '1').split()))
 
 
+def test_rows_kept_are_at_most_so_many_of_all_files(tmp_path, monkeypatch):
+    *_, settings = tiny_checkpoint(tmp_path, rows=2)
+    (path,) = settings['data']
+    (tmp_path / 'other.jsonl').write_text(Path(path).read_text())
+    given = {**settings, 'data': [path, f'{tmp_path}/other.jsonl'], 'keep': {'accuracy': 0.0},
+             'keep_rows': 3, 'stop': list('0123456789 ')}
+    sample.main(sample.Config(**given, out=f'{tmp_path}/kept.jsonl'))
+    assert len((tmp_path / 'kept.jsonl').read_text().splitlines()) == 3
+
+
 def test_ranks_share_the_problems_and_write_one_file_each(tmp_path):
     *_, settings = tiny_checkpoint(tmp_path, rows=5)
     (path,) = settings['data']

@@ -974,6 +974,18 @@ def test_templates_print_the_tokenizers_date():
     assert tok.decode(tok.apply_chat_template([user("a")])[0]).startswith("06 May 2031<|im_start|>")
 
 
+def test_the_fingerprint_is_that_of_what_the_template_prints_of_the_date():
+    """Else every run of a template with a date would tokenise its rows anew."""
+    morning, evening, tomorrow = (datetime(2031, 5, 6, 7, 8), datetime(2031, 5, 6, 20, 0, 1, 5),
+                                  datetime(2031, 5, 7, 7, 8))
+    for template, same_day in ((LLAMA32, True), ("{{ strftime_now('%d, %H') }}" + CHATML, False),
+                               ("{% set f = '%d' %}{{ strftime_now(f) }}" + CHATML, False)):
+        tok, prints = chat_tokenizer(template), []
+        for tok.date in (morning, evening, tomorrow):
+            prints.append(tok.fingerprint())
+        assert (prints[0] == prints[1]) == same_day and prints[0] != prints[2]
+
+
 def test_what_a_tokenizer_of_words_has_no_word_for_is_told(tmp_path):
     toy = toy_tokenizer()
     toy.save_pretrained(tmp_path)

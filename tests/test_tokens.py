@@ -94,7 +94,7 @@ def test_the_second_time_nothing_is_tokenised(corpus, monkeypatch):
 def test_what_changes_is_tokenised_anew(corpus):
     def identity(tokenizer):
         return tokens.token_folders([corpus], tokenizer)[0].name
-    dated = toy(TOY_TEMPLATE + '{{ strftime_now("%d") }}')
+    dated = toy(TOY_TEMPLATE + '{{ strftime_now("%Y") }}')
     argued = toy(TOY_TEMPLATE + '{{ x }}')
     seen = [identity(toy()), identity(dated), identity(argued)]
     dated.date = dated.date.replace(year=2001)
