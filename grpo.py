@@ -39,11 +39,10 @@ advantage; they are counted and, unless they carry a KL term, not computed.
 The same seeds give the same run on any number of ranks, but for rounding: in bfloat16 that of the
 gradients, after which the samples of later steps differ.
 
-What is logged is of all samples: entropy and the experts' load as the sampler has them (for 2 to 5%
-of its time), the shares clipped of all tokens in the loss. Three are of the tokens that are
-computed, which late in RL are the fewer: mismatch, KL, and with several updates a rollout (with
-one it is 1) ratio and ratio_max. To compute the others for these takes up to a third of a step.
-null stands for: of nothing.
+What is logged covers all samples: the sampler's entropy and expert load (2 to 5% of its time), and
+the share of all tokens in the loss that were clipped. Mismatch, KL, ratio and ratio_max cover the
+tokens that were computed, late in RL a minority; computing the others for the ratio would take a
+third of a step. With one update a rollout every ratio is 1. null: there was nothing to average.
 
 Left out: asynchronous rollouts, a value network, a second inference engine (and so no weights to synchronise).
 """
