@@ -914,7 +914,8 @@ def check_row(row, weights):
     language_counts('', row.get('language', 'en'))   # raises for one that it does not know
     names = (task if name in ('accuracy', 'length') else name for name in weights)
     for name in dict.fromkeys(names):
-        for key in getattr(REWARDS[name], 'needs', ()):
+        needs = getattr(REWARDS[name], 'needs', ())
+        for key in (needs,) if isinstance(needs, str) else needs:
             if row.get(key) is None:
                 raise ValueError(f'{key!r} is missing, which the reward {name!r} reads')
         for key, (form, fits) in NEEDS.get(name, {}).items():

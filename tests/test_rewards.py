@@ -770,6 +770,9 @@ def test_a_function_of_a_file_is_a_reward_and_a_task(own, tmp_path, capsys):
     rewards.prepare({"coin": 1.0}, {"coin"}, workers=0)
     with pytest.raises(ValueError, match="d.jsonl:1: 'side' is missing"):
         rewards.checked("d.jsonl", [{"task": "coin", "prompt": "?"}], {"accuracy": 1.0})
+    rewards.REWARDS["coin"].needs = "side"                       # ("side") is a text, no tuple
+    with pytest.raises(ValueError, match="d.jsonl:1: 'side' is missing"):
+        rewards.checked("d.jsonl", [{"task": "coin", "prompt": "?"}], {"accuracy": 1.0})
     with pytest.raises(ValueError, match="unknown reward 'coinn'.*'coin'.*Known: .*coin"):
         rewards.check_names({"coinn": 1.0})
     assert capsys.readouterr().err == ""
