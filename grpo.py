@@ -177,7 +177,8 @@ class Config:
                  'grad_clip', 'bias_rate', 'max_flops', 'shard_ranks', 'eval_every', 'save_every')
         at_least(self, 0, 'samples_every', 'show')
         at_least(self, 0, 'clip_low', 'clip_high', finite=False)
-        if self.group < 2 or self.temperature <= 0:
+        fewest = 1 if self.baseline == 'none' and self.advantage_norm != 'group' else 2
+        if self.group < fewest or self.temperature <= 0:
             raise ValueError(f'group={self.group}, temperature={self.temperature}: advantages need 2 or more completions of a prompt that differ')
         for key in ('data', 'rewards'):
             if not getattr(self, key):

@@ -1131,6 +1131,18 @@ def test_ranks_with_unequal_prompts_and_drafts_train_what_one_does(toy, tmp_path
             same(told(name, world), told(name, 1), 2e-3)
 
 
+def test_without_a_baseline_a_group_may_be_one_completion(toy, tmp_path):
+    r = torch.tensor([[2.0], [0.0], [1.0]])
+    assert torch.equal(advantages(r, 'none', 'none')[0], r)
+    assert torch.allclose(advantages(r, 'batch', 'none')[0], r)          # their deviation is 1
+    how = dict(group=1, prompts=8, baseline='none', steps=1, objective='reinforce')
+    grpo.main(config(toy, tmp_path / 'a', advantage_norm='none', **how))
+    line = metrics(tmp_path / 'a')[0]
+    assert line['grad_norm'] > 0 and line['advantage_std'] > 0 and line['reward'] > 0
+    with pytest.raises(ValueError, match='2 or more completions'):
+        config(toy, 'unused', advantage_norm='group', **how)
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(ConfigError, match='prompts=4 does not divide'):
         parse(Config, ['--prompts=4', '--updates=3'])
