@@ -12,7 +12,8 @@ Arguments are read from left to right and the later one wins:
     config/x.py    Python lines `key = value`, run in an empty namespace; imported modules and names that begin with _
                    (helpers of the file) are no keys
     --key=value    value as a Python literal (1e-4, True, None, "{'format': 0.5}") or inf, else the
-                   text itself. The = is
+                   text itself, in which ~/ at the start is the home folder (a shell leaves it after
+                   a =). The = is
                    required: `--key value` is refused, and a bare `--key` is True where the key takes that
     --help         every key with its type, default and comment
 A list or dict replaces the default as a whole; where a list of texts is wanted, one text will
@@ -148,6 +149,8 @@ def read_file(path: str) -> dict:
 
 def from_text(text: str, annotation):
     """The value written on the command line as text, fitted to annotation. Raises TypeError where neither fits."""
+    if text.startswith('~/'):
+        text = str(Path(text).expanduser())
     try:
         return fit(math.inf if text == 'inf' else ast.literal_eval(text), annotation)
     except (TypeError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError):

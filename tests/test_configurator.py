@@ -102,6 +102,13 @@ def test_value_that_does_not_fit(arg):
         parse(Config, [arg])
 
 
+def test_a_path_may_start_at_the_home_folder(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/ada')
+    cfg = parse(Config, ['--out_dir=~/run', '--files=~/a.jsonl', '--eval_file=a~/b'])
+    assert (cfg.out_dir, cfg.files) == ('/home/ada/run', ['/home/ada/a.jsonl'])
+    assert cfg.eval_file == 'a~/b'
+
+
 def test_a_config_file_may_name_one_file_for_a_list_of_one(tmp_path):
     assert parse(Config, [write(tmp_path, "files = 'a.jsonl'")]).files == ['a.jsonl']
 
