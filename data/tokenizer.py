@@ -397,6 +397,9 @@ class Tokenizer:
         whole, body = self._render(messages, False, kwargs), last["content"]
         start, tail = self._around(messages, len(before), kwargs)
         shown, end = whole.removesuffix(tail), self._end_of_turn(tail)
+        silent = {key: value for key, value in last.items() if key != "tool_calls"}
+        if last.get("tool_calls") and whole == self._render([*before, silent], False, kwargs):
+            return whole, "", "", "the chat template does not show their calls of tools"
         try:
             prompt, prefill = self._prompt(before, kwargs)
         except ValueError:  # a conversation that the assistant begins: nothing is sampled so

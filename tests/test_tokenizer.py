@@ -868,6 +868,20 @@ def test_a_call_of_tools_is_trained_with_its_content_or_without(kind, said):
     assert tok.decode(ids) == tok._render(messages, False, {})
 
 
+@pytest.mark.parametrize("said", ["", "so"])
+@pytest.mark.parametrize("template", [CHATML, R1])
+def test_a_call_that_the_template_does_not_show_carries_no_loss(template, said):
+    """Else the model learns to end its turn instead of calling (R1's shows calls beside no content
+    but null)."""
+    tok = chat_tokenizer(template)
+    call = {**assistant(said), "tool_calls": [{"name": "f"}]}
+    why = "the chat template does not show their calls of tools"
+    assert parted(tok, [user("a"), call]) == ([], [why])
+    assert parted(tok, [user("a"), call, user("2"), assistant("two")]) == (
+        ["two" + tok.turn_end], [why, None])
+    assert parted(tok, [user("a"), {**call, "tool_calls": []}])[1] == [None]
+
+
 def test_a_prompt_that_no_conversation_goes_through_is_trained_as_it_is_sampled():
     """A line after everything, in the prompt too, as in a copy of Qwen2's template."""
     tok = chat_tokenizer(CHATML + "the end")
