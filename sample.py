@@ -151,8 +151,10 @@ def present(cfg, *keys):
             continue
         if Path(source).exists():
             raise FileNotFoundError(f'{source} is no folder: set {key} to the folder it is in')
-        if made_by(source) or not hub.ID.fullmatch(source):
+        if made_by(source):
             raise missing(source, key)
+        if not hub.ID.fullmatch(source):
+            raise missing(source, f'{key} to a folder or a hub id, owner/name')
 
 
 def first_rank():

@@ -1028,9 +1028,9 @@ def test_a_prompt_that_the_template_refuses_is_named(toy, tmp_path, monkeypatch)
     ({'data': ['absent.jsonl']}, 'absent.jsonl does not exist'),
     ({'eval_data': ['absent.jsonl']}, 'absent.jsonl does not exist'),
     ({'init_from': 'out/none/base'}, 'does not exist: run make r1 RUN=out/none, or set init_from'),
-    ({'init_from': '/none/base'}, '^/none/base does not exist: set init_from$'),
+    ({'init_from': 'model'}, '^model does not exist: set init_from to a folder or a hub id, own'),
     ({'init_from': str(ROOT / 'README.md')}, 'README.md is no folder: set init_from to the folder'),
-    ({'tokenizer': './none'}, '^./none does not exist: set tokenizer$'),
+    ({'tokenizer': './none'}, '^./none does not exist: set tokenizer to a folder or a hub id, '),
 ])
 def test_mistakes_are_told_before_the_model_is_loaded(toy, tmp_path, changes, said, monkeypatch):
     monkeypatch.setenv('RUN', 'out/none')
