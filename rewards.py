@@ -14,6 +14,7 @@ import builtins
 import difflib
 import hashlib
 import inspect
+import itertools
 import math
 import os
 import re
@@ -248,13 +249,14 @@ def _countdown_value(expression, numbers):
 
 
 SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
+    (FONTS, r' \1 '), (r'^\s+|\s+$', ''),
     (r'\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])', ''),
     (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'), (r'\\(?:times|cdot|ast|bullet)(?![A-Za-z])', '*'),
     (r'\\div(?![A-Za-z])|[÷∕⁄／]', '/'), (r'[×∗·⋅∙•✕✖⨯＊]', '*'),
-    (r'[−–—‒－]', '-'), ('＋', '+'), ('＝', '='),
+    (r'[−–—‒‐‑﹣－]', '-'), ('＋', '+'), ('＝', '='),
     (r'\\(?:lparen|lbrack)(?![A-Za-z])|（', '('), (r'\\(?:rparen|rbrack)(?![A-Za-z])|）', ')'),
     (r'\\q?quad(?![A-Za-z])|\\[,;:!> ]|~', ' '), (r'\\([{}])', r'\1'), (r'\\[()\[\]]|\$', ''),
-    (r'^ ?(?:\*\*|__|`)(.*?)(?:\*\*|__|`)( ?(?:=.*)?)$', r'\1\2'),
+    (r'^ ?(?:\*\*?|__|`)(.*?)(?:\*\*?|__|`)( ?(?:=.*)?)$', r'\1\2'),
     (r'(?<=[0-9)\]}]) ?[xX] ?(?=[0-9(\[{\\])', '*'))]
 
 
@@ -315,7 +317,7 @@ def language_mixed(response, row):
 # ---------------------------------------------------------------- math
 
 def math_reward(response, row):
-    """1.0 when the answer, in every spelling of it, says the same as row['answer'], as
+    """1.0 when the answer, whose spellings are all equal, says the same as row['answer'], as
     graders/maths.py understands it; where that is a list, several answers may be its elements.
 
     An expression that row['prompt'] holds and that is not worked out is no answer, unless the
@@ -336,6 +338,11 @@ def math_reward(response, row):
                 if not elements:
                     return 0.0
                 break
+        for one, other in itertools.combinations(answers, 2) if not elements else ():
+            if not math_equal(one, other) and not math_equal(other, one):
+                return 0.0  # 10 and 0.1 for 10%
+            if time.perf_counter() > end:
+                raise TimeoutError
         prompt = _prompt_text(row.get('prompt'))
         for answer in answers:
             worked_out = (is_numeral(answer) or not number) and not echoes(gold, answer, prompt)
@@ -366,17 +373,22 @@ def same_in_math(one, other, row):
 
 HENCE = re.compile(r'^(?i:so|thus|hence|therefore|then|finally)\b[, ]*')
 LEAD = re.compile(  # The best answer is; 所以选
-    r'(?:(?:(?:i(?: would)? )?(?:choose|pick|select|say)|it(?: is|\'s)'
+    r'(?:(?:(?:i(?: would|\'d)? )?(?:choose|pick|select|say)|it(?: is|\'s)'
     r'|(?:(?:the|my|our|final|correct|best|right|most likely|most appropriate) )*'
-    r'(?:answer|ans|option|choice|letter)(?: (?:is|was|would be|should be|must be))?)(?![a-z])'
+    r'(?:answer|ans|option|choice|letter|statement)'
+    r'(?: (?:is|was|would be|should be|must be))?)(?![a-z])'
     r'|[所以因此故综上述本题我应该,]*(?:正确|最佳|最终)?的?'
-    r'(?:答案|选项|选择|选)(?:应该|应)?[是为选]?)[ :."]*', re.IGNORECASE)
+    r'(?:答案|选项|选择|选)(?:应该|应)?[是为选]?)(?:[ :."]|[=–—-] )*', re.IGNORECASE)
 CHOICE = re.compile(r'[(\[{"\'“‘「]*([A-Ea-e])(?![A-Za-z0-9])'
                     r'( [-–—](?= )|[)\]}.:,;。"\'”’」]*)(.*)')
 CORRECT = re.compile(r'(?i:is (?:the )?(?:(?:correct|right|best)(?: (?:answer|option|choice))?'
                      r'|answer))|选?项?(?:是?正确的?)?')
 REASON = re.compile(r'(?i:explanation|reason|rationale|justification|because|since)\b'
                     r'|解析|解释|理由|因为')
+EXPLAINED = re.compile(  # it may speak of the other letters, but choose none
+    r'(?i)^\W*(?:explanation|reason(?:ing)?|rationale|justification|解析|解释|理由) ?[:：]'
+    r'(?!.*(?:\b(?:no|not|wait|actually|answer|correct|right|best|instead|rather|choose|pick'
+    r'|select|or)\b|选|对|正确)).*')
 LONE = re.compile(r'(?<![A-Za-z0-9])[A-E](?![A-Za-z0-9])')
 ARTICLE = re.compile(  # A beta blocker; but A can, A should
     r'(?<![A-Za-z0-9])A (?!(?:and|but|not|nor|are|was|has|can|may|for|because|should|would|could'
@@ -420,6 +432,7 @@ def choice_of(answer, row):
     if not m or _words(inner) in options:
         return None
     after = rest[len(own[0]):] if own and rest.casefold().startswith(own[0]) else rest
+    after = EXPLAINED.sub('', after)
     if set(LONE.findall(ARTICLE.sub('', after))) - {letter}:
         return None
     told = mark or inner != rest or REASON.match(rest)
@@ -541,7 +554,7 @@ def program_of(response, row):
 
 
 NUMBER = re.compile(r'[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?')
-LISTED_NUMBER = re.compile(r'([\[({]*)(' + NUMBER.pattern + r')([])},;:%]*)')  # [0.5, 1.5]
+INNER_NUMBER = re.compile(rf'({NUMBER.pattern})')  # of x=0.5 or [0.5,1.5]
 
 
 def _printed(text):
@@ -566,13 +579,17 @@ def _same_output(wanted, printed, tolerance):
         a == b or tolerance > 0 and _close(a, b, tolerance) for a, b in zip(wanted, printed))
 
 
-def _close(wanted, number, tolerance):
-    wanted, number = LISTED_NUMBER.fullmatch(wanted), LISTED_NUMBER.fullmatch(number)
-    if not wanted or not number or wanted[1] != number[1] or wanted[3] != number[3]:
+def _close(wanted, printed, tolerance):
+    """Are two words alike but for their decimals, which are within the tolerance?"""
+    wanted, printed = INNER_NUMBER.split(wanted), INNER_NUMBER.split(printed)
+    return len(wanted) == len(printed) and wanted[::2] == printed[::2] and all(
+        a == b or _close_number(a, b, tolerance) for a, b in zip(wanted[1::2], printed[1::2]))
+
+
+def _close_number(wanted, number, tolerance):
+    if not set('.eE') & set(wanted + number):
         return False
-    if not set('.eE') & set(wanted[2] + number[2]):
-        return False
-    a, b = float(wanted[2]), float(number[2])
+    a, b = float(wanted), float(number)
     return abs(a - b) <= tolerance * max(1.0, abs(a)) < math.inf
 
 
@@ -912,6 +929,8 @@ def check_row(row, weights):
         raise ValueError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}, "
                          "or define your own in a reward_file")
     language_counts('', row.get('language', 'en'))   # raises for one that it does not know
+    if not isinstance(row.get('prefill', ''), str):
+        raise ValueError(f"'prefill' must be text, not {repr(row['prefill'])[:60]}")
     names = (task if name in ('accuracy', 'length') else name for name in weights)
     for name in dict.fromkeys(names):
         needs = getattr(REWARDS[name], 'needs', ())
@@ -929,6 +948,14 @@ def check_row(row, weights):
                                  f'not {repr(row[plain])[:60]}')
         if name == 'code' and not row.get('tests') and not row.get('asserts'):
             raise ValueError(f"the reward 'code' needs 'tests' ({TESTS}) or 'asserts'")
+
+
+def check_answer(row):
+    """Raises ValueError where a row of one of our tasks has an answer (numbers, tests, asserts) that
+    the task's reward could not read. A row without any may be of use to others."""
+    task, keys = row.get('task'), ('answer', 'numbers', 'tests', 'asserts')
+    if isinstance(task, str) and task in ACCURACY and any(row.get(k) is not None for k in keys):
+        check_row(row, {'accuracy': 1.0})
 
 
 def checked(path, rows, weights):

@@ -34,6 +34,7 @@ from configurator import run  # noqa: E402
 import numpy as np  # noqa: E402
 
 from data import source  # noqa: E402
+from rewards import check_answer  # noqa: E402
 
 ROWS = ('messages', 'prompt', 'conversations')   # a row has one of these
 KEYS = {'path': str, 'weight': (int, float), 'count': int, 'licence': str, 'repeat': bool}
@@ -97,6 +98,10 @@ def scan(name: str, path: str) -> tuple[np.ndarray, str]:
                 raise ValueError(f'{path}:{number}: no JSON: {error}') from None
             if not isinstance(row, dict) or not any(row.get(key) is not None for key in ROWS):
                 raise ValueError(f'{path}:{number}: a row of {name!r} needs {" or ".join(ROWS)}')
+            try:
+                check_answer(row)
+            except ValueError as error:
+                raise ValueError(f'{path}:{number}: {error}') from error
             starts.append(at)
             at += len(line)
             digest.update(line)

@@ -163,7 +163,10 @@ def reach_offline(endpoint: str):
     session = huggingface_hub.get_session()
 
     def elsewhere(hook):
-        return lambda request: None if str(request.url).startswith(endpoint) else hook(request)
+        def checked(request):
+            ours = str(type(request.url)(endpoint))   # spelled as the request's: without a port 80
+            return None if str(request.url).startswith(ours) else hook(request)
+        return checked
     hooks = session.event_hooks
     session.event_hooks = hooks | {'request': [elsewhere(hook) for hook in hooks['request']]}
 

@@ -67,6 +67,9 @@ class Documents:
             kinds = (('ids', about['dtype']), ('mask', np.uint8), ('ends', np.int64))
             parts.append([np.memmap(folder / f'{name}.bin', dtype=dtype, mode='r')
                           for name, dtype in kinds])
+            ids, mask, ends = parts[-1]
+            if not len(ids) == len(mask) == ends[-1]:
+                raise OSError(f'{folder}: its files are shorter than they were: remove the folder')
         documents = cls(parts, names, ' '.join(about['sha256'] for about in abouts))
         for name, about in zip(names, abouts):
             documents.turns += about['turns']

@@ -18,7 +18,7 @@ import unicodedata
 from collections import Counter
 from fractions import Fraction
 
-from graders.units import factors, number_of, split as split_words, unit_of
+from graders.units import compound, factors, number_of, split as split_words, unit_of
 
 
 # ---------------------------------------------------------------- one spelling
@@ -33,6 +33,7 @@ COMMANDS = {  # LaTeX command -> a character, or nothing for style; the others s
     **dict.fromkeys('emptyset varnothing'.split(), '⦃⦄'), 'cup': '∪', 'cap': '∩',
     'forall': '', 'div': '/', 'pm': '±', 'mp': '∓', 'infty': '∞',
     **dict.fromkeys('circ degree'.split(), '°'), 'pi': 'π', 'sqrt': '√', 'lfloor': '⌊', 'rfloor': '⌋', 'lceil': '⌈',
+    'angle': '∠', 'triangle': '△',
     **dict.fromkeys('setminus smallsetminus backslash'.split(), '∖'),
     **dict.fromkeys('ldots dots cdots dotsc dotsb'.split(), '⋯'), 'equiv': '≡', 'permil': '‰',
     **dict.fromkeys('land wedge'.split(), ','), **dict.fromkeys('lor vee'.split(), '∨'),
@@ -105,7 +106,8 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r'(?i)^ ?(?:the )?(?:set of )?(?:all )?(?:the )?integers ?$', r'\\mathbb{Z}'),
     (r'(?i)^ ?(?:the )?empty set ?$', '⦃⦄'),
     (r'(\d) and (?:a|one) half(?![a-z])', r'(\1+1/2)'),
-    (r'\\([A-Za-z]+)\s*', lambda m: COMMANDS.get(m[1], m[0])), (r'\^\s*(?:°|\{\s*°\s*\})', '°'), (r'\{\s*\}', ''),
+    (r'\\([A-Za-z]+)\s*', lambda m: COMMANDS.get(m[1], m[0])), (r'\^\s*(?:°|\{\s*°\s*\})', '°'),
+    ('([∠△]) ', r'\1'), (r'\{\s*\}', ''),
     (r'\| ?⟦([^⟦⟧]*)⟧ ?\||\\det ?\( ?⟦([^⟦⟧]*)⟧ ?\)|\\det ?⟦([^⟦⟧]*)⟧',
      lambda m: f'⟪{m[1] or m[2] or m[3]}⟫'),
     (r'° ?C(?![A-Za-z])', ' celsius'), (r'° ?F(?![A-Za-z])', ' fahrenheit'),
@@ -193,10 +195,11 @@ def _upright(text):
 # ---------------------------------------------------------------- scalars to sympy
 
 RENAMED = {'ln': 'log', 'abs': 'Abs', 'ceil': 'ceiling', 'tg': 'tan', 'ctg': 'cot', 'cotg': 'cot',
-           'cosec': 'csc', 'arctg': 'atan', 'arcctg': 'acot', 'arcctan': 'acot'}
+           'cosec': 'csc', 'sen': 'sin', 'arcsen': 'asin',
+           'arctg': 'atan', 'arcctg': 'acot', 'arcctan': 'acot'}
 FUNCTIONS = {name: RENAMED.get(name, name.replace('arc', 'a')) for name in (
     'sin cos tan cot sec csc sinh cosh tanh ln log lg exp abs floor ceil arcsin arccos arctan '
-    'asin acos atan tg ctg cotg cosec arctg arcctg arccot arcsec arccsc'.split())}
+    'asin acos atan tg ctg cotg cosec sen arctg arcctg arccot arcsec arccsc arcsen'.split())}
 # Letters that stand for things in a row, where the order tells: tosses, numerals, results ...
 CODES = [set(code) for code in ('HT', 'IVX', 'XL', 'XC', 'CD', 'CM', 'WLD', 'BG', 'MF', 'TF', 'YN',
                                 'RGBWY', 'NSEW')]
@@ -212,7 +215,9 @@ def _is_word(token, upright):
 
 
 WORDS = re.compile(  # A to B; Mia: but a b and Ax are products
-    r'(?=.*[A-Za-z]{2})[A-Za-z]+(?: [A-Za-z]+)+|(?=...)[A-Z][a-z]*[aeiouy][a-z]*')
+    r'(?=.*[A-Za-z]{2})[A-Za-z]+(?: [A-Za-z]+)+|(?=...)[A-Z][a-z]*[aeiouy][a-z]*'
+    r'|iv|vi|ix|xi|xiv|xvi')
+SPELLED = re.compile(r'[A-Z](?: [A-Z])+|[A-Z](?:-[A-Z])+')  # H T H, H-T-H
 TOKEN = re.compile(r'\d+(?:\.\d*)?(?:[eE][+-]?\d+(?![\d.]))?|\.\d+|\\[A-Za-z]+|[A-Za-z]+|\S')
 CLOSING = {'(': ')', '[': ']', '{': '}', '|': '|', '⌊': '⌋', '⌈': '⌉', '⟪': '⟫'}
 
@@ -256,6 +261,10 @@ class _Parser:
         self.sp, self.clock, self.prime, self.depth, self.bars, self.tokens = _sympy(), clock, prime, 0, 0, []
         if WORDS.fullmatch(text) and FUNCTIONS.keys().isdisjoint(text.split()):
             raise ValueError('words')
+        letters = re.sub('[ -]', '', text) if SPELLED.fullmatch(text) else ''
+        if letters and _is_word(letters, clock.upright) and (
+                '-' not in text or len({*letters}) < len(letters)):  # A - B - C is a difference
+            text = letters
         for m in TOKEN.finditer(text):
             token = m[0]
             if token.lstrip('\\') in FUNCTIONS and (
@@ -592,7 +601,8 @@ def _proportional(sides, others, clock):
 
 # ---------------------------------------------------------------- structure
 
-NAME = re.compile(r"[A-Za-zα-ορ-ω∠|:/(),'\s\\{}]*[A-Za-zα-ορ-ω][A-Za-zα-ορ-ω∠|:/(),'\s\\{}]*")
+NAMED = r"[A-Za-zα-ορ-ω∠△|:/(),'\s\\{}]*"
+NAME = re.compile(NAMED + '[A-Za-zα-ορ-ω]' + NAMED)
 ABSOLUTE = re.compile(r'\| ?([A-Za-z]) ?(?:([+-])([^|A-Za-z]+))?\|')  # |x - 3|
 FLIP = {'<': '>', '>': '<', '≤': '≥', '≥': '≤', '≠': '≠'}
 THOUSANDS = re.compile(r'(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)')
@@ -742,6 +752,10 @@ def _structure(text, clock, depth):
             return _read(text[1:-1].strip(), clock, depth)
     if given := _given(text, clock, depth):
         return given
+    if said := compound(text):
+        value, words = said
+        tree = _sympy().Rational(value.numerator, value.denominator)
+        return _scalar(tree, words, '', text)
     if '(mod' in text and (congruence := _congruence(text, clock)):
         return congruence
     for separators in (';', '∨,'):
@@ -807,6 +821,11 @@ def _structure(text, clock, depth):
     text, head, words = _in_digits(text), text, None
     if not re.search(r'(?<![A-Za-z])(?:sin|cos|tan|cot|sec|csc|c?tg) ?[^A-Za-z]*°', text):
         head, words = split_words(text, clock.upright, FUNCTIONS)
+    return _quantity(head, words, text, clock)
+
+
+def _quantity(head, words, text, clock):
+    """A text as a scalar, once it is split into what is computed and the words after it."""
     tree = _Parser(head, clock).parse()
     if words and words.scale != 1:
         scale = _sympy().Rational(words.scale.numerator, words.scale.denominator)
@@ -1034,7 +1053,10 @@ def _same_relation(g, p, clock):
 
 
 def _same_rounded(g, p, clock):
-    """100/3 ≈ 33.3 is the same as its exact part, and as 33.3 where that is what it rounds to."""
+    """100/3 ≈ 33.3 is the same as its exact part, and as 33.3 where that is what it rounds to. But
+    41 ≈ 42 is neither."""
+    if not all(_about(x, clock) for x in (g, p) if x[0] == 'approx'):
+        return False
     if _same(*(x[1] if x[0] == 'approx' else x for x in (g, p)), clock):
         return True
     if g[0] == p[0]:
@@ -1048,6 +1070,28 @@ def _same_rounded(g, p, clock):
         _rounds_to(exact[1], r[3], clock) and len(r[3].partition('.')[2]) >= places and
         factors(other[2], r[2]) for r in rounded) and bool(
         factors(other[2], exact[2])) and _rounds_to(exact[1], numeral, clock)
+
+
+def _about(approximation, clock):
+    """False for 41 ≈ 42: where number and rounded number differ by a unit of the last place that
+    is written, and by 2%."""
+    _, exact, rounded = approximation
+    exact = exact[2][-1] if exact[0] == 'eq' else exact
+    for one in rounded:
+        if exact[0] != 'scalar' or not one[0] == 'scalar' or not one[3]:
+            continue
+        if exact[1].free_symbols or factors(exact[2], one[2])[:1] != [(1, 1, 0)]:
+            continue
+        try:
+            numbers = _Numbers(256, True, clock)
+            value = numbers.inexact(numbers.value(exact[1], {}))
+            gap = abs(value - numbers.inexact(Fraction(one[3])))
+        except (ValueError, ArithmeticError):
+            continue
+        place = Fraction(1, 10 ** len(one[3].partition('.')[2]))
+        if gap >= numbers.inexact(place) and gap * 50 > abs(value):
+            return False
+    return True
 
 
 def _rounds_to(tree, numeral, clock):
@@ -1095,8 +1139,14 @@ def _same_congruence(g, p, clock):
 def _same_scalar(g, p, clock):
     if _same_quantity(g, p, clock):
         return True
-    if bool(g[2]) == bool(p[2]) or (g[2] or p[2]).sure:
+    if bool(g[2]) == bool(p[2]):
         return False
+    if (g[2] or p[2]).sure:  # 5 amperes, 3 dogs: then 5 A and 3 dog are no products either
+        (_, _, _, _, text), other = (p, g) if g[2] else (g, p)
+        short = {*re.findall(r'[A-Za-z]+', text)}
+        head, words = split_words(text, short, FUNCTIONS) if short else (text, None)
+        return words is not None and _same_quantity(
+            other, _quantity(head, words, text, clock), clock)
     try:  # 5 N as the product that it may be too
         return _equal(*(x[1] if not x[2] else _Parser(x[4], clock).parse() for x in (g, p)), clock)
     except (ValueError, ArithmeticError):
@@ -1144,6 +1194,8 @@ def _spellings(text):
     """An answer as _plain spells it, and then in other readings of its commas and segments."""
     plain = _plain(text)
     plains = [plain, _one_number(plain)]
+    if any(',0' in number for number in THOUSANDS.findall(plain)):
+        plains[0] = plains[1]  # 1,000 is no list of 1 and 000
     if reversed_ := re.sub(r'(\\overline\s*\{ ?)([A-Z])([A-Z])(?= ?\})', r'\1\3\2', text):
         plains += [_plain(reversed_)] if reversed_ != text else []
     return plains
@@ -1224,6 +1276,17 @@ NUMBER = re.compile(  # what is left of one once its braces are dropped
     rf'[-+]? ?(?:{NUMERAL}(?:[eE][+-]?\d+|_\d+| ?\* ?10 ?\^ ?-?\d+)?'
     r'|\(\d+\+\d+/\d+\)|\(\(\d+-\d+\)/9+0*\)|(?P<top>\d+) ?/ ?(?P<bottom>-?[1-9]\d*))')
 NUMERALS = rf'[-+]? ?{NUMERAL}(?: ?, ?[-+]? ?{NUMERAL})*'
+PAIR = rf'of ({NUMERAL}) ?, ?({NUMERAL})'
+WORDED = [(re.compile(pattern), new) for pattern, new in (  # 6 times 7, the sum of 6 and 7
+    (rf'product {PAIR}', r'\1*\2'), (rf'sum {PAIR}', r'\1+\2'), (rf'difference {PAIR}', r'\1-\2'),
+    (r'(?<=[\d)}]) ?(?:times|multiplied by) ?(?=[\d({])', '*'),
+    (r'(?<=[\d)}%]) of ?(?=[\d({])', '*'), (r'(?<=[\d)}]) ?divided by ?(?=[\d({])', '/'),
+    (r'(?<=[\d)}]) ?plus ?(?=[\d({])', '+'), (r'(?<=[\d)}]) ?minus ?(?=[\d({])', '-'),
+    (r'(?<=[\d)}]) ?squared', '^2'), (r'(?<=[\d)}]) ?cubed', '^3'),
+    (r'square root of ?(?=\d)', '√'), (r'cube root of ?(?=\d)', '√[3]'), (r'√ ?\[ ?2 ?\]', '√'))]
+PADDING = re.compile(  # what changes nothing: 1 * 6 * 7, 6 * 7 + 0, (6 * 7)^1
+    r'(?<![\d.^_*/-])(?<![*/^_-] )1 ?\*|[*/^] ?(?:1|\{ ?1 ?\})(?![\d.^!_])'
+    r'|[+-] ?0(?![\d.^!_]|\)/9)|(?<![\d.^_*/])0 ?\+')
 
 
 def is_numeral(answer):
@@ -1267,8 +1330,8 @@ def _tokens(text):
         if token[0].isdigit() or token[0] == '.' and len(token) > 1:
             mantissa = re.match(NUMERAL, token)[0]
             token = token if len(token) > 40 else str(Fraction(mantissa)) + token[len(mantissa):]
-            if closed and tokens and tokens[-1][0].isdigit():
-                tokens.append('*')  # (6)(7)
+            if closed and tokens and tokens[-1][0].isdigit() and tokens[-2:-1] != ['_']:
+                tokens.append('*')  # (6)(7), but log_{2}{8}
         elif token.isalpha() and token.isascii() and len(token) < 4 and not unit_of(token):
             tokens += token[:-1]
             token = token[-1]
@@ -1289,8 +1352,9 @@ def echoes(gold, answer, prompt):
     """
     clock = _Clock(gold, answer)
     try:
-        plain, plain_gold = _plain(answer), _plain(gold)
+        plain, plain_gold = (_worded(_plain(text)) for text in (answer, gold))
         golds = [plain_gold, *_sides(plain_gold), *_split(plain_gold.strip('⦃⦄'), ',;∨')[::2]]
+        golds = [_unpadded(text) for text in golds]
         golds += [split_words(text, clock.upright, FUNCTIONS)[0] for text in golds]
         golds = [_tokens(text) for text in dict.fromkeys(golds)]
         asked = [_asked(side.lstrip('+ '), golds, clock)
@@ -1303,8 +1367,21 @@ def echoes(gold, answer, prompt):
         return False
 
 
+def _worded(text):
+    """'6 times 7' as 6*7"""
+    for pattern, new in WORDED:
+        text = pattern.sub(new, text)
+    return text
+
+
+def _unpadded(text):
+    """Without 1 *, + 0 and the like."""
+    return PADDING.sub('', _divided(text))
+
+
 def _asked(side, golds, clock):
     """The tokens of what an answer says, where that may be a question; [] where it is none."""
+    side = _unpadded(side)
     head, words = split_words(side, clock.upright, FUNCTIONS)
     number = re.fullmatch(NUMERALS, head.strip())
     tokens = _tokens(side if number else head)
@@ -1344,7 +1421,7 @@ def _held(prompt, clock):
         clock.tick()
         try:
             part = prompt[start:start + length].replace('####', ' ')
-            tokens += [*_tokens(_plain(part)), '\n']
+            tokens += [*_tokens(_worded(_plain(part))), '\n']
         except ValueError:
             continue  # longer than that once it is spelled
     return tokens

@@ -90,13 +90,13 @@ hour h hr = 3600 s
 day = 86400 s
 week wk = 604800 s
 fortnight = 1209600 s
-month = 1 month
+month mos = 1 month
 year yr = 12 month, 31536000 s
 decade = 120 month
 century = 1200 month
 millennium millennia = 12000 month
 mph = 1397/3125 m s^-1
-kmh kph = 5/18 m s^-1
+kmh kph kmph = 5/18 m s^-1
 knot kt kts = 463/900 m s^-1
 rpm = 1/60 turn s^-1
 mpg = 1 mpg
@@ -233,7 +233,8 @@ CARDINALS = {word: n for n, word in enumerate(
 CARDINALS.update({word: 10 * n for n, word in enumerate(
     'twenty thirty forty fifty sixty seventy eighty ninety'.split(), 2)}, fourty=40)
 THOUSANDS = {word: 1000 ** n for n, word in enumerate(
-    'thousand million billion trillion quadrillion quintillion sextillion'.split(), 1)}
+    'thousand million billion trillion quadrillion quintillion sextillion septillion octillion '
+    'nonillion decillion'.split(), 1)}
 ORDINALS = {
     **{word + 'th': n for word, n in CARDINALS.items() if n > 3}, 'third': 3, 'fifth': 5,
     'eighth': 8, 'ninth': 9, 'twelfth': 12, 'quarter': 4, 'half': 2, 'halve': 2, 'hundredth': 100,
@@ -242,12 +243,13 @@ ORDINALS = {
 for misspelled in ('fiveth', 'eightth', 'nineth', 'twelveth'):
     del ORDINALS[misspelled]
 SCALES = {  # what the number is multiplied by
-    **THOUSANDS, 'hundred': 100, 'dozen': 12, 'score': 20, 'gross': 144, 'grand': 1000,
+    **THOUSANDS, 'hundred': 100, 'dozen': 12, 'dz': 12, 'score': 20, 'gross': 144, 'grand': 1000,
     'myriad': 10 ** 4, 'googol': 10 ** 100, 'lakh': 10 ** 5, 'lac': 10 ** 5, 'crore': 10 ** 7,
     'milliard': 10 ** 9, 'mn': 10 ** 6, 'mln': 10 ** 6, 'bn': 10 ** 9, 'bln': 10 ** 9,
     'tn': 10 ** 12,
     'doubled': 2, 'double': 2, 'twice': 2, 'tripled': 3, 'triple': 3, 'thrice': 3, 'halved': '1/2',
-    'quadrupled': 4, '‰': '1/1000', 'permille': '1/1000', 'permil': '1/1000', 'ppm': '1/1000000',
+    'quadrupled': 4, 'quintupled': 5, 'sextupled': 6, 'half-dozen': 6,
+    '‰': '1/1000', 'permille': '1/1000', 'permil': '1/1000', 'ppm': '1/1000000',
     'ppb': '1/1000000000', 'bps-of-interest': '1/10000',
     'tausend': 1000, 'millionen': 10 ** 6, 'milliarde': 10 ** 9, 'milliarden': 10 ** 9,
     'mille': 1000, 'millier': 1000, 'mil': 1000, 'millón': 10 ** 6, 'millone': 10 ** 6,
@@ -263,8 +265,10 @@ SCALES = {  # what the number is multiplied by
     'करोड़': 10 ** 7, 'करोड़': 10 ** 7,
     '十': 10, '百': 100, '千': 1000, '万': 10 ** 4, '萬': 10 ** 4, '亿': 10 ** 8,
     '億': 10 ** 8,
-    '兆': 10 ** 12, '打': 12, '成': '1/10', '만': 10 ** 4, '억': 10 ** 8, '천': 1000,
+    '兆': 10 ** 12, '打': 12, '成': '1/10', '割': '1/10', '折': '1/10', 'अरब': 10 ** 9,
+    '만': 10 ** 4, '억': 10 ** 8, '천': 1000,
     '백': 100}
+ABBREVIATED = {'k': 1000, 'K': 1000, 'M': 10 ** 6, 'B': 10 ** 9}  # before money
 SCALES.update({word: n for word, n in CARDINALS.items() if n > 1})
 SCALES.update({word: Fraction(1, n) for word, n in ORDINALS.items()})
 SCALES = {word: Fraction(n) for word, n in SCALES.items()}
@@ -295,14 +299,16 @@ UNCLEAR = set(
     'not but to is are was were maybe either neither if than vs versus times plus minus over of '
     'none no non or without except excluding mod modulo modulus base choose root radical '
     'at least most reciprocal inverse st nd rd th remainder approximately roughly almost nearly '
-    '半 个半 倍半 半个'.split())
+    'fold factorial factorials repeating recurring zillion '
+    '半 个半 倍半 半个 一半 的一半 的平方 的立方 次方 的倒数 分之一 以上'.split())
 IRREGULAR = {'feet': 'foot', 'inches': 'inch', 'children': 'child', 'men': 'man', 'women': 'woman',
              'people': 'person', 'mice': 'mouse', 'geese': 'goose', 'teeth': 'tooth', 'dice': 'die',
              'halves': 'half', 'knives': 'knife', 'leaves': 'leaf', 'loaves': 'loaf', 'oxen': 'ox',
              'wolves': 'wolf', 'shelves': 'shelf', 'calves': 'calf', 'pennies': 'penny',
              'vertices': 'vertex', 'indices': 'index', 'matrices': 'matrix', 'buses': 'bus',
              'bonuses': 'bonus', 'viruses': 'virus', 'wives': 'wife', 'lives': 'life',
-             'centuries': 'century', 'bacteria': 'bacterium', 'grey': 'gray'}
+             'centuries': 'century', 'bacteria': 'bacterium', 'grey': 'gray',
+             'pgs': 'page', 'ppl': 'person'}
 
 
 def _stem(word):
@@ -453,8 +459,15 @@ def _words(pieces, glued, upright, functions):
         if lower == 'of' and i and (units or nouns) and not of:
             of = 'of '  # cups of milk, slices of pizza
             continue
-        if lower in UNCLEAR or word in functions:
+        if lower in UNCLEAR or lower.endswith('fold') and lower[:-4] in SCALES:
             return None
+        following = [part for _, part in pieces[i + 1:]]
+        if word in functions and not (word == 'sec' and (
+                sign < 0 or not following or following[0] in '*/')):
+            return None
+        if word in ABBREVIATED and following and SPELLINGS.get(following[0].casefold()) in MONEY:
+            scale *= ABBREVIATED[word]  # 5 K USD
+            continue
         known = SPELLINGS.get(word)
         if not known and (len(word) > 2 or lower in GLUED and (word in upright or not glued)):
             known = SPELLINGS.get(lower) or SPELLINGS.get(stem) or SPELLINGS.get(lower.rstrip('s'))
@@ -527,6 +540,28 @@ def _segments(word):
 def unit_of(word):
     """The name of the unit that a word spells, '' where it spells none."""
     return SPELLINGS.get(word) or len(word) > 2 and SPELLINGS.get(_stem(word.casefold())) or ''
+
+
+AMOUNT = r'(\d+(?:\.\d+)?) ?([A-Za-z]+)\.?'
+COMPOUND = re.compile(rf'{AMOUNT} ?,? ?{AMOUNT}(?: ?,? ?{AMOUNT})?')
+
+
+def compound(text):
+    """'1 hour 30 minutes' -> (Fraction(90), Words of minutes): units of one kind, each smaller than
+    the one before. None for other texts."""
+    m = COMPOUND.fullmatch(text)
+    if not m:
+        return None
+    numbers = [Fraction(number) for number in m.groups()[::2] if number]
+    units = [unit_of(unit) for unit in m.groups()[1::2] if unit]
+    if not all(units):
+        return None
+    sizes, bases = zip(*(MEASURES[unit][0] for unit in units))
+    if any(base != bases[0] for base in bases) or any(
+            one <= other for one, other in zip(sizes, sizes[1:])):
+        return None
+    total = sum(number * size for number, size in zip(numbers, sizes)) / sizes[-1]
+    return total, Words(Fraction(1), 1, {units[-1]: 1}, (), True)
 
 
 # ---------------------------------------------------------------- comparison

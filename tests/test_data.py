@@ -590,6 +590,32 @@ def test_traces_in_every_form(tmp_path):
             distill.main(distill.Config(source=write(tmp_path / 'r.jsonl', [row]), out_dir=str(tmp_path / 'o')))
 
 
+def test_traces_keep_all_that_their_rewards_read(tmp_path):
+    code_row = {'prompt': 'Q', 'reasoning': 'hm', 'content': 'c', 'task': 'code', 'seconds': 2,
+                'asserts': ['assert f()'], 'starter': 'import math\n', 'tolerance': 0.1, 'partial': True}
+    number = {'prompt': 'Q', 'reasoning': 'hm', 'content': 'c', 'task': 'math', 'answer': '5', 'form': 'number'}
+    path = write(tmp_path / 'r.jsonl', [code_row, number])
+    distill.main(distill.Config(source=path, out_dir=str(tmp_path)))
+    for row, found in zip((code_row, number), lines(tmp_path / 'traces.jsonl'), strict=True):
+        read = row.keys() - {'prompt', 'reasoning', 'content'}
+        assert {key: found.get(key) for key in read} == {key: row[key] for key in read}
+
+
+@pytest.mark.parametrize('bad, message', [
+    ({'task': 'math', 'answer': ['70']}, "'answer' must be text or a number"),
+    ({'task': 'match', 'answer': True}, "'answer' must be text or a number"),
+    ({'task': 'choice', 'answer': 'F'}, "'answer' must be one letter"),
+    ({'task': 'code', 'tests': '[{"input": "1", "output": "1"}]'}, "'tests' must be a list of")])
+def test_what_no_reward_could_read_is_named_when_traces_are_made_or_mixed(tmp_path, bad, message):
+    chat = [{'role': 'user', 'content': 'Q'}, {'role': 'assistant', 'content': '<think>a</think>b'}]
+    free = {'messages': chat, 'task': 'mine', 'answer': ['70']}   # of a reward file
+    path = write(tmp_path / 'r.jsonl', [free, {'messages': chat, **bad}])
+    with pytest.raises(ValueError, match=f'r.jsonl:2: {message}'):
+        distill.main(distill.Config(source=path, out_dir=str(tmp_path / 'o')))
+    with pytest.raises(ValueError, match=f'r.jsonl:2: {message}'):
+        mixed(tmp_path, {'r': {'path': path, 'licence': 'MIT'}})
+
+
 def test_reasoning_beside_the_content_is_kept(tmp_path):
     asked, answer = {'role': 'user', 'content': 'Q'}, '<think>\nhm\n</think>\n\n5'
     beside = [{key: 'hm', 'content': '5'} for key in ('reasoning_content', 'reasoning', 'thinking')]

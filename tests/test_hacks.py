@@ -139,6 +139,15 @@ def test_math_hacks(name):
     assert math_reward('6 * 7 is \\boxed{42}</think>So it is \\boxed{42}.', GOLD) == 1
 
 
+@pytest.mark.parametrize('gold, boxes', [
+    ('10\\%', ('10', '0.1')), ('12', ('12 cm', '12 mm')), ('12', ('12 apples', '12', '12 pears')),
+    ('90^\\circ', ('90', '\\frac{\\pi}{2}'))])
+def test_what_the_gold_would_accept_each_is_not_accepted_together(gold, boxes):
+    answers = [f'\\boxed{{{box}}}' for box in boxes]
+    assert all(math_reward(answer, {'answer': gold}) == 1 for answer in answers)
+    assert math_reward(' '.join(answers), {'answer': gold}) == 0
+
+
 QUESTION = {'answer': '42', 'prompt': 'Compute $6 \\times 7$, which is $(100 - 16) / 2$.'}
 
 

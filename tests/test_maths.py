@@ -631,6 +631,38 @@ O(n) | O(n^2)
 
 # Words that are no products; words after a number that change it; units and nouns that differ.
 WORDS_DIFFER = r'''
+iv | vi
+(iv) | (vi)
+xi | ix
+H T T | T T H
+W-L-L | L-L-W
+A-B-A | A-A-B
+5 | 5 twofold
+5 | 5 hundredfold
+5 | 5 factorials
+0.3 | 0.3 repeating
+5 | 5 octillion
+5 | 5 K USD
+5 | 5 quintupled
+5 | 5 half-dozen
+5 | 5折
+5 | 5的平方
+5 | 5次方
+5 | 5%以上
+42 | 42\approx 43
+33.3 | 33.3 \approx 40
+5 | 5 \approx 4.6
+1,000 | 1,0
+10,000 | 0, 10
+3 dogs | 3x
+3 dogs | 3 cat
+5 seconds | 5 sec x
+\sec x | 5 sec
+1 hour 30 minutes | 1 hour 20 minutes
+1 hour 30 minutes | 1 hour
+1 hour 30 minutes | 130 minutes
+5 feet 3 inches | 3 feet 5 inches
+5 feet 3 inches | 5 feet 3 apples
 SAS | SSA
 IV | VI
 HT | TH
@@ -1065,6 +1097,32 @@ N 30° E | N 30° W
 
 # The same where order does not matter, units that convert, spellings of other countries and books.
 WORDS_SAME = r'''
+5 sec | 5 seconds
+10 m/sec | 10 m/s
+9.8 m/sec^2 | 9.8 m/s^2
+2\sec x | 2 sec x
+5 amps | 5 A
+3 dogs | 3 dog
+5 boxes | 5 box
+5 km/h | 5 kmph
+24 | 2 dz
+\triangle ABC | △ABC
+\angle ABC = 30^\circ | 30
+H T T | HTT
+A-B-C | A-(B+C)
+A B | B A
+\frac{2}{3}\approx 0.66 | \frac23
+\frac{10000}{3} \approx 3300 | \frac{10000}{3}
+1 \text{ hour}\approx 60\text{ min} | 1 hour
+5000 USD | 5 K USD
+xx | x^2
+\operatorname{sen} x | \sin x
+1 hour 30 minutes | 90 minutes
+1 hour and 30 minutes | 1.5 hours
+5 ft 3 in. | 63 inches
+1 hour, 2 minutes, and 3 seconds | 3723 seconds
+5 dollars 30 cents | \$5.30
+2 m 30 cm | 230 cm
 AB | BA
 \overline{AB} | BA
 \overline{DC} | CD
@@ -1598,6 +1656,21 @@ Solve $2x<4$. | x<2 | 2x<4
 Evaluate $2^{10}$ | 1024 | 2^{10}
 Evaluate $2^{10}$ | 1024 | 2^10
 Evaluate $\log_2 8$. | 3 | \log_2 8
+Evaluate $\log_{2}{8}$. | 3 | \log_2(8)
+Compute $\sqrt{144}$ | 12 | \sqrt[2]{144}
+What is 6 times 7? | 42 | 6 \times 7
+What is the product of 6 and 7? | 42 | 7 \cdot 6
+What is the sum of $6$ and $7$? | 13 | 6+7
+What is 84 divided by 2? | 42 | \frac{84}{2}
+What is the square root of 144? | 12 | \sqrt{144}
+What is 5 squared? | 25 | 5^2
+What is $5^2$? | 25 | 5 squared
+What is 25\% of 80? | 20 | 25\% \cdot 80
+Find $5!$ | 120 | 1 \cdot 5!
+Find $5!$ | 120 | 5!+0
+Find $5!$ | 120 | \frac{5!}{1}
+Find $5!$ | 120 | (5!)^{1}
+Find $5!$ | 120 | 0+5!\cdot 1
 Evaluate $\sin 30^\circ$ | \frac12 | \sin 30^\circ
 Write 25% as a decimal. | 0.25 | 25\%
 What is $1.45$ expressed as a fraction? | \frac{29}{20} | 1.45
@@ -1624,6 +1697,8 @@ There are 10 apples. How many? | 10.0 | 10
 There are 0.5 kg. | 0.50 | .5
 [asy] draw((0,0)--(0.5,1)); [/asy] Which share? | \frac{1}{2} | 0.5
 Compute $6\times 7$. | 42 | 42
+Compute $6\times 7$. | 42 | 42 \times 1
+Compute $6 + 7 + 1$. | 14 | 13 + 1
 Compute $6\times 7$. | 42 | 6 \times 7 = 42
 Compute $6\times 7$. | 6 \times 7 | 6\times 7
 What is the power of two? | 1024 | 2^{10}

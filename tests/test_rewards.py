@@ -172,6 +172,8 @@ def countdown(answer, numbers, target):
     ("12/6/2", [12, 6, 2], 1),
     ("100*75+50-25", [25, 50, 75, 100], 7525),
     ("5", [5], 5),
+    ("\\text{(3+7)*8}", [3, 7, 8], 80), ("\\mathbf{(3+7) \\times 8}", [3, 7, 8], 80),
+    ("*(3+7)*8*", [3, 7, 8], 80), ("10 \u2010 2 \u2011 3", [10, 2, 3], 5),
 ])
 def test_countdown_right(answer, numbers, target):
     assert countdown(answer, numbers, target) == 1
@@ -514,6 +516,8 @@ OPTIONS = {"choices": ["Ibuprofen", "Aspirin", "A beta blocker", "E. coli"]}
     ("The answer is Aspirin.", "B"), ("a beta blocker", "C"), ("E. coli", "D"), ("D. E. coli", "D"),
     ("**E. coli**", "D"),
     ("B. Aspirin\n\nExplanation: a COX inhibitor", "B"), ("B (Ibuprofen)", None),
+    ("B\nExplanation: A would be wrong, C too.", "B"), ("B\nExplanation: the answer is C", None),
+    ("B\nExplanation: no, it is C", None), ("B\nExplanation: A or C", None),
     ("B. Ibuprofen", None), ("A. Aspirin", None),
     ("Aspirin, Ibuprofen", None), ("not Aspirin", None), ("Aspirin or A", None),
     ("B. Aspirin or C", None), ("(B) Aspirin.", "B"),
@@ -526,7 +530,7 @@ def test_choice_reads_the_options_texts(answer, letter):
 
 
 @pytest.mark.parametrize("answer", [
-    "故选：B。", "答案选B", "所以答案是B", "选项B正确",
+    "I'd choose B", "Answer - B", "Answer = B", "The correct statement is B", "故选：B。", "答案选B", "所以答案是B", "选项B正确",
     "因此，正确答案为B。", "B is correct", "Option B is the correct answer.",
     "I would choose B",
     "It is B.", "B is the answer.", "Ans. B", "ANSWER: B", "Choose (B)", "B选项", "故答案为B",
@@ -722,6 +726,7 @@ TASK = {"math": {"answer": "70"}, "match": {"answer": "knave"}, "preference": {}
     ("math", {"language": None}, "unknown language"),
     ("math", {"task": "chess"}, "unknown task 'chess'.*countdown"),
     ("math", {"task": ["math"]}, "unknown task"),
+    ("math", {"prefill": 5}, "'prefill' must be text"),
 ])
 def test_a_row_that_lacks_what_its_reward_reads_is_named_by_file_line_and_key(task, changes, said):
     good = {"prompt": "?", "task": task, **TASK[task]}

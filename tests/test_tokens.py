@@ -167,6 +167,15 @@ def test_a_killed_tokenisation_is_not_taken_for_whole(corpus):
     assert len(folders(corpus)) == 1 and not folders(corpus)[0].endswith('.tmp')
 
 
+@pytest.mark.parametrize('name', ['ids.bin', 'mask.bin', 'ends.bin'])
+def test_files_that_were_cut_are_refused(corpus, name):
+    tokens.tokenise([corpus], toy())
+    path = corpus.with_name('a.jsonl.tokens') / folders(corpus)[0] / name
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(OSError, match='its files are shorter than they were: remove the folder'):
+        tokens.tokenise([corpus], toy())
+
+
 def test_of_two_processes_one_writes(corpus):
     both = [slow_process(corpus, 0.05) for _ in range(2)]
     said = [process.communicate()[0].splitlines() for process in both]

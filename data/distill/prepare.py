@@ -28,10 +28,11 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
 from configurator import run  # noqa: E402
 from data import source, teacher  # noqa: E402
+from rewards import check_answer, is_answer  # noqa: E402
 
 REPO = 'open-r1/Mixture-of-Thoughts'
 KEPT = ('task', 'answer', 'choices', 'numbers', 'target', 'language', 'tests', 'entry_point', 'setup', 'asserts', 'question', 'source',
-        'rewards', 'pass_rate')
+        'rewards', 'pass_rate', 'form', 'starter', 'seconds', 'partial', 'tolerance')
 
 
 @dataclass
@@ -99,7 +100,11 @@ def trace_row(row: dict, chat: list, reasoning: str | None, answer: str) -> dict
     text = f'<think>\n{reasoning.strip()}\n</think>\n\n{answer.strip()}'
     out = {'messages': [*({'role': m['role'], 'content': m['content']} for m in chat), {'role': 'assistant', 'content': text}]}
     out.update({key: row[key] for key in KEPT if row.get(key) is not None})
-    return {**out, 'answer': str(row['gtruth_answer'])} if 'gtruth_answer' in row else out
+    if 'gtruth_answer' not in row:
+        return out
+    if not is_answer(row['gtruth_answer']):
+        raise ValueError(f"'gtruth_answer' must be text or a number, not {row['gtruth_answer']!r}")
+    return {**out, 'answer': str(row['gtruth_answer'])}
 
 
 def main(cfg: Config):
@@ -117,6 +122,7 @@ def main(cfg: Config):
                 continue
             if cfg.task and 'answer' in out:
                 out.setdefault('task', cfg.task)
+            check_answer(out)
             found.append({**out, 'id': f'{name}/{i}' if several else name})
         return found
 
