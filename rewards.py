@@ -951,8 +951,8 @@ def check_row(row, weights):
 
 
 def check_answer(row):
-    """Raises ValueError where a row of one of our tasks has an answer (numbers, tests, asserts) that
-    the task's reward could not read. A row without any may be of use to others."""
+    """Raises ValueError where a row of one of our tasks has an answer (numbers, tests, asserts)
+    that the task's reward could not read. A row without any may be of use to others."""
     task, keys = row.get('task'), ('answer', 'numbers', 'tests', 'asserts')
     if isinstance(task, str) and task in ACCURACY and any(row.get(k) is not None for k in keys):
         check_row(row, {'accuracy': 1.0})

@@ -592,8 +592,10 @@ def test_traces_in_every_form(tmp_path):
 
 def test_traces_keep_all_that_their_rewards_read(tmp_path):
     code_row = {'prompt': 'Q', 'reasoning': 'hm', 'content': 'c', 'task': 'code', 'seconds': 2,
-                'asserts': ['assert f()'], 'starter': 'import math\n', 'tolerance': 0.1, 'partial': True}
-    number = {'prompt': 'Q', 'reasoning': 'hm', 'content': 'c', 'task': 'math', 'answer': '5', 'form': 'number'}
+                'asserts': ['assert f()'], 'starter': 'import math\n',
+                'tolerance': 0.1, 'partial': True}
+    number = {'prompt': 'Q', 'reasoning': 'hm', 'content': 'c', 'task': 'math', 'answer': '5',
+              'form': 'number'}
     path = write(tmp_path / 'r.jsonl', [code_row, number])
     distill.main(distill.Config(source=path, out_dir=str(tmp_path)))
     for row, found in zip((code_row, number), lines(tmp_path / 'traces.jsonl'), strict=True):

@@ -530,7 +530,8 @@ def test_choice_reads_the_options_texts(answer, letter):
 
 
 @pytest.mark.parametrize("answer", [
-    "I'd choose B", "Answer - B", "Answer = B", "The correct statement is B", "故选：B。", "答案选B", "所以答案是B", "选项B正确",
+    "I'd choose B", "Answer - B", "Answer = B", "The correct statement is B",
+    "故选：B。", "答案选B", "所以答案是B", "选项B正确",
     "因此，正确答案为B。", "B is correct", "Option B is the correct answer.",
     "I would choose B",
     "It is B.", "B is the answer.", "Ans. B", "ANSWER: B", "Choose (B)", "B选项", "故答案为B",
