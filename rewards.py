@@ -378,7 +378,8 @@ LEAD = re.compile(  # The best answer is; 所以选
     r'(?:answer|ans|option|choice|letter|statement)'
     r'(?: (?:is|was|would be|should be|must be))?)(?![a-z])'
     r'|[所以因此故综上述本题我应该,]*(?:正确|最佳|最终)?的?'
-    r'(?:答案|选项|选择|选)(?:应该|应)?[是为选]?)(?:[ :."]|[=–—-] )*', re.IGNORECASE)
+    r'(?:答案|选项|选择|选)(?:应该|应)?[是为选]?)'
+    r'(?:[ :."]|[=–—-] )*', re.IGNORECASE)
 CHOICE = re.compile(r'[(\[{"\'“‘「]*([A-Ea-e])(?![A-Za-z0-9])'
                     r'( [-–—](?= )|[)\]}.:,;。"\'”’」]*)(.*)')
 CORRECT = re.compile(r'(?i:is (?:the )?(?:(?:correct|right|best)(?: (?:answer|option|choice))?'

@@ -1053,8 +1053,8 @@ def _same_relation(g, p, clock):
 
 
 def _same_rounded(g, p, clock):
-    """100/3 ≈ 33.3 is the same as its exact part, and as 33.3 where that is what it rounds to. But
-    41 ≈ 42 is neither."""
+    """100/3 ≈ 33.3 is the same as its exact part, and as 33.3 where that is what it rounds to.
+    But 41 ≈ 42 is neither."""
     if not all(_about(x, clock) for x in (g, p) if x[0] == 'approx'):
         return False
     if _same(*(x[1] if x[0] == 'approx' else x for x in (g, p)), clock):
@@ -1283,7 +1283,8 @@ WORDED = [(re.compile(pattern), new) for pattern, new in (  # 6 times 7, the sum
     (r'(?<=[\d)}%]) of ?(?=[\d({])', '*'), (r'(?<=[\d)}]) ?divided by ?(?=[\d({])', '/'),
     (r'(?<=[\d)}]) ?plus ?(?=[\d({])', '+'), (r'(?<=[\d)}]) ?minus ?(?=[\d({])', '-'),
     (r'(?<=[\d)}]) ?squared', '^2'), (r'(?<=[\d)}]) ?cubed', '^3'),
-    (r'square root of ?(?=\d)', '√'), (r'cube root of ?(?=\d)', '√[3]'), (r'√ ?\[ ?2 ?\]', '√'))]
+    (r'square root of ?(?=\d)', '√'), (r'cube root of ?(?=\d)', '√[3]'),
+    (r'√ ?\[ ?2 ?\]', '√'))]
 PADDING = re.compile(  # what changes nothing: 1 * 6 * 7, 6 * 7 + 0, (6 * 7)^1
     r'(?<![\d.^_*/-])(?<![*/^_-] )1 ?\*|[*/^] ?(?:1|\{ ?1 ?\})(?![\d.^!_])'
     r'|[+-] ?0(?![\d.^!_]|\)/9)|(?<![\d.^_*/])0 ?\+')

@@ -300,7 +300,8 @@ UNCLEAR = set(
     'none no non or without except excluding mod modulo modulus base choose root radical '
     'at least most reciprocal inverse st nd rd th remainder approximately roughly almost nearly '
     'fold factorial factorials repeating recurring zillion '
-    '半 个半 倍半 半个 一半 的一半 的平方 的立方 次方 的倒数 分之一 以上'.split())
+    '半 个半 倍半 半个 一半 的一半 '
+    '的平方 的立方 次方 的倒数 分之一 以上'.split())
 IRREGULAR = {'feet': 'foot', 'inches': 'inch', 'children': 'child', 'men': 'man', 'women': 'woman',
              'people': 'person', 'mice': 'mouse', 'geese': 'goose', 'teeth': 'tooth', 'dice': 'die',
              'halves': 'half', 'knives': 'knife', 'leaves': 'leaf', 'loaves': 'loaf', 'oxen': 'ox',
