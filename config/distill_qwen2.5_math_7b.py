@@ -11,6 +11,7 @@ data = ['data/distill/traces.jsonl']
 dtype = 'bfloat16'
 activation_checkpointing = True
 row_len = 32768
+long_rows = 'drop'          # the few traces that are longer
 batch_rows = 32
 micro_rows = 1
 steps = 13640

@@ -6,6 +6,7 @@ out_dir = f'{_run}/cold'
 init_from = f'{_run}/base'
 data = [f'{_run}/zero/samples.jsonl']
 row_len = 136
+long_rows = 'drop'          # a sample whose control tokens take more tokens as text
 batch_rows = micro_rows = 28
 steps = 80
 learning_rate = 1e-3

@@ -6,6 +6,7 @@ out_dir = f'{_run}/distill'
 init_from = f'{_run}/student_base'
 data = [f'{_run}/final/samples.jsonl']
 row_len = 136
+long_rows = 'drop'          # a sample whose control tokens take more tokens as text
 batch_rows = micro_rows = 28
 steps = 250
 learning_rate = 2e-3

@@ -6,6 +6,7 @@ out_dir = f'{_run}/reject'
 init_from = f'{_run}/base'
 data = [f'{_run}/rl/samples.jsonl', f'{_run}/data/sort_sft.jsonl']
 row_len = 136
+long_rows = 'drop'          # a sample whose control tokens take more tokens as text
 batch_rows = micro_rows = 28
 steps = 150
 learning_rate = 1e-3

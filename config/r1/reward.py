@@ -9,6 +9,7 @@ init_from = f'{_run}/reject'
 data = [f'{_run}/reward/pairs.jsonl']
 eval_data = [f'{_run}/reward/pairs.held_out.jsonl']
 row_len = 136
+long_rows = 'drop'          # a sample whose control tokens take more tokens as text
 batch_rows = micro_rows = 64
 steps = 120
 learning_rate = 1e-3
