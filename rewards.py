@@ -114,6 +114,12 @@ def answers_of(response, row):
     return [a for a in spelled if a]
 
 
+def _tagged(response, row):
+    """The answers between `<answer>` tags, as answers_of has them; [] without such tags."""
+    parts = re.split(r'(</?answer>)', split_response(response, row)[1])
+    return answers_of(''.join(f'<answer>{part}</answer>' for part in parts[2::4]), {})
+
+
 def answer_of(response, row, task=None):
     """The final answer as a string: the first of answers_of, where the others only spell it anew.
 
@@ -335,7 +341,8 @@ def math_reward(response, row):
                 raise TimeoutError
             if not math_equal(gold, answer):
                 elements = len(answers) > 1 and lists_equal(gold, answers)
-                if not elements:
+                tagged = _tagged(response, row)
+                if not elements or tagged and not lists_equal(gold, tagged):
                     return 0.0
                 break
         for one, other in itertools.combinations(answers, 2) if not elements else ():

@@ -202,7 +202,7 @@ FUNCTIONS = {name: RENAMED.get(name, name.replace('arc', 'a')) for name in (
     'asin acos atan tg ctg cotg cosec sen arctg arcctg arccot arcsec arccsc arcsen'.split())}
 # Letters that stand for things in a row, where the order tells: tosses, numerals, results ...
 CODES = [set(code) for code in ('HT', 'IVX', 'XL', 'XC', 'CD', 'CM', 'WLD', 'BG', 'MF', 'TF', 'YN',
-                                'RGBWY', 'NSEW')]
+                                'RGBWY', 'NSEW', 'LRUD')]
 GREEK = set('alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon '
             'phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell'.split())
 def _is_word(token, upright):
@@ -1249,7 +1249,7 @@ def lists_equal(gold, answers):
     clock = _Clock(gold, *answers[:100])
     try:
         g, *others = (_read(_one_number(_plain(text)), clock)
-                      for text in dict.fromkeys([gold, *answers]))
+                      for text in [gold, *dict.fromkeys(answers)])
         if g[0] not in ('list', 'set') or len(g[1]) < 2 or not others:
             return False
         items = [item for other in others

@@ -427,6 +427,8 @@ def split(text, upright=frozenset(), functions=frozenset()):
         return text, None
     words = _words([piece for piece in tail if piece[0] != 'space'],
                    glued=tail[0][0] == 'word', upright=upright, functions=functions)
+    if words and words.scale < 0 and head.lstrip()[:1] == '-':
+        return text, None  # -5 degrees below zero may be 5 or -5
     return (head.rstrip(), words) if words else (text, None)
 
 

@@ -148,6 +148,18 @@ def test_what_the_gold_would_accept_each_is_not_accepted_together(gold, boxes):
     assert math_reward(' '.join(answers), {'answer': gold}) == 0
 
 
+@pytest.mark.parametrize('answer, score', [
+    ('\\boxed{1} <answer>3</answer>', 0), ('\\boxed{1} \\boxed{3} <answer>1</answer>', 0),
+    ('<answer>1</answer> \\boxed{3}', 0), ('\\boxed{1} <answer>\\boxed{3}</answer>', 0),
+    ('\\boxed{1} \\boxed{3} <answer>3, 1</answer>', 1),
+    ('\\boxed{1} \\boxed{3} <answer>1, 3</answer>', 1), ('\\boxed{1, 3} \\boxed{3}', 1),
+    ('\\boxed{1} <answer>1 and 3</answer>', 1),
+    ('<answer>\\boxed{1}, \\boxed{3}</answer>', 1),
+    ('<answer>1</answer> and <answer>3</answer>', 1)])
+def test_what_stands_between_the_tags_is_the_whole_list(answer, score):
+    assert math_reward(answer, {'answer': '1, 3'}) == score
+
+
 QUESTION = {'answer': '42', 'prompt': 'Compute $6 \\times 7$, which is $(100 - 16) / 2$.'}
 
 

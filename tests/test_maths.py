@@ -631,6 +631,8 @@ O(n) | O(n^2)
 
 # Words that are no products; words after a number that change it; units and nouns that differ.
 WORDS_DIFFER = r'''
+10 | -10 degrees below zero
+LR | RL
 iv | vi
 (iv) | (vi)
 xi | ix
