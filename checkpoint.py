@@ -94,12 +94,8 @@ def began(out_dir) -> str:
     before there is a model to load the checkpoint into.
     """
     def find():
-        for path in folders(out_dir):
-            try:
-                return torch.load(path / 'state.pt', 'cpu', mmap=True, weights_only=True)['date']
-            except Exception:   # damaged, as `latest` will say, or without a date
-                continue
-        return datetime.now().isoformat()
+        dates = (state['date'] for _, state in states(out_dir) if 'date' in state)
+        return next(dates, None) or datetime.now().isoformat()
     return on_rank0(find)
 
 
@@ -109,13 +105,21 @@ def peek(out_dir, *keys) -> dict | None:
     or None without one. Nothing is verified or loaded: for what has to be known before.
     """
     def find():
-        for path in (path for path in folders(out_dir) if path.suffix != '.tmp'):
-            try:
-                state = torch.load(path / 'state.pt', 'cpu', mmap=True, weights_only=True)
+        for path, state in states(out_dir):
+            if path.suffix != '.tmp':
                 return {key: state.get(key) for key in ('step', *keys)}
-            except Exception:   # damaged: latest will say so
-                continue
     return on_rank0(find)
+
+
+def states(out_dir):
+    """Yields (folder, state) of the checkpoints whose state can be read, newest first; of damaged
+    ones `latest` will say so."""
+    for path in folders(out_dir):
+        try:
+            state = torch.load(path / 'state.pt', 'cpu', mmap=True, weights_only=True)
+        except Exception:   # whatever a damaged file raises
+            continue
+        yield path, state
 
 
 def load(path, model, optimizers: list) -> dict:

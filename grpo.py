@@ -64,7 +64,7 @@ import torch.distributed as dist
 import checkpoint
 import plan
 import rewards
-from data.loader import read_rows
+from data.source import read_rows
 from model import update_router_bias
 from sample import (Sampler, average, encode_prompts, evaluate, evaluated, fitting, instructed,
                     present, score, show_problems, tell_idle, visible)
@@ -605,9 +605,12 @@ def main(cfg):
     files = [[rows[i] for i in kept] for rows, kept in zip(files, rows_kept)]
     eval_rows = [rows[i] for path, rows in zip(cfg.eval_data, eval_files)
                  for i in fitting(tokenizer, path, rows, *room)]
-    model, _ = load_model(cfg, device)
+    model, _ = load_model(cfg, device, tokenizer=tokenizer)
     active, moe = model.num_params(active=True), moe_shape(model)
-    reference = shard(load_model(cfg, device)[0].requires_grad_(False), cfg, device) if cfg.kl_coef else None
+    reference = None
+    if cfg.kl_coef:
+        frozen_model, _ = load_model(cfg, device, tokenizer=tokenizer)
+        reference = shard(frozen_model.requires_grad_(False), cfg, device)
     model = shard(model, cfg, device)
     optimizers = make_optimizers(model, cfg, device)
 

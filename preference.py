@@ -35,8 +35,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import checkpoint
-from data.loader import read_rows
-from data.source import at_row
+from data.source import at_row, read_rows
 from data.tokenizer import Tokenizer
 from model import Transformer, cast_once
 from rewards import split_response
@@ -184,7 +183,7 @@ def train(cfg):
     context = model_config(cfg, tokenizer).max_position_embeddings
     pairs = fitting_pairs(cfg, tokenizer, cfg.data, context, [])
     held_out = fitting_pairs(cfg, tokenizer, cfg.eval_data, context, long := [])
-    language_model, _ = load_model(cfg, device, whole=True)
+    language_model, _ = load_model(cfg, device, whole=True, tokenizer=tokenizer)
     model = RewardModel.from_language_model(language_model)
     del language_model
     dropped = {where for where, _ in long}

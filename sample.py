@@ -40,8 +40,7 @@ import plan
 import rewards
 from data import teacher
 from data.countdown.prepare import solve
-from data.loader import read_rows
-from data.source import at_row, chat_of, made_by, missing
+from data.source import at_row, chat_of, made_by, missing, read_rows
 from data.tokenizer import Tokenizer
 from decode import Completion, Sampler
 from kernels import cpu

@@ -54,8 +54,8 @@ import hub
 import kernels
 import plan
 import rewards
-from data.loader import PackedBatches, read_rows
-from data.source import at_row
+from data.loader import PackedBatches
+from data.source import at_row, read_rows
 from data.tokenizer import Tokenizer
 from data.tokens import Documents, token_folders
 from kernels import cpu, fp8
@@ -572,10 +572,12 @@ def model_config(cfg, tokenizer):
     return ModelConfig.new({'vocab_size': tokenizer.vocab_size, **ids, **changes})
 
 
-def load_model(cfg, device, whole=False):
+def load_model(cfg, device, whole=False, tokenizer=None):
     """-> model, tokenizer, from init_from or new. Under torchrun each rank reads only its shards of
-    a checkpoint, unless `whole`."""
-    source, tokenizer = cfg.tokenizer or cfg.init_from, load_tokenizer(cfg)
+    a checkpoint, unless `whole`. tokenizer: of load_tokenizer, where it is there already."""
+    source = cfg.tokenizer or cfg.init_from
+    if tokenizer is None:
+        tokenizer = load_tokenizer(cfg)
     torch.manual_seed(cfg.seed)
     if cfg.init_from:
         parts = None if whole or not dist.is_initialized() else lambda model: into_units(model, cfg, device)
@@ -733,7 +735,7 @@ def main(cfg):
                             learn_all=cfg.loss_on == 'all')
     rewards.use_file(cfg.reward_file)
     problems = eval_problems(cfg, tokenizer, device)
-    model, _ = load_model(cfg, device)
+    model, _ = load_model(cfg, device, tokenizer=tokenizer)
     active, params = model.num_params(active=True), model.num_params()
     moe = any(hasattr(layer.mlp, 'gate') for layer in model.model.layers)
     model = shard(model, cfg, device)

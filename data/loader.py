@@ -1,18 +1,15 @@
 """
-Rows from JSONL files, and batches of packed documents.
+Batches of packed documents.
 
-    rows = read_rows('out/data/sft.jsonl')                       # every row checked, mistakes with file and line
     docs = tokenise(['out/data/sft.jsonl'], tokenizer)           # data/tokens.py
     batches = PackedBatches(docs, batch_size=64, row_len=1024, seed=1, rank=rank, world=world)
     batch = next(batches)                                        # endless; batches.state() is the checkpoint's cursor
 """
 import bisect
-import zlib
 
 import numpy as np
 import torch
 
-from data.source import read_rows  # noqa: F401: scripts take it from here
 from data.tokens import Documents
 
 

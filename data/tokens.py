@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.source import lines_of, parse_row
+from data.source import at_row, lines_of, parse_row
 from graders.pool import Pool
 
 CODE = ('tokens.py', 'tokenizer.py', 'source.py')   # beside this file: they decide on the tokens
@@ -289,10 +289,8 @@ def encode_chunk(pickled: str, dtype: str, name: str, first: int, lines: list[by
             row = parse_row(line, ('messages',))
         except ValueError as error:
             raise ValueError(f'{name}:{number}: {error}') from error
-        try:
+        with at_row(name, number):
             ids, mask, reasons = tokenizer.document(row['messages'])
-        except ValueError as error:
-            raise ValueError(f'{name}, row {number}: {error}') from error
         every_ids.append(np.array(ids, dtype=dtype))
         every_mask.append(np.array(mask, dtype=np.uint8))
         lengths.append(len(ids))

@@ -20,7 +20,7 @@ from configurator import run as start  # noqa: E402
 import torch  # noqa: E402
 
 import rewards  # noqa: E402
-from data.loader import read_rows  # noqa: E402
+from data.source import read_rows  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from model import Transformer  # noqa: E402
 from sample import best_of, device_of, evaluate, majority, mean_ci  # noqa: E402

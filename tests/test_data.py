@@ -15,7 +15,7 @@ from data import filter as filters
 from data import mix, source
 from data.code import prepare as code
 from data.distill import prepare as distill
-from data.loader import read_rows
+from data.source import read_rows
 from data.logic import prepare as logic
 from data.math import prepare as maths
 from data.medical import prepare as medical

@@ -8,7 +8,7 @@ import pytest
 
 from data.gsm8k import prepare
 from data.gsm8k.prepare import Config, convert, main
-from data.loader import read_rows
+from data.source import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data' / 'gsm8k'

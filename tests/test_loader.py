@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from data import source
-from data.loader import PackedBatches, best_fit, read_rows
+from data.loader import PackedBatches, best_fit
+from data.source import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAT = [{'role': 'user', 'content': '1+1?'}, {'role': 'assistant', 'content': '2'}]

@@ -22,7 +22,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script from anywhere
 from configurator import run  # noqa: E402
 from data import source  # noqa: E402
-from data.loader import read_rows  # noqa: E402
 
 
 @dataclass
@@ -39,7 +38,7 @@ def originals(cfg: Config, split: str) -> tuple[str, str, list[dict]]:
         path = Path(cfg.source) / f'{split}.jsonl'
         if path.resolve() == (Path(cfg.out_dir) / path.name).resolve():
             raise ValueError(f'{path} would be overwritten: choose another out_dir')
-        return str(path), str(path), read_rows(path, require=('question', 'answer'))
+        return str(path), str(path), source.read_rows(path, require=('question', 'answer'))
     try:
         import pyarrow.parquet
     except ImportError as error:
