@@ -11,7 +11,7 @@ export OMP_NUM_THREADS := $(THREADS)
 export RUN ?= out/r1
 SEED ?= 1
 
-.PHONY: setup test test-slow kernels bench bench-gpu plot plot-budget r1 stages controls
+.PHONY: setup lint test test-slow kernels bench bench-gpu plot plot-budget r1 stages controls
 .DELETE_ON_ERROR:
 
 setup: .venv/stamp   ## the virtual environment .venv, with what running needs
@@ -22,11 +22,14 @@ setup: .venv/stamp   ## the virtual environment .venv, with what running needs
 	touch $@
 
 .venv/tests: .venv/stamp tests/requirements.txt   ## and what testing needs
-	$(BIN)/pip install -r tests/requirements.txt -e '.[test]'
+	$(BIN)/pip install -r tests/requirements.txt -e '.[test,dev]'
 	touch $@
 
 test: .venv/tests   ## everything but the slow tests
 	$(PY) -m pytest -q -m "not slow" --durations=10
+
+lint: .venv/tests   ## widths, unused names and the like, over every Python file
+	$(BIN)/ruff check .
 
 kernels: .venv/tests   ## compiles every Triton kernel in bf16 and float32 for sm_80, 86, 89, 90, 100 and 120 (no GPU needed; minutes) and prints what came out; Linux
 	$(PY) kernels/aot.py
