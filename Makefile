@@ -56,6 +56,9 @@ plot-budget: setup   ## accuracy against tokens spent, before and after RL: make
 # no longer holds
 timed = @mkdir -p $(RUN); $(if $(findstring /control_,$@),,rm -f $(RUN)/report.json;) echo '$(1)'; trap : INT; start=$$(date +%s); $(1); code=$$?; \
 	echo "$@ $$start $$(date +%s)" >> $(RUN)/seconds.txt; exit $$code
+# $(call evaluate,config,stage,more): samples of a stage, or its evaluation
+evaluate = $(call timed,$(PY) evaluate.py config/r1/$(1).py \
+  --threads=$(THREADS) --checkpoint=$(RUN)/$(2) $(3))
 
 # The base fills all cores. After it two things run at a time, on half of them each, since sampling rows this small cannot use more: the
 # chain of RL and SFT beside the students and the evaluations of what is finished.
@@ -75,7 +78,7 @@ $(RUN)/zero/config.json: | $(RUN)/base/config.json
 	$(call timed,$(PY) grpo.py config/r1/zero.py --seed=$(SEED) --threads=$(THREADS))
 # 3. cold start: R1-Zero's clean samples, SFT of the base
 $(RUN)/zero/samples.jsonl: | $(RUN)/zero/config.json
-	$(call timed,$(PY) sample.py config/r1/samples.py --threads=$(THREADS) --checkpoint=$(RUN)/zero --out=$@ --keep_rows=1000)
+	$(call evaluate,samples,zero,--out=$@ --keep_rows=1000)
 $(RUN)/cold/config.json: | $(RUN)/zero/samples.jsonl
 	$(call timed,$(PY) sft.py config/r1/cold.py --seed=$(SEED) --threads=$(THREADS))
 # 4. RL from the cold start, with a language reward
@@ -83,12 +86,12 @@ $(RUN)/rl/config.json: | $(RUN)/cold/config.json
 	$(call timed,$(PY) grpo.py config/r1/rl.py --seed=$(SEED) --threads=$(THREADS))
 # 5. rejection sampling and the second task, SFT of the base
 $(RUN)/rl/samples.jsonl: | $(RUN)/rl/config.json
-	$(call timed,$(PY) sample.py config/r1/teacher.py --threads=$(THREADS) --checkpoint=$(RUN)/rl --out=$@)
+	$(call evaluate,teacher,rl,--out=$@)
 $(RUN)/reject/config.json: | $(RUN)/rl/samples.jsonl
 	$(call timed,$(PY) sft.py config/r1/reject.py --seed=$(SEED) --threads=$(THREADS))
 # 6. a reward model of sorted and badly sorted answers, and the last RL, over both tasks: countdown is checked, sorting is judged by it
 $(RUN)/reward/samples.jsonl: | $(RUN)/reject/config.json
-	$(call timed,$(PY) sample.py config/r1/pairs.py --threads=$(THREADS) --checkpoint=$(RUN)/reject --out=$@)
+	$(call evaluate,pairs,reject,--out=$@)
 $(RUN)/reward/pairs.jsonl: | $(RUN)/reward/samples.jsonl
 	$(call timed,$(PY) preference.py --samples=$(RUN)/reward/samples.jsonl --tokenizer=$(RUN)/reject --held_out=256 --per_prompt=4 --seed=$(SEED) --out=$@)
 $(RUN)/reward/config.json: | $(RUN)/reward/pairs.jsonl
@@ -99,18 +102,18 @@ $(RUN)/final/config.json: | $(RUN)/reject/config.json $(RUN)/reward/config.json
 $(RUN)/student_base/config.json: | $(RUN)/data/test.jsonl
 	$(call timed,$(PY) sft.py config/r1/student_base.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/final/samples.jsonl: | $(RUN)/final/config.json
-	$(call timed,$(PY) sample.py config/r1/teacher.py --threads=$(THREADS) --checkpoint=$(RUN)/final --out=$@)
+	$(call evaluate,teacher,final,--out=$@)
 $(RUN)/distill/config.json: | $(RUN)/final/samples.jsonl $(RUN)/student_base/config.json
 	$(call timed,$(PY) sft.py config/r1/distill.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/student_rl/config.json: | $(RUN)/student_base/config.json
 	$(call timed,$(PY) grpo.py config/r1/student_rl.py --seed=$(SEED) --threads=$(THREADS))
 # 8. evaluation on the held-out problems, and the report
 $(RUN)/%/eval.json: | $(RUN)/%/config.json
-	$(call timed,$(PY) sample.py config/r1/eval.py --threads=$(THREADS) --checkpoint=$(RUN)/$* --out=$(RUN)/$*/eval.jsonl --summary=$@)
+	$(call evaluate,eval,$*,--out=$(RUN)/$*/eval.jsonl --summary=$@)
 $(RUN)/base/eval_search.json: | $(RUN)/base/config.json
-	$(call timed,$(PY) sample.py config/r1/eval.py --threads=$(THREADS) --checkpoint=$(RUN)/base --prefill="<think> search" --n=2 --summary=$@)
+	$(call evaluate,eval,base,--prefill="<think> search" --n=2 --summary=$@)
 $(RUN)/%/eval_sort.json: | $(RUN)/%/config.json
-	$(call timed,$(PY) sample.py config/r1/eval_sort.py --threads=$(THREADS) --checkpoint=$(RUN)/$* --summary=$@)
+	$(call evaluate,eval_sort,$*,--summary=$@)
 
 STAGES := base zero cold rl reject final distill student_rl
 # models first: what others wait for goes before what nobody waits for

@@ -66,7 +66,7 @@ import plan
 import rewards
 from data.source import read_rows
 from model import update_router_bias
-from sample import (Sampler, average, encode_prompts, evaluate, evaluated, fitting, instructed,
+from evaluate import (Sampler, average, encode_prompts, evaluate, evaluated, fitting, instructed,
                     present, score, show_problems, tell_idle, visible)
 from sft import (Log, Stop, Unsharded, begin, expert_counts, finish, idle_in_training, let_go,
                  load_model, load_tokenizer, make_optimizers, model_config, not_finite,

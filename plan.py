@@ -1,5 +1,6 @@
 """
-What a run needs in memory, part by part, before anything is allocated: `--plan` of sft.py, grpo.py and sample.py.
+What a run needs in memory, part by part, before anything is allocated: `--plan` of sft.py,
+grpo.py and evaluate.py.
 
     python grpo.py config/grpo_qwen2.5_1.5b.py --plan                 # on this machine
     python grpo.py config/grpo_qwen2.5_7b.py --plan=8x80              # on 8 ranks with 80 GB each
@@ -111,7 +112,7 @@ def plan(cfg, train=True, rows=1, length=1024, dtype='float32', ranks=1, shards=
 
 
 def needs(run, model, ranks, gpu):
-    """run: Config of sft.py, grpo.py or sample.py; model: ModelConfig -> plan()"""
+    """run: Config of sft.py, grpo.py or evaluate.py; model: ModelConfig -> plan()"""
     new = getattr(run, 'max_new_tokens', 0)
     common = dict(dtype=run.dtype, ranks=ranks, gpu=gpu)
     if hasattr(run, 'checkpoint'):

@@ -1,7 +1,7 @@
 """
 The learned reward: which of two answers would be preferred? Trained by sft.py; pairs may come from people, or from scored samples:
 
-    python sample.py --checkpoint=out/r1/reject --data="['sort.jsonl']" --n=8 --out=samples.jsonl
+    python evaluate.py --checkpoint=out/r1/reject --data="['sort.jsonl']" --n=8 --out=samples.jsonl
     python preference.py --samples="['samples.jsonl']" --tokenizer=out/r1/reject --out=pairs.jsonl --held_out=100
     python sft.py --objective=preference --init_from=out/r1/reject --data="['pairs.jsonl']" --eval_data="['pairs.held_out.jsonl']"
 
@@ -39,7 +39,7 @@ from data.source import at_row, read_rows
 from data.tokenizer import Tokenizer
 from model import Transformer, cast_once
 from rewards import split_response
-from sample import mean_ci, present, tell_idle, visible
+from evaluate import mean_ci, present, tell_idle, visible
 
 
 class RewardModel(Transformer):
@@ -254,10 +254,10 @@ def train(cfg):
 
 @dataclass
 class PairsConfig:
-    samples: list[str] = field(default_factory=list)  # of sample.py --out: "prompt" and "samples"
+    samples: list[str] = field(default_factory=list)  # of evaluate.py --out: "prompt" and "samples"
     tokenizer: str = ''                    # folder of the tokenizer that they were sampled with
-    chat_template: str | None = None       # as in sample.py, when the samples were drawn
-    template_args: dict = field(default_factory=dict)  # as in sample.py, for the same
+    chat_template: str | None = None       # as in evaluate.py, when the samples were drawn
+    template_args: dict = field(default_factory=dict)  # as in evaluate.py, for the same
     prefill: str = ''                      # text the assistant's turn was given to start with
     per_prompt: int = 1                    # pairs of a prompt at most
     held_out: int = 0                      # prompts set aside into *.held_out.jsonl
@@ -281,7 +281,7 @@ def pairs_of(row, tokenizer, prefill, per_prompt, rng):
 
 def main(cfg):
     if not cfg.samples or not cfg.tokenizer:
-        raise ValueError('set samples (files of sample.py --out) and tokenizer (the checkpoint '
+        raise ValueError('set samples (files of evaluate.py --out) and tokenizer (the checkpoint '
                          'that they were sampled with)')
     present(cfg, 'tokenizer')
     rng = random.Random(cfg.seed)

@@ -60,7 +60,8 @@ from data.tokenizer import Tokenizer
 from data.tokens import Documents, token_folders
 from kernels import cpu, fp8
 from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
-from sample import device_of, evaluate, evaluated, first_rank, fitting, present, tell_idle, visible
+from evaluate import (device_of, evaluate, evaluated, first_rank, fitting, present, tell_idle,
+                      visible)
 
 
 @dataclass

@@ -321,7 +321,8 @@ def pass_rate(row: dict) -> float:
         return float(row['pass_rate'])
     samples = row.get('samples')
     if not isinstance(samples, list) or not samples or not all(isinstance(s, dict) and 'accuracy' in s.get('rewards', ()) for s in samples):
-        raise ValueError('a pass-rate band needs rows with "pass_rate", or with "samples" with rewards.accuracy, as sample.py writes them')
+        raise ValueError('a pass-rate band needs rows with "pass_rate", or with "samples" with '
+                         'rewards.accuracy, as evaluate.py writes them')
     return sum(s['rewards']['accuracy'] >= 1 for s in samples) / len(samples)
 
 

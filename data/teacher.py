@@ -2,7 +2,7 @@
 Traces of a teacher behind any OpenAI-compatible server, through huggingface-hub's InferenceClient.
 
     python data/teacher.py --endpoint=http://localhost:8000/v1 --model=Qwen3-32B --data="['data/math/math.jsonl']" --out=out/own.jsonl
-    python sample.py --endpoint=http://localhost:8000/v1 --checkpoint=Qwen3-32B --data=... --out=... --max_new_tokens=32768
+    python evaluate.py --endpoint=http://localhost:8000/v1 --checkpoint=Qwen3-32B --data=... --out=... --max_new_tokens=32768
 
 The key of the server is read from the environment variable named by `key_variable`, and nothing else is sent in its place.
 Each answer is a line of `out`: the row, and
@@ -323,7 +323,7 @@ def main(cfg: Config):
 
 
 def from_sample(cfg) -> dict:
-    """The same from a Config of sample.py, whose `remote` holds further settings of this one."""
+    """The same from a Config of evaluate.py, whose `remote` holds further settings of this one."""
     if not cfg.out:
         raise ValueError('an endpoint needs a file for its answers: --out=FILE')
     rows = (row for _, row in source.read([(path, path) for path in cfg.data]))

@@ -23,7 +23,7 @@ import rewards  # noqa: E402
 from data.source import read_rows  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from model import Transformer  # noqa: E402
-from sample import best_of, device_of, evaluate, majority, mean_ci  # noqa: E402
+from evaluate import best_of, device_of, evaluate, majority, mean_ci  # noqa: E402
 
 
 @dataclass

@@ -3,8 +3,9 @@ The last stage of `make r1`: reads what the other stages wrote and prints, plots
 
     python plots/report.py --run=out/r1      # -> report.md, report.json, curves.png (needs the [plot] extra)
 
-It computes nothing about models: accuracy, lengths and intervals come from each stage's eval.json (sample.py), curves and costs
-from metrics.jsonl (sft.py, grpo.py), wall-clock from seconds.txt (Makefile). A file of its own because it belongs to no script.
+It computes nothing about models: accuracy, lengths and intervals come from each stage's eval.json
+(evaluate.py), curves and costs from metrics.jsonl (sft.py, grpo.py), wall-clock from seconds.txt
+(Makefile). A file of its own because it belongs to no script.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 from configurator import run as start  # noqa: E402
-from sample import write_jsonl  # noqa: E402
+from evaluate import write_jsonl  # noqa: E402
 
 STAGES = {
     'base': 'pretrained from nothing',

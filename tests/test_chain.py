@@ -10,7 +10,7 @@ import pytest
 
 import grpo
 import preference
-import sample
+import evaluate
 import sft
 from configurator import parse
 from data.countdown import prepare
@@ -29,32 +29,37 @@ def run(tmp_path_factory):
 
     def stage(script, name, *overrides):
         script.main(parse(script.Config, [f'config/r1/{name}.py', *overrides]))
+
+    def sampled(name, of, *overrides):
+        stage(evaluate, name, f'--checkpoint={folder}/{of}', *overrides)
+
     prepare.main(prepare.Config(out_dir=str(folder / 'data'), corpus_rows=2000, rl_rows=64, test_rows=16))
     short = ['--max_new_tokens=40', '--steps=2', '--prompts=4', '--group=4', '--eval_rows=2', '--eval_every=2']
     keep = ["--keep={'accuracy': 0}", '--limit=24', '--max_new_tokens=40']
     stage(sft, 'base', '--steps=40', '--batch_rows=8', '--micro_rows=8')
     stage(grpo, 'zero', *short)
-    stage(sample, 'samples', f'--checkpoint={folder}/zero', f'--out={folder}/zero/samples.jsonl', *keep)
+    sampled('samples', 'zero', f'--out={folder}/zero/samples.jsonl', *keep)
     stage(sft, 'cold', '--steps=2', '--batch_rows=4')
     stage(grpo, 'rl', *short)
-    stage(sample, 'teacher', f'--checkpoint={folder}/rl', f'--out={folder}/rl/samples.jsonl', *keep)
+    sampled('teacher', 'rl', f'--out={folder}/rl/samples.jsonl', *keep)
     stage(sft, 'reject', '--steps=2', '--batch_rows=4')
-    stage(sample, 'pairs', f'--checkpoint={folder}/reject', f'--out={folder}/reward/samples.jsonl',
+    sampled('pairs', 'reject', f'--out={folder}/reward/samples.jsonl',
           '--limit=96', '--max_new_tokens=12')
     preference.main(preference.PairsConfig(samples=[f'{folder}/reward/samples.jsonl'], tokenizer=f'{folder}/reject', held_out=2, out=f'{folder}/reward/pairs.jsonl'))
     stage(sft, 'reward', '--steps=2', '--batch_rows=4')
     stage(grpo, 'final', *short)
     stage(sft, 'student_base', '--steps=4', '--batch_rows=4')
-    stage(sample, 'teacher', f'--checkpoint={folder}/final', f'--out={folder}/final/samples.jsonl', *keep)
+    sampled('teacher', 'final', f'--out={folder}/final/samples.jsonl', *keep)
     stage(sft, 'distill', '--steps=2', '--batch_rows=4')
     flops = json.loads((folder / 'distill' / 'metrics.jsonl').read_text().splitlines()[-1])['flops']
     stage(grpo, 'student_rl', f'--max_flops={flops}', *[flag for flag in short if 'steps' not in flag])
     for name in report.STAGES:
-        stage(sample, 'eval', f'--checkpoint={folder}/{name}', f'--out={folder}/{name}/eval.jsonl', f'--summary={folder}/{name}/eval.json',
-              '--max_new_tokens=40', '--limit=4')
-    stage(sample, 'eval', f'--checkpoint={folder}/base', '--prefill=<think> search', f'--summary={folder}/base/eval_search.json', '--limit=4')
+        sampled('eval', name, f'--out={folder}/{name}/eval.jsonl',
+                f'--summary={folder}/{name}/eval.json', '--max_new_tokens=40', '--limit=4')
+    sampled('eval', 'base', '--prefill=<think> search',
+            f'--summary={folder}/base/eval_search.json', '--limit=4')
     for name in ('reject', 'final'):
-        stage(sample, 'eval_sort', f'--checkpoint={folder}/{name}', f'--summary={folder}/{name}/eval_sort.json', '--limit=4')
+        sampled('eval_sort', name, f'--summary={folder}/{name}/eval_sort.json', '--limit=4')
     (folder / 'seconds.txt').write_text(f'{folder}/base/config.json 100 112.5\n{folder}/base/eval.json 120 122.5\n{folder}/zero/config.json 121 123\n')
     report.main(report.Config(run=str(folder)))
     patch.undo()
@@ -129,7 +134,7 @@ def test_a_copy_with_dates_in_any_order_runs_nothing_again_but_what_is_missing(t
     assert stages_left(copy) == ([], [])
     (copy / 'zero' / 'config.json').unlink()
     (copy / 'final' / 'eval.json').unlink()
-    assert stages_left(copy)[0] == ['grpo.py config/r1/zero.py', 'sample.py config/r1/eval.py']
+    assert stages_left(copy)[0] == ['grpo.py config/r1/zero.py', 'evaluate.py config/r1/eval.py']
 
 
 def test_make_runs_every_stage_of_a_new_run_once_and_in_order(tmp_path):

@@ -17,7 +17,7 @@ import torch
 
 import grpo
 import rewards
-import sample as sample_script
+import evaluate
 import sft
 from configurator import ConfigError, parse
 from data import tokenizer as data_tokenizer
@@ -1020,7 +1020,7 @@ def test_a_prompt_that_the_template_refuses_is_named(toy, tmp_path, monkeypatch)
         with pytest.raises(ValueError, match=said):
             grpo.main(config(toy, tmp_path / 'a', **changes))
     with pytest.raises(ValueError, match=said):
-        sample_script.main(sample_script.Config(checkpoint=str(toy / 'm'), data=[str(path)]))
+        evaluate.main(evaluate.Config(checkpoint=str(toy / 'm'), data=[str(path)]))
 
 
 @pytest.mark.parametrize('changes, said', [
@@ -1510,14 +1510,14 @@ def test_training_rollouts_evaluation_and_chat_have_one_prompt(tmp_path, monkeyp
     rollouts = dict(data=data, eval_data=data, eval_every=1, steps=1, prompts=1, group=2, **here)
     grpo.main(config(tmp_path, tmp_path / 'a', max_new_tokens=4, **rollouts))
     evaluation = dict(data=data, n=1, greedy=False, max_new_tokens=4)
-    sample_script.main(sample_script.Config(checkpoint=str(tmp_path / 'm'), **evaluation, **here))
+    evaluate.main(evaluate.Config(checkpoint=str(tmp_path / 'm'), **evaluation, **here))
     lines = iter([question['content'], ''] * 2)
     monkeypatch.setattr('builtins.input', lambda _: next(lines))
     for checkpoint, given in ((tmp_path / 'm', here), (tmp_path / 'a', dict(threads=1))):
         # what was trained talks as it was trained, without the key
-        talk = sample_script.Config(checkpoint=str(checkpoint), chat=True, max_new_tokens=2,
+        talk = evaluate.Config(checkpoint=str(checkpoint), chat=True, max_new_tokens=2,
                                     **given)
-        sample_script.main(talk)
+        evaluate.main(talk)
     cfg = sft.Config(init_from=str(tmp_path / 'm'), data=[str(tmp_path / 'sft.jsonl')], **here)
     _, trained = sft.load_model(cfg, 'cpu')
     ids, mask = (x.tolist() for x in sft.tokenise(cfg, trained)[0])

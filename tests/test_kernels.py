@@ -92,7 +92,7 @@ if hide:
     sys.modules['triton'] = None                    # import fails and find_spec finds nothing, as where it is not installed
 import torch, kernels
 from model import ModelConfig, Transformer
-import sample, sft, grpo
+import evaluate, sft, grpo
 kernels.use(choice)
 for shape in (dict(num_nextn_predict_layers=1), dict(model_type='qwen3')):
     model = Transformer(ModelConfig(num_hidden_layers=2, hidden_size=32, **shape))
@@ -365,7 +365,7 @@ def test_model_trains_alike_on_both_paths(triton_path, shape):
 @pytest.mark.parametrize('shape', SHAPES)
 def test_model_samples_alike_on_both_paths(triton_path, shape):
     """Prompts of several lengths, more requests than slots, so that groups and slots lie in any order"""
-    from sample import Sampler
+    from decode import Sampler
     model = tiny(shape)
     prompts = [[3, 4, 5, 6], [7], [8, 9], [1, 2, 3]]
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 import grpo
 import plan
-import sample
+import evaluate
 import sft
 from configurator import parse
 from decode import Sampler
@@ -149,11 +149,11 @@ def test_the_one_knob_that_would_make_it_fit_is_named(change, knob):
 
 def test_sampling_is_planned_and_bad_machines_are_refused(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(RELEASED['Qwen2.5-7B'][0]))
-    sample.main(sample.Config(checkpoint=str(tmp_path), dtype='bfloat16', slots=8, plan='1x24'))
+    evaluate.main(evaluate.Config(checkpoint=str(tmp_path), dtype='bfloat16', slots=8, plan='1x24'))
     with pytest.raises(SystemExit, match='--dtype=bfloat16 fits'):
-        sample.main(sample.Config(checkpoint=str(tmp_path), slots=8, plan='1x24'))
+        evaluate.main(evaluate.Config(checkpoint=str(tmp_path), slots=8, plan='1x24'))
     with pytest.raises(ValueError, match="plan='eight': write ranks x GB"):
-        sample.main(sample.Config(checkpoint=str(tmp_path), plan='eight'))
+        evaluate.main(evaluate.Config(checkpoint=str(tmp_path), plan='eight'))
 
 
 def test_host_memory_is_that_of_the_data_and_of_what_rank_0_gathers(tmp_path):
@@ -165,6 +165,6 @@ def test_host_memory_is_that_of_the_data_and_of_what_rank_0_gathers(tmp_path):
     assert tokens['data'] == 1_000_000 and tokens['saving'] == 12 * parameters
     problems = plan.host_needs(grpo.Config(data=data, kl_coef=0.1), model, 8, True)
     assert problems['data'] == 40_000_000 and problems['saving'] == 16 * parameters
-    sampling = plan.host_needs(sample.Config(data=data), model, 1, False)
+    sampling = plan.host_needs(evaluate.Config(data=data), model, 1, False)
     assert sampling['saving'] == 0 and sampling['device'] > 0
     assert sampling['peak'] == sum(size for name, size in sampling.items() if name != 'peak')

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import checkpoint
 import rewards
-import sample
+import evaluate
 import sft
 from data.countdown import prepare
 from decode import Sampler
@@ -681,7 +681,7 @@ def test_a_fine_tuned_base_stops_where_its_training_ended(toy, tmp_path):
     assert set(exported) == {special['<|endoftext|>'], special['<|im_end|>']}
     problem = {'prompt': 'hi', 'task': 'match', 'answer': 'ok'}
     (tmp_path / 'p.jsonl').write_text(json.dumps(problem) + '\n')
-    (numbers,) = sample.main(sample.Config(
+    (numbers,) = evaluate.main(evaluate.Config(
         checkpoint=str(tmp_path / 'a'), data=[str(tmp_path / 'p.jsonl')], n=4, max_new_tokens=8,
         out=str(tmp_path / 'kept.jsonl'), keep={'accuracy': 1.0}, greedy=False, temperature=0.2,
     )).values()

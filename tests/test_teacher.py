@@ -414,13 +414,16 @@ def test_a_second_process_on_the_same_file_is_refused(server, tmp_path):
     assert os.path.getsize(tmp_path / 'o.jsonl') == 0
 
 
-def test_mode_of_sample(server, tmp_path):
-    sample = pytest.importorskip('sample')
+def test_mode_of_evaluate(server, tmp_path):
+    evaluate = pytest.importorskip('evaluate')
     data = tmp_path / 'in.jsonl'
     data.write_text(''.join(json.dumps(row) + '\n' for row in prompts('a|inline|429', 'b|reasoning|')))
-    cfg = sample.Config(checkpoint='teacher', endpoint=server.url, data=[str(data)], out=str(tmp_path / 'o.jsonl'), n=2, temperature=0.7,
-                        max_new_tokens=99, remote={'backoff': 0.01, 'progress': False})
-    assert sample.main(cfg)['answers'] == 4 and {r['key'] for r in lines(tmp_path / 'o.jsonl')} == {'a#0', 'a#1', 'b#0', 'b#1'}
+    cfg = evaluate.Config(
+        checkpoint='teacher', endpoint=server.url, data=[str(data)], out=str(tmp_path / 'o.jsonl'),
+        n=2, temperature=0.7, max_new_tokens=99, remote={'backoff': 0.01, 'progress': False})
+    assert evaluate.main(cfg)['answers'] == 4
+    keys = {r['key'] for r in lines(tmp_path / 'o.jsonl')}
+    assert keys == {'a#0', 'a#1', 'b#0', 'b#1'}
     assert {(b['temperature'], b['max_tokens'], b['model']) for b in server.bodies} == {(0.7, 99, 'teacher')}
     with pytest.raises(ValueError, match='--out=FILE'):
-        sample.main(sample.Config(endpoint=server.url))
+        evaluate.main(evaluate.Config(endpoint=server.url))

@@ -1,17 +1,21 @@
 """
 Reasoning traces of a teacher as a file for distillation (supervised fine-tuning).
 
-    python data/distill/prepare.py                                                # Mixture-of-Thoughts; pip install -e '.[data]'
-    python data/distill/prepare.py --source=out/teacher.jsonl --name=own          # own traces, from data/teacher.py or sample.py
+    pip install -e '.[data]'
+    python data/distill/prepare.py         # Mixture-of-Thoughts
+    python data/distill/prepare.py --source=out/teacher.jsonl --name=own    # own traces, from
+                                           # data/teacher.py or evaluate.py
 
 The hub's open-r1/Mixture-of-Thoughts (Apache-2.0) holds 349,317 traces of DeepSeek-R1 in mathematics, code and science; `subset`
 takes one of the three. As a source also do, row by row,
-    {"messages": [..., {"role": "assistant", "content": "<think>...</think>..."}]}      sample.py, Mixture-of-Thoughts, OpenR1
+    {"messages": [..., {"role": "assistant", "content": "<think>...</think>..."}]}
+                                           evaluate.py, Mixture-of-Thoughts, OpenR1
     the same with "reasoning_content", "reasoning" or "thinking" beside the content, with content in
     parts, or as ShareGPT's {"conversations": [{"from": "human", "value": ...}, ...]}
     {"prompt": chat or text, "reasoning": ..., "content": ...}                          data/teacher.py
     {"problem": ..., "gtruth_answer": ..., "message_thinking": ..., "message_content": ...}   logs of other projects
-    {"prompt": ..., "samples": [{"response": ...}, ...]}                                sample.py without keep; one row a sample
+    {"prompt": ..., "samples": [{"response": ...}, ...]}
+                                           evaluate.py without keep; one row a sample
 writes to out_dir
     NAME.jsonl   {"messages": [..., assistant: "<think>\\nreasoning\\n</think>\\n\\nanswer"], "task", "answer", "id"} and its manifest
 "task", "answer" and what else a reward needs are kept where the source has them, so that data/filter.py can verify the traces.

@@ -1,4 +1,4 @@
-"""decode.py and sample.py against a sampler without a cache, closed forms, and enumeration."""
+"""decode.py and evaluate.py against a sampler without a cache, closed forms, and enumeration."""
 import itertools
 import json
 import math
@@ -16,7 +16,7 @@ import torch
 import configurator
 import decode
 import rewards
-import sample
+import evaluate
 from data import tokenizer as data_tokenizer
 from data.countdown import prepare
 from data.countdown.prepare import toy_tokenizer
@@ -26,7 +26,7 @@ from graders import sandbox
 from kernels import fp8, packed
 from model import ModelConfig, Transformer
 from plots import budget
-from sample import pass_at_k
+from evaluate import pass_at_k
 
 MODELS = {
     'mla': dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, moe_intermediate_size=16),
@@ -198,7 +198,7 @@ def test_statistics_by_hand():
     def s(answer, right, length=10, finished=True, mixed=False):
         return {'answer': answer, 'rewards': {'accuracy': float(right), 'format': 1.0}, 'length': length, 'finished': finished, 'mixed': mixed}
     scored = [[s('1', 1), s('2', 0), s('1', 1), s('3', 0, 30, False)], [s('4', 0), s('4', 0), s('5', 1, mixed=True), s(None, 0)]]
-    got = sample.statistics(scored)
+    got = evaluate.statistics(scored)
     assert got['pass1'] == pytest.approx(3 / 8) and got['length'] == 12.5 and got['truncated'] == 1 / 8 and got['mixing'] == 1 / 8
     assert got['maj4'] == 0.5 and got['pass2'] == pytest.approx((5 / 6 + 3 / 6) / 2) and got['pass4'] == 1.0
     low, high = got['pass1_ci']
@@ -207,22 +207,22 @@ def test_statistics_by_hand():
 
 
 def test_intervals_are_wilsons_and_for_many_problems_the_normal_ones():
-    assert sample.mean_ci([0.0] * 10)[1] == pytest.approx([0, 0.2775], abs=1e-4)                # of the tables
-    assert sample.mean_ci([1.0] * 30)[1] == pytest.approx([0.8865, 1], abs=1e-4)
-    assert sample.mean_ci([1.0] * 50 + [0.0] * 50)[1] == pytest.approx([0.4038, 0.5962], abs=1e-3)
+    assert evaluate.mean_ci([0.0] * 10)[1] == pytest.approx([0, 0.2775], abs=1e-4)   # of the tables
+    assert evaluate.mean_ci([1.0] * 30)[1] == pytest.approx([0.8865, 1], abs=1e-4)
+    assert evaluate.mean_ci([1.0] * 50 + [0.0] * 50)[1] == pytest.approx([0.4038, 0.5962], abs=1e-3)
     x = torch.rand(4000, generator=torch.Generator().manual_seed(0)).square()
-    mean, (low, high) = sample.mean_ci(x.tolist())
+    mean, (low, high) = evaluate.mean_ci(x.tolist())
     half = 1.96 * x.std().item() / math.sqrt(4000)
     assert mean == pytest.approx(x.mean().item()) and [low, high] == pytest.approx([mean - half, mean + half], abs=0.02 * half)
 
 
 def test_kept_samples_are_good_different_and_limited():
-    cfg = sample.Config(keep={'accuracy': 1, 'format': 1}, keep_per_prompt=2, keep_rows=3)
+    cfg = evaluate.Config(keep={'accuracy': 1, 'format': 1}, keep_per_prompt=2, keep_rows=3)
     def s(text, accuracy=1.0, finished=True):
         return {'response': text, 'finished': finished, 'rewards': {'accuracy': accuracy, 'format': 1.0}}
     rows = [{'prompt': 'a', 'task': 'match'}, {'prompt': 'b', 'task': 'match', 'prefill': '<think>'}]
     scored = [[s('x'), s('x'), s('wrong', 0.0), s('cut', finished=False), s('y'), s('z')], [s('u'), s('v')]]
-    texts = [row['messages'][-1]['content'] for row in sample.kept(cfg, rows, scored)]
+    texts = [row['messages'][-1]['content'] for row in evaluate.kept(cfg, rows, scored)]
     assert texts == ['x', '<think>u', 'y']
 
 
@@ -234,8 +234,10 @@ def test_the_script_evaluates_writes_samples_and_keeps(tmp_path):
     tokenizer.save_pretrained(tmp_path / 'm')
     rows = [{'prompt': ' 1 2 3 make 6', 'task': 'countdown', 'numbers': [1, 2, 3], 'target': 6, 'language': 'en'}] * 3
     (tmp_path / 'p.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    numbers = sample.main(sample.Config(checkpoint=str(tmp_path / 'm'), data=[str(tmp_path / 'p.jsonl')], n=2, max_new_tokens=12,
-                                        out=str(tmp_path / 'o.jsonl'), summary=str(tmp_path / 's.json')))
+    cfg = evaluate.Config(
+        checkpoint=str(tmp_path / 'm'), data=[str(tmp_path / 'p.jsonl')], n=2, max_new_tokens=12,
+        out=str(tmp_path / 'o.jsonl'), summary=str(tmp_path / 's.json'))
+    numbers = evaluate.main(cfg)
     written = [json.loads(line) for line in (tmp_path / 'o.jsonl').read_text().splitlines()]
     assert len(written) == 3 and all(len(row['samples']) == 2 for row in written)
     assert all({'vote', 'answer', 'rewards'} <= s.keys() for row in written for s in row['samples'])
@@ -249,7 +251,7 @@ def test_chat_streams_an_answer(tmp_path, monkeypatch, capsys):
     model = Transformer(ModelConfig(**{**MODELS['gqa'], 'vocab_size': tokenizer.vocab_size, 'max_position_embeddings': 64}))
     lines = iter([' 1 2 3 make 6', ''])
     monkeypatch.setattr('builtins.input', lambda _: next(lines))
-    sample.chat(sample.Config(max_new_tokens=8), model, tokenizer)
+    evaluate.chat(evaluate.Config(max_new_tokens=8), model, tokenizer)
     said = capsys.readouterr().out
     expected = Sampler(model, tokenizer.stop_ids).generate([tokenizer.apply_chat_template(
         [{'role': 'user', 'content': ' 1 2 3 make 6'}], add_generation_prompt=True)[0]], 1, 8, seed=2)[0][0]
@@ -268,7 +270,7 @@ def test_chat_of_the_toy_says_what_it_has_no_words_for(line, told, monkeypatch, 
     tokenizer, lines = toy_tokenizer(), iter([line, ''])
     shape = {**MODELS['gqa'], 'vocab_size': tokenizer.vocab_size, 'max_position_embeddings': 64}
     monkeypatch.setattr('builtins.input', lambda _: next(lines))
-    sample.chat(sample.Config(max_new_tokens=2), Transformer(ModelConfig(**shape)), tokenizer)
+    evaluate.chat(evaluate.Config(max_new_tokens=2), Transformer(ModelConfig(**shape)), tokenizer)
     said = capsys.readouterr().out
     assert told in said
 
@@ -433,7 +435,7 @@ def test_the_drafts_of_an_evaluation_are_those_of_both_its_passes(tmp_path, monk
         greedy = self.how['temperature'] == 0
         counts.append((greedy, self.drafted - before[0], self.accepted - before[1]))
     monkeypatch.setattr(decode.Run, 'advance', advance)
-    numbers, _ = sample.evaluate(model, tokenizer, rows, n=2, max_new_tokens=20, speculate=4)
+    numbers, _ = evaluate.evaluate(model, tokenizer, rows, n=2, max_new_tokens=20, speculate=4)
     for greedy in (True, False):
         assert sum(drafted for g, drafted, _ in counts if g == greedy) > 0
     drafted, accepted = (sum(c[k] for c in counts) for k in (1, 2))
@@ -478,7 +480,7 @@ def tiny_checkpoint(folder, rows=3):
 
 def test_a_stopped_evaluation_goes_on_to_the_same_samples(tmp_path, monkeypatch):
     *_, settings = tiny_checkpoint(tmp_path)
-    sample.main(sample.Config(**settings, out=str(tmp_path / 'whole.jsonl')))
+    evaluate.main(evaluate.Config(**settings, out=str(tmp_path / 'whole.jsonl')))
     whole, drawn = Sampler.generate, []
 
     def stops(self, prompts, *args, on_done, **more):
@@ -491,21 +493,22 @@ def test_a_stopped_evaluation_goes_on_to_the_same_samples(tmp_path, monkeypatch)
     monkeypatch.setattr(Sampler, 'generate', stops)
     out = str(tmp_path / 'o.jsonl')
     with pytest.raises(KeyboardInterrupt):
-        sample.main(sample.Config(**settings, out=out))
+        evaluate.main(evaluate.Config(**settings, out=out))
     assert len((tmp_path / 'o.jsonl.partial').read_text().splitlines()) == 2 and not (tmp_path / 'o.jsonl').exists()
     with open(out + '.partial', 'a') as f:
         f.write('["samples", 2, [[[1, 2')                             # a line cut short
     drawn[:] = [10]
-    sample.main(sample.Config(**settings, out=out))
+    evaluate.main(evaluate.Config(**settings, out=out))
     assert drawn == [10, 2, 3] and (tmp_path / 'o.jsonl').read_text() == (tmp_path / 'whole.jsonl').read_text()
     assert not (tmp_path / 'o.jsonl.partial').exists()
 
 
 def test_a_partial_file_of_other_settings_is_not_used(tmp_path, capsys):
-    first = sample.Partial(tmp_path / 'x', {'seed': 1})
+    first = evaluate.Partial(tmp_path / 'x', {'seed': 1})
     first.add('samples', 0, 0, 1, Completion([1, 2], [], True))
-    assert sample.Partial(tmp_path / 'x', {'seed': 1}).get('samples', 0)[0].tokens == [1, 2]
-    assert sample.Partial(tmp_path / 'x', {'seed': 2}).get('samples', 0) is None and 'begun anew' in capsys.readouterr().err
+    assert evaluate.Partial(tmp_path / 'x', {'seed': 1}).get('samples', 0)[0].tokens == [1, 2]
+    assert evaluate.Partial(tmp_path / 'x', {'seed': 2}).get('samples', 0) is None
+    assert 'begun anew' in capsys.readouterr().err
 
 
 def test_budget_forcing_cuts_and_prolongs_the_thinking(tmp_path):
@@ -514,7 +517,7 @@ def test_budget_forcing_cuts_and_prolongs_the_thinking(tmp_path):
     prompts = [[5, 6, 7], [8, 9]]
     sampler = lambda stops: Sampler(model, stops, slots=3, tokenizer=tokenizer)  # noqa: E731
     free = sampler([]).generate(prompts, 2, 6, 1.0, seed=3, keys=[0, 1_000_000])
-    got = sample.forced(sampler([]), tokenizer, prompts, 2, 20, 1.0, seed=3, think_budget=6)
+    got = evaluate.forced(sampler([]), tokenizer, prompts, 2, 20, 1.0, seed=3, think_budget=6)
     for p, group in enumerate(got):
         for s, c in enumerate(group):
             alone = sampler([]).generate([prompts[p]], 1, 6, 1.0, seed=3, keys=[p * 1_000_003 + s])[0][0].tokens
@@ -526,8 +529,9 @@ def test_budget_forcing_cuts_and_prolongs_the_thinking(tmp_path):
     loud = type('Loud', (), {'encode_assistant': staticmethod(tokenizer.encode_assistant),
                              'decode': staticmethod(lambda ids: ''.join(f'[{i}]' for i in ids)),
                              'stop_ids': [], 'text': text})()
-    c = sample.forced(Sampler(model, slots=2, tokenizer=loud), loud, [prompts[0]], 1, 20, 1.0, seed=3, think_budget=10, think_at_least=8, think_end=']',
-                      wait=' no')[0][0]
+    ((c,),) = evaluate.forced(
+        Sampler(model, slots=2, tokenizer=loud), loud, [prompts[0]], 1, 20, 1.0, seed=3,
+        think_budget=10, think_at_least=8, think_end=']', wait=' no')
     assert len(wait) == 3 and c.tokens[:9] == wait * 3 and len(c.tokens) == 20
 
 
@@ -539,23 +543,24 @@ def scored_sample(answer, accuracy, task='math', **parts):
 def test_best_of_n_is_the_sample_of_the_highest_reward():
     first = [scored_sample('1', 1, judge=0.2), scored_sample('2', 0, judge=0.9)]
     second = [scored_sample('1', 1, judge=0.8), scored_sample('2', 0, judge=0.1)]
-    assert sample.best_of([first, second], {'judge': 1.0}) == [0.0, 1.0]
-    assert sample.best_of([first, second], {'judge': -1.0}) == [1.0, 0.0]
+    assert evaluate.best_of([first, second], {'judge': 1.0}) == [0.0, 1.0]
+    assert evaluate.best_of([first, second], {'judge': -1.0}) == [1.0, 0.0]
 
 
 def test_equal_answers_are_one_vote_however_they_are_spelled():
     answers = ['3', '1/2', '0.5', '3', '\\frac{1}{2}', None]
     scored = [[scored_sample(a, a not in ('3', None)) for a in answers]]
-    sample.vote(scored, [{'task': 'math', 'answer': '1/2'}])
+    evaluate.vote(scored, [{'task': 'math', 'answer': '1/2'}])
     assert [s['vote'] for s in scored[0]] == ['3', '1/2', '1/2', '3', '1/2', None]
-    got = sample.statistics(scored)
-    assert got['maj2'] == got['maj4'] == 0.0 and sample.majority(scored[0]) == 1.0   # 2 : 2, 2 : 3
-    assert sample.majority([scored_sample(None, 0)] * 2) == 0.0
+    got = evaluate.statistics(scored)
+    assert got['maj2'] == got['maj4'] == 0.0
+    assert evaluate.majority(scored[0]) == 1.0                    # 2 : 2, 2 : 3
+    assert evaluate.majority([scored_sample(None, 0)] * 2) == 0.0
 
 
 def test_majorities_have_wilsons_interval_and_none_that_collapses():
     scored = [[scored_sample('1', 1), scored_sample('1', 1)] for _ in range(30)]
-    got = sample.statistics(scored)
+    got = evaluate.statistics(scored)
     assert got['maj2'] == 1.0 and got['maj2_ci'] == pytest.approx([0.8865, 1], abs=1e-4)
 
 
@@ -563,11 +568,11 @@ def test_a_graded_reward_is_right_at_one_and_has_its_mean_beside():
     """One meaning for pass@1, maj@k and the best of n; what never reaches 1 is never right."""
     scored = [[scored_sample('1', 0.5), scored_sample('1', 0.5)],
               [scored_sample('1', 1.0), scored_sample('2', 0.2)]]
-    got = sample.statistics(scored)
+    got = evaluate.statistics(scored)
     assert got['pass1'] == 1 / 4 and got['pass2'] == 1 / 2
     assert got['accuracy'] == pytest.approx(2.2 / 4)
-    assert got['maj2'] == 1 / 2 and sample.best_of(scored, {'accuracy': 1.0}) == [0.0, 1.0]
-    never = sample.statistics([[scored_sample('1', 0.07)] * 2] * 3)
+    assert got['maj2'] == 1 / 2 and evaluate.best_of(scored, {'accuracy': 1.0}) == [0.0, 1.0]
+    never = evaluate.statistics([[scored_sample('1', 0.07)] * 2] * 3)
     assert (never['pass1'], never['maj2'], never['accuracy']) == (0, 0, pytest.approx(0.07))
     assert never['length_right'] is None and never['truncated_right'] is None
     assert never['length_wrong'] == 10
@@ -575,33 +580,34 @@ def test_a_graded_reward_is_right_at_one_and_has_its_mean_beside():
 
 def test_tasks_without_right_and_wrong_have_no_such_numbers():
     judged = [[scored_sample('x', 0.6, 'preference'), scored_sample('x', 0.8, 'preference')]]
-    got = sample.statistics(judged)
+    got = evaluate.statistics(judged)
     assert got['judged'] == pytest.approx(0.7) and got['length'] == 10
     assert not {'pass1', 'pass2', 'maj2', 'accuracy', 'length_right'} & got.keys()
-    assert sample.best_of(judged, {'accuracy': 1.0}) == []
-    both = sample.statistics(judged + [[scored_sample('1', 1), scored_sample('2', 0)]])
+    assert evaluate.best_of(judged, {'accuracy': 1.0}) == []
+    both = evaluate.statistics(judged + [[scored_sample('1', 1), scored_sample('2', 0)]])
     assert both['pass1'] == 1 / 2 and both['judged'] == pytest.approx(0.7) and both['problems'] == 2
-    programs = sample.statistics([[scored_sample(None, 1, 'code'), scored_sample(None, 0, 'code')]])
+    samples = [scored_sample(None, 1, 'code'), scored_sample(None, 0, 'code')]
+    programs = evaluate.statistics([samples])
     assert programs['pass2'] == 1.0 and 'maj2' not in programs    # are two programs the same?
 
 
 def test_a_reward_that_is_called_like_a_number_takes_nobodys_place():
-    got = sample.statistics([[scored_sample('1', 1, length=-0.5, format=0.3)]])
+    got = evaluate.statistics([[scored_sample('1', 1, length=-0.5, format=0.3)]])
     assert got['length'] == 10 and got['reward_length'] == -0.5 and got['format'] == 0.3
 
 
 def test_the_interval_of_values_that_share_a_group_is_that_of_the_groups():
     values = [1.0] * 60 + [0.0] * 40
-    one_each = sample.mean_ci(values)
-    assert sample.mean_ci(values, range(100)) == one_each
+    one_each = evaluate.mean_ci(values)
+    assert evaluate.mean_ci(values, range(100)) == one_each
     tens = [i // 10 for i in range(100)]             # ten that agree in each of ten groups: n = 10
-    of_ten = sample.mean_ci([1.0] * 6 + [0.0] * 4)[1]
-    assert sample.mean_ci(values, tens)[1] == pytest.approx(of_ten)
+    of_ten = evaluate.mean_ci([1.0] * 6 + [0.0] * 4)[1]
+    assert evaluate.mean_ci(values, tens)[1] == pytest.approx(of_ten)
     spread = [i % 10 for i in range(100)]          # every group is like the whole: n = 100
-    low, high = sample.mean_ci(values, spread)[1]
+    low, high = evaluate.mean_ci(values, spread)[1]
     assert (low, high) == (pytest.approx(0.502, abs=1e-3), pytest.approx(0.6906, abs=1e-3))
-    assert sample.mean_ci([1.0] * 100, tens)[1] == sample.mean_ci([1.0] * 10)[1]
-    assert sample.mean_ci(values, [0] * 100)[1] == pytest.approx(sample.mean_ci([0.6])[1])
+    assert evaluate.mean_ci([1.0] * 100, tens)[1] == evaluate.mean_ci([1.0] * 10)[1]
+    assert evaluate.mean_ci(values, [0] * 100)[1] == pytest.approx(evaluate.mean_ci([0.6])[1])
 
 
 def test_kept_samples_lie_in_their_bands():
@@ -609,7 +615,10 @@ def test_kept_samples_lie_in_their_bands():
         return {'response': text, 'finished': True, 'length': length, 'rewards': {'accuracy': right}}
     rows = [{'prompt': name, 'task': 'match'} for name in 'abc']
     scored = [[s('a1'), s('a2')], [s('b1', 9), s('b2'), s('b3', right=0.0)], [s('c1', right=0.0), s('c2', right=0.0)]]
-    texts = lambda **band: [row['messages'][-1]['content'] for row in sample.kept(sample.Config(**band), rows, scored)]  # noqa: E731
+
+    def texts(**band):
+        kept = evaluate.kept(evaluate.Config(**band), rows, scored)
+        return [row['messages'][-1]['content'] for row in kept]
     assert texts(keep_pass_rate=[0.1, 0.9]) == ['b1', 'b2', 'b3'] and texts(keep_pass_rate=[0.0, 0.0]) == ['c1', 'c2']
     assert texts(keep_length=[6, 10]) == ['b1'] and texts(keep={'accuracy': 1}, keep_length=[1, 8]) == ['a1', 'b2', 'a2']
 
@@ -622,7 +631,7 @@ def test_kept_samples_lie_in_their_bands():
 ])
 def test_filters_that_filter_nothing_are_refused(flag, said):
     with pytest.raises(ValueError, match=said):
-        sample.main(configurator.parse(sample.Config, flag.replace(' 1', '1').split()))
+        evaluate.main(configurator.parse(evaluate.Config, flag.replace(' 1', '1').split()))
 
 
 def test_rows_kept_are_at_most_so_many_of_all_files(tmp_path, monkeypatch):
@@ -631,7 +640,7 @@ def test_rows_kept_are_at_most_so_many_of_all_files(tmp_path, monkeypatch):
     (tmp_path / 'other.jsonl').write_text(Path(path).read_text())
     given = {**settings, 'data': [path, f'{tmp_path}/other.jsonl'], 'keep': {'accuracy': 0.0},
              'keep_rows': 3, 'stop': list('0123456789 ')}
-    sample.main(sample.Config(**given, out=f'{tmp_path}/kept.jsonl'))
+    evaluate.main(evaluate.Config(**given, out=f'{tmp_path}/kept.jsonl'))
     assert len((tmp_path / 'kept.jsonl').read_text().splitlines()) == 3
 
 
@@ -641,10 +650,12 @@ def test_ranks_share_the_problems_and_write_one_file_each(tmp_path):
     single = tmp_path / 'single.jsonl'                       # one rank has no problem of it
     single.write_text(Path(path).read_text().splitlines(True)[0])
     settings['data'] = [path, str(single)]
-    one = sample.main(sample.Config(**settings, out=str(tmp_path / 'one.jsonl')))
+    one = evaluate.main(evaluate.Config(**settings, out=str(tmp_path / 'one.jsonl')))
     (tmp_path / 'settings.py').write_text(''.join(f'{key} = {value!r}\n' for key, value in settings.items()))
-    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'sample.py', str(tmp_path / 'settings.py'),
-                    f'--out={tmp_path}/two.jsonl', f'--summary={tmp_path}/s.json'], check=True, cwd=Path(__file__).parents[1], timeout=240)
+    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    command = ['evaluate.py', str(tmp_path / 'settings.py'),
+               f'--out={tmp_path}/two.jsonl', f'--summary={tmp_path}/s.json']
+    subprocess.run([*start, *command], check=True, cwd=Path(__file__).parents[1], timeout=240)
     lines = lambda name: (tmp_path / name).read_text().splitlines()  # noqa: E731
     both = [lines('two-00000-of-00002.jsonl'), lines('two-00001-of-00002.jsonl')]
     assert [len(x) for x in both] == [4, 2]
@@ -732,18 +743,20 @@ def test_the_cache_holds_c_plus_r_numbers_a_token_and_layer():
 
 
 def test_an_instruction_is_the_users_last_line():
-    assert sample.instructed({'prompt': 'a', 'x': 1}, 'do') == {'prompt': 'a\ndo', 'x': 1}
+    assert evaluate.instructed({'prompt': 'a', 'x': 1}, 'do') == {'prompt': 'a\ndo', 'x': 1}
     chat = [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'a'}]
-    assert sample.instructed({'prompt': chat}, 'do')['prompt'] == [chat[0], {'role': 'user', 'content': 'a\ndo'}] and chat[1]['content'] == 'a'
-    assert sample.instructed({'prompt': 'a'}, '') == {'prompt': 'a'}
+    asked = evaluate.instructed({'prompt': chat}, 'do')['prompt']
+    assert asked == [chat[0], {'role': 'user', 'content': 'a\ndo'}] and chat[1]['content'] == 'a'
+    assert evaluate.instructed({'prompt': 'a'}, '') == {'prompt': 'a'}
 
 
 def test_the_evaluation_configs_name_keys_and_fit(monkeypatch):
     folder = Path(__file__).parents[1] / 'config'
-    protocol = configurator.parse(sample.Config, [str(folder / 'eval_aime24.py'), str(folder / 'eval_deepseek.py')])
+    files = [str(folder / 'eval_aime24.py'), str(folder / 'eval_deepseek.py')]
+    protocol = configurator.parse(evaluate.Config, files)
     assert (protocol.temperature, protocol.top_p, protocol.n, protocol.greedy) == (0.6, 0.95, 64, False) and 'aime24' in protocol.data[0]
     for path in folder.glob('eval_*.py'):
-        cfg = configurator.parse(sample.Config, [str(path)])
+        cfg = configurator.parse(evaluate.Config, [str(path)])
         made = re.search(r'--dataset=(\w+)(?: --split=(\w+))?', path.read_text())
         if made:                                                            # the file that the command in its comment writes
             assert Path(cfg.data[0]).stem == '_'.join(filter(None, made.groups())), path
@@ -764,7 +777,7 @@ def test_the_best_of_k_is_drawn_from_groups_of_k():
     def s(right, judge):
         return {'answer': str(right), 'length': 5, 'rewards': {'accuracy': float(right), 'judge': judge}}
     scored = [[s(1, 0.9), s(0, 0.2), s(0, 0.8), s(1, 0.1)], [s(0, 0.5), s(1, 0.6), s(0, 0.0), s(0, 0.0)]]
-    by = lambda weights: lambda groups: sample.best_of(groups, weights)  # noqa: E731
+    by = lambda weights: lambda groups: evaluate.best_of(groups, weights)  # noqa: E731
     best = budget.point('zero', 'best', scored, 2, 2, by({'judge': 1.0}))
     assert best['accuracy'] == (1 / 2 + 1 / 2) / 2 and best['tokens'] == 10
     assert budget.point('zero', 'best', scored, 4, 4, by({'judge': 1.0}))['accuracy'] == 1.0
@@ -789,7 +802,7 @@ def said_in_chat(monkeypatch, model, tokenizer, lines, **settings):
         return out
     monkeypatch.setattr(Sampler, 'generate', generate)
     monkeypatch.setattr('builtins.input', lambda _: next(lines))
-    sample.chat(sample.Config(max_new_tokens=4, **settings), model, tokenizer)
+    evaluate.chat(evaluate.Config(max_new_tokens=4, **settings), model, tokenizer)
     return turns
 
 
@@ -827,24 +840,25 @@ def test_forced_tokens_are_those_of_training():
     for sampler, how, at, pieces in (
             (Says(list(b'so so'), False), {'think_end': '</think>\n\n'}, 3, ['</think>', '\n\n']),
             (Says([close], True), {'think_at_least': 3}, 0, ['Wait', 'Wait', '</think>'])):
-        ((c,),) = sample.forced(sampler, tokenizer, [[1]], 1, 9, 1.0, think_budget=3, **how)
+        ((c,),) = evaluate.forced(sampler, tokenizer, [[1]], 1, 9, 1.0, think_budget=3, **how)
         wrote = c.tokens[at:at + len(pieces)]
         assert [tokenizer.decode([t]) for t in wrote] == pieces
         assert set(wrote) < set(trained)
     with pytest.raises(ValueError, match='think_end'):
-        sample.forced(sampler, tokenizer, [[1]], 1, 9, 1.0, think_budget=3, think_end='')
+        evaluate.forced(sampler, tokenizer, [[1]], 1, 9, 1.0, think_budget=3, think_end='')
 
 
 def test_an_answer_ends_with_its_stop_text_and_not_with_the_token_that_completes_it():
-    assert sample.until_stop('a</x>\n', ['</x>']) == 'a</x>'
-    assert sample.until_stop('a', ['</x>']) == 'a'
-    assert sample.until_stop('a;b.', ['.', ';b', 'c']) == 'a;b'
+    assert evaluate.until_stop('a</x>\n', ['</x>']) == 'a</x>'
+    assert evaluate.until_stop('a', ['</x>']) == 'a'
+    assert evaluate.until_stop('a;b.', ['.', ';b', 'c']) == 'a;b'
     tokenizer = Tokenizer.from_words(['>\n'], ['<|end|>'])
     row = {'prompt': 'q', 'task': 'match', 'answer': '4', 'prefill': ' <think>'}
     completion = Completion(tokenizer.encode('x</think> <answer>4</answer>\n'), [], True)
     weights = {'accuracy': 1.0, 'format': 1.0}
     for stop, total in (([], 1.0), (['</answer>'], 2.0)):
-        assert sample.score(tokenizer, [row], [[completion]], weights, stop)[0][0]['total'] == total
+        ((scored,),) = evaluate.score(tokenizer, [row], [[completion]], weights, stop)
+        assert scored['total'] == total
 
 
 class AnotherDay(datetime):
@@ -866,24 +880,24 @@ def test_an_evaluation_stopped_goes_on_with_the_date_of_its_start(tmp_path, monk
         return plain(self, some, *args, **how)
     monkeypatch.setattr(Sampler, 'generate', generate)
     with pytest.raises(KeyboardInterrupt):
-        sample.main(sample.Config(**settings))
+        evaluate.main(evaluate.Config(**settings))
     monkeypatch.setattr(data_tokenizer, 'datetime', AnotherDay)
-    sample.main(sample.Config(**settings))
+    evaluate.main(evaluate.Config(**settings))
     assert prompts[0] == prompts[1]
-    sample.main(sample.Config(**settings))                      # begun on that day
+    evaluate.main(evaluate.Config(**settings))                      # begun on that day
     assert bytes(prompts[2][0][:4]) == b'03 F' and prompts[2] != prompts[1]
 
 
 def test_the_toys_evaluation_scores_a_perfect_answer_in_full():
     path = Path(__file__).parents[1] / 'config' / 'eval_countdown.py'
-    cfg, rng = configurator.parse(sample.Config, [str(path)]), random.Random(0)
+    cfg, rng = configurator.parse(evaluate.Config, [str(path)]), random.Random(0)
     row = prepare.rl_problem(rng, (2, 3, 4), 24)
     reasoning, expression = prepare.trace(rng, row['numbers'], 24, 'search', 'en')
     tokenizer = toy_tokenizer()
     answer = tokenizer.encode(prepare.respond(rng, reasoning, expression, broken=False))
-    _, rows = sample.encode_prompts(tokenizer, [row], cfg.prefill)
+    _, rows = evaluate.encode_prompts(tokenizer, [row], cfg.prefill)
     completion = Completion([*answer, *tokenizer.stop_ids], [], True)
-    ((score,),) = sample.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
+    ((score,),) = evaluate.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
     assert score['total'] == sum(cfg.rewards.values())
 
 
@@ -908,16 +922,16 @@ EVALUATIONS = [path for path in sorted((Path(__file__).parents[1] / 'config').gl
 
 @pytest.mark.parametrize('path', EVALUATIONS, ids=lambda path: path.stem)
 def test_an_evaluation_preset_asks_for_what_its_reward_wants(path):
-    cfg = configurator.parse(sample.Config, [str(path)])
+    cfg = configurator.parse(evaluate.Config, [str(path)])
     (row, answer), = [asked for words, asked in ASKS.items() if words in cfg.instruction]
     if row['task'] == 'code' and no_sandbox():
         pytest.skip(no_sandbox())
     tokenizer = toy_tokenizer()
-    rows = [sample.instructed(row, cfg.instruction)]
-    (ids,), rows = sample.encode_prompts(tokenizer, rows, cfg.prefill)
+    rows = [evaluate.instructed(row, cfg.instruction)]
+    (ids,), rows = evaluate.encode_prompts(tokenizer, rows, cfg.prefill)
     print(tokenizer.decode(ids))
     completion = Completion(tokenizer.encode(answer), [], True)
-    ((score,),) = sample.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
+    ((score,),) = evaluate.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
     assert score['total'] == sum(cfg.rewards.values())
 
 
@@ -930,7 +944,7 @@ def test_the_script_scores_by_a_reward_file_and_refuses_what_cannot_be_scored(tm
     def evaluate(text, more=(), **changes):
         mine.write_text(text)
         data.write_text(''.join(json.dumps(row) + '\n' for row in [*rows, *more]))
-        return sample.main(sample.Config(**{**settings, **changes}))[str(data)]
+        return evaluate.main(evaluate.Config(**{**settings, **changes}))[str(data)]
     try:
         got = evaluate('def coin_reward(response, row):\n    return (row["side"] - 2) / 2\n',
                        rewards={'coin': 1.0, 'overlong': 1.0}, best_of={'coin': 1.0})

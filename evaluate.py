@@ -1,13 +1,15 @@
 """
 Evaluation, test-time compute, sample files, chat. The sampler itself is in decode.py.
 
-    python sample.py config/r1/eval.py --checkpoint=out/r1/final           # pass@1, greedy, pass@k, maj@k with intervals
-    python sample.py config/eval_gsm8k.py config/eval_deepseek.py --checkpoint=<folder> --out=out/gsm8k.jsonl
-    python sample.py --checkpoint=out/r1/zero --data=out/r1/data/rl.jsonl --keep="{'accuracy': 1}" \
-        --out=samples.jsonl
-    torchrun --nproc_per_node=8 sample.py config/x.py                      # one share of the problems and one file a rank (n in the file:
-                                                                           # torchrun takes --n for its own)
-    python sample.py --checkpoint=out/r1/final --chat=True
+    python evaluate.py config/r1/eval.py --checkpoint=out/r1/final   # pass@1, greedy, pass@k and
+                                                                     # maj@k with intervals
+    python evaluate.py config/eval_gsm8k.py config/eval_deepseek.py --checkpoint=<folder> \
+        --out=out/gsm8k.jsonl
+    python evaluate.py --checkpoint=out/r1/zero --data=out/r1/data/rl.jsonl \
+        --keep="{'accuracy': 1}" --out=samples.jsonl
+    torchrun --nproc_per_node=8 evaluate.py config/x.py    # one share of the problems and one file
+                                           # a rank (n in the file: torchrun takes --n for its own)
+    python evaluate.py --checkpoint=out/r1/final --chat=True
 
 With `out`, finished problems are noted in OUT.partial while sampling goes on: the same command goes on from there after a stop, to the
 same samples. With `keep` only samples that pass its filters are written, as rows for SFT (rejection sampling).
