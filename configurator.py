@@ -4,6 +4,7 @@ Settings of a script: a dataclass with a comment on each field, changed by confi
     @dataclass
     class Config:
         out_dir: str = 'out/sft'       # folder for checkpoints and metrics
+        # optimizer
         learning_rate: float = 3e-4    # peak learning rate
 
     config = configure(Config, sys.argv[1:])      # python sft.py config/x.py --learning_rate=1e-4 --out_dir=out/y
@@ -15,7 +16,9 @@ Arguments are read from left to right and the later one wins:
                    text itself, in which ~/ at the start is the home folder (a shell leaves it after
                    a =). The = is
                    required: `--key value` is refused, and a bare `--key` is True where the key takes that
-    --help         every key with its type, default and comment
+    --help         every key with its type, default and comment, under its heading: a comment of
+                   one line between fields, such as "optimizer" above; fields that a dataclass
+                   inherits stand under the headings of their class
 A list or dict replaces the default as a whole; where a list of texts is wanted, one text will
 do (--data=a.jsonl). Unknown keys are refused with the nearest known one named. A value must
 fit the field's annotation: an int may stand for a float, a float for an int only where it is whole (1e3), nothing but
@@ -196,26 +199,65 @@ def name_of(annotation) -> str:
 
 
 def help_text(cls) -> str:
-    """Usage and one line a key: --key, type, default, comment."""
-    annotations, notes, rows = typing.get_type_hints(cls), comments(cls), []
+    """Usage, and under each heading a line for each key: --key, type, default, comment."""
+    annotations = typing.get_type_hints(cls)
+    comments, headings = written(cls)
+    groups = {}   # heading -> rows of four cells, in the order of first appearance
     for f in dataclasses.fields(cls):
         default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         shown = 'required' if default is dataclasses.MISSING else repr(default)
-        rows.append((f'--{f.name}', name_of(annotations[f.name]), shown, notes.get(f.name, '')))
+        row = (f'--{f.name}', name_of(annotations[f.name]), shown, comments.get(f.name, ''))
+        groups.setdefault(headings.get(f.name, ''), []).append(row)
+
+    lines = [f'usage: {Path(sys.argv[0]).name} [config/file.py ...] [--key=VALUE ...]', '']
+    rows = [row for group in groups.values() for row in group]
     widths = [min(max(len(row[i]) for row in rows), 32) for i in range(3)] + [0]
-    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return '\n'.join([f'usage: {Path(sys.argv[0]).name} [config/file.py ...] [--key=VALUE ...]', '', *lines])
+    for heading, group in groups.items():
+        if heading:
+            lines += ['', heading] if lines[-1] else [heading]
+        for row in group:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+            lines.append('  ' + '  '.join(cells).rstrip())
+    return '\n'.join(lines)
 
 
-def comments(cls) -> dict[str, str]:
-    """Field name -> the comment beside it, joined with lines below that hold only a comment, right of the field."""
+def written(cls) -> tuple[dict[str, str], dict[str, str]]:
+    """
+    What is written beside and above the fields of a dataclass and of those that it inherits from:
+    field -> comment, field -> heading. Where a field is defined again, its own comment and heading
+    come before those of the base class, which it keeps where it has none.
+    """
+    comments, headings = {}, {}
+    for base in reversed(cls.__mro__):
+        if '__dataclass_fields__' in vars(base):
+            own_comments, own_headings = written_in_body(base)
+            comments |= own_comments
+            headings |= own_headings
+    return comments, headings
+
+
+def written_in_body(cls) -> tuple[dict[str, str], dict[str, str]]:
+    """As `written`, of the fields in the body of this class alone."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
     except OSError:   # no source file, e.g. a class typed at the prompt: help goes without comments
-        return {}
-    found, body = {}, ast.parse(source).body[0].body
+        return {}, {}
+    body = ast.parse(source).body[0].body
+    statements = {node.lineno: node for node in body}
+    comments, headings = {}, {}
+    field, heading = None, ''
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        node = ([None] + [node for node in body if node.lineno <= token.start[0]])[-1]
-        if token.type == tokenize.COMMENT and isinstance(node, ast.AnnAssign) and token.start[1] > node.col_offset:
-            found.setdefault(node.target.id, []).append(token.string.lstrip('# '))
-    return {key: ' '.join(lines) for key, lines in found.items()}
+        line, column = token.start
+        if line in statements:
+            node = statements.pop(line)
+            field = node.target.id if isinstance(node, ast.AnnAssign) else None
+            if field and heading:
+                headings[field] = heading
+        if token.type != tokenize.COMMENT:
+            continue
+        text = token.string.lstrip('# ')
+        if column == body[0].col_offset:
+            heading = text
+        elif field:
+            comments.setdefault(field, []).append(text)
+    return {key: ' '.join(lines) for key, lines in comments.items()}, headings

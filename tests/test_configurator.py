@@ -215,7 +215,8 @@ def test_help_lists_every_key_with_type_default_and_comment(capsys, monkeypatch)
         configure(Config, ['--steps=wrong', '--help'])
     out, err = capsys.readouterr()
     assert error.value.code == 0 and err == ''
-    lines = {line.split()[0]: ' '.join(line.split()[1:]) for line in out.splitlines()[2:]}
+    rows = [line.split() for line in out.splitlines() if line.startswith('  --')]
+    lines = {key: ' '.join(rest) for key, *rest in rows}
     assert lines == {
         '--out_dir': "str 'out/sft' folder for checkpoints",
         '--learning_rate': 'float 0.0003 peak learning rate',
@@ -233,6 +234,55 @@ def test_help_lists_every_key_with_type_default_and_comment(capsys, monkeypatch)
     with pytest.raises(SystemExit):
         configure(Required, ['-h'])
     assert capsys.readouterr().out.splitlines()[2].split() == ['--path', 'str', 'required', 'where']
+
+
+@dataclass
+class Common:
+    out_dir: str = 'out'   # folder
+    # optimizer
+    learning_rate: float = 1e-3   # peak,
+                                  # AdamW
+    beta1: float = 0.9   # first moment
+    # machine
+    threads: int = 2   # CPU threads
+
+
+@dataclass
+class Derived(Common):
+    out_dir: str = 'out/derived'
+    # loss
+    clip: float = 0.2   # of the ratio
+    # optimizer
+    beta1: float = 0.8   # of Adam
+    grad_clip: float = 1.0
+    # no heading: nothing stands under it
+
+    def __post_init__(self):
+        # no heading either
+        pass
+
+
+def test_help_puts_keys_under_headings_and_knows_what_is_inherited(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['runs/sft.py'])
+    with pytest.raises(SystemExit):
+        configure(Derived, ['--help'])
+    out = capsys.readouterr().out
+    assert [' '.join(line.split()) for line in out.splitlines()[1:]] == [
+        '',
+        "--out_dir str 'out/derived' folder",
+        '',
+        'optimizer',
+        '--learning_rate float 0.001 peak, AdamW',
+        '--beta1 float 0.8 of Adam',
+        '--grad_clip float 1.0',
+        '',
+        'machine',
+        '--threads int 2 CPU threads',
+        '',
+        'loss',
+        '--clip float 0.2 of the ratio',
+    ]
+    assert parse(Derived, ['--threads=3']).threads == 3
 
 
 def test_help_without_source(capsys):
