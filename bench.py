@@ -196,7 +196,7 @@ def sample(prompts=32, samples=8, prompt=64, new=128, rounds=2, threads=2, model
 
 def generation(kind, side, prompts, prompt, limits):
     """-> a function that generates limits[p][s] tokens for sample s of prompt p and returns the first four of each"""
-    from decode import Sampler
+    from sample import Sampler
     setting, _, cache = side.partition(', ')
     model, samples = new_model(kind, setting).eval(), len(limits[0])
     ids = torch.randint(0, 2048, (prompts, prompt), generator=torch.Generator().manual_seed(1))
@@ -339,7 +339,7 @@ def decode(models='1.5B,16B-A3B', batches='8,64,256', group=8, prompt=512, new=2
 
 def decoding_step(model, batch, group, prompt, new, device):
     """Seconds of a step: what the second half of `new` tokens takes"""
-    from decode import Sampler
+    from sample import Sampler
     prompts = torch.randint(0, model.cfg.vocab_size, (max(1, batch // group), prompt)).tolist()
     sampler = Sampler(model, slots=batch)
     run = lambda length: sampler.generate(prompts, min(group, batch), length, 1.0)  # noqa: E731

@@ -31,6 +31,7 @@ import importlib.util
 import inspect
 import io
 import math
+import os
 import sys
 import textwrap
 import tokenize
@@ -102,6 +103,18 @@ def idle(cfg, cases) -> list[str]:
         if value != default and reasons:
             lines.append(f'{f.name}={value!r} does nothing: {reasons[0]}')
     return lines
+
+
+def first_rank():
+    """Whether this process is the only one, or the first of torchrun's."""
+    return int(os.environ.get('RANK', 0)) == 0
+
+
+def tell_idle(cfg, cases):
+    """Rank 0 names on stderr the settings that do nothing, see `idle`."""
+    if first_rank():
+        for line in idle(cfg, cases):
+            print(f'warning: {line}', file=sys.stderr)
 
 
 def parse(cls, argv: list[str]):

@@ -1,5 +1,5 @@
 """
-Evaluation, test-time compute, sample files, chat. The sampler itself is in decode.py.
+Evaluation, test-time compute, sample files. The sampler itself is in sample.py.
 
     python evaluate.py config/r1/eval.py --checkpoint=out/r1/final   # pass@1, greedy, pass@k and
                                                                      # maj@k with intervals
@@ -9,7 +9,6 @@ Evaluation, test-time compute, sample files, chat. The sampler itself is in deco
         --keep="{'accuracy': 1}" --out=samples.jsonl
     torchrun --nproc_per_node=8 evaluate.py config/x.py    # one share of the problems and one file
                                            # a rank (n in the file: torchrun takes --n for its own)
-    python evaluate.py --checkpoint=out/r1/final --chat=True
 
 With `out`, finished problems are noted in OUT.partial while sampling goes on: the same command goes on from there after a stop, to the
 same samples. With `keep` only samples that pass its filters are written, as rows for SFT (rejection sampling).
@@ -26,61 +25,40 @@ import textwrap
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from configurator import at_least, idle, run  # before torch: says so where it is missing
+# before torch: says so where it is missing
+from configurator import at_least, idle, run, tell_idle
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 import hub
-import kernels
 import plan
 import rewards
 from data import teacher
 from data.countdown.prepare import solve
-from data.source import at_row, chat_of, made_by, missing, read_rows
+from data.prompts import encode_prompts, fitting, instructed, visible
+from data.source import at_row, read_rows
 from data.tokenizer import Tokenizer
-from decode import Completion, Sampler
-from kernels import cpu
-from model import ModelConfig, Transformer
+from model import ModelConfig
+from sample import Completion, Sampler, Sampling, load, present, until_stop, use_device
 
 
 @dataclass
-class Config:
-    checkpoint: str = 'out/r1/final'       # folder with config.json, *.safetensors and the tokenizer, or a hub id
+class Config(Sampling):
     data: list[str] = field(default_factory=lambda: ['out/r1/data/test.jsonl'])  # problem files:
                                            # rows with "prompt", "task", ...
     limit: int = 0                         # use the first so many problems; 0: all
     n: int = 8                             # samples a problem (under torchrun, which takes --n for its own, in a config file)
     greedy: bool = True                    # evaluate the greedy answer too
-    temperature: float = 1.0               # of the n samples
-    top_p: float = 1.0                     # nucleus of the n samples; 1.0: everything
-    top_k: int = 0                         # only the so many most probable tokens; 0: all
-    min_p: float = 0.0                     # only tokens of at least this share of the most probable one's probability
-    max_new_tokens: int = 192              # longest completion, the stop token included
-    stop: list[str] = field(default_factory=list)  # texts that end a completion, besides the stop tokens
     think_budget: int = 0                  # cut the thinking after so many tokens and have it answer; 0: no limit
     think_at_least: int = 0                # keep it thinking up to so many tokens: an earlier end is replaced by `wait`
     think_end: str = '</think>'            # the text that ends the thinking
     wait: str = 'Wait'                     # the text that keeps it going
     best_of: dict[str, float] = field(default_factory=dict)  # report the best of n by these rewards and weights, e.g. {'preference': 1.0}
-    chat_template: str | None = None       # 'r1_zero' (that of DeepSeek-R1-Zero), a file, or None:
-                                           # the tokenizer's own
-    template_args: dict = field(default_factory=dict)  # as {'enable_thinking': False}, for the
-                                           # template, over those saved with the tokenizer
-    instruction: str = ''                  # text added to the end of each problem, for example how to mark the answer
-    prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
-    seed: int = 1                          # of the sampling noise
-    slots: int = 256                       # rows decoded at once
-    speculate: int | None = None           # most rows for which an MTP layer drafts; None: where it pays; 0: never
-    threads: int = 2                       # CPU threads
-    device: Literal['auto', 'cpu', 'cuda'] = 'auto'  # auto: a GPU if there is one
-    dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the weights
-    kernels: Literal['auto', 'triton', 'torch'] = 'auto'  # auto: Triton on a GPU where it is installed
     rewards: dict[str, float] = field(default_factory=lambda: {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})  # what to score samples by
     preference: dict[str, str] = field(default_factory=dict)  # reward models of the reward 'preference', {name: folder}
     unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
@@ -99,19 +77,17 @@ class Config:
                                            # for max_new_tokens
     show: int = 0                          # print the first so many prompts of each file and what
                                            # their own answers earn, then stop
-    chat: bool = False                     # talk to the checkpoint instead, sampling as its generation_config.json says
     plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
     endpoint: str | None = None            # ask an OpenAI-compatible server instead; `checkpoint` is then the model's name there
     remote: dict = field(default_factory=dict)  # more settings for that, see data/teacher.py
 
     def __post_init__(self):
-        at_least(self, 1, 'n', 'max_new_tokens', 'slots', 'threads')
-        at_least(self, 0, 'show')
-        at_least(self, 0, 'limit', 'temperature', 'top_k', 'min_p', 'think_budget', 'think_at_least', 'keep_per_prompt', 'keep_rows')
+        super().__post_init__()
+        at_least(self, 1, 'n')
+        at_least(self, 0, 'show', 'limit', 'think_budget', 'think_at_least', 'keep_per_prompt',
+                 'keep_rows')
         if not self.data:
             raise ValueError('data is empty: give it files of problems')
-        if '' in self.stop:
-            raise ValueError('stop holds an empty text, which would end every completion at once')
         if unknown := self.keep.keys() - self.rewards.keys():
             raise ValueError(f'keep asks for {min(unknown)!r}, which is none of the rewards: {", ".join(self.rewards)}')
         for key in ('keep_length', 'keep_pass_rate'):
@@ -121,85 +97,6 @@ class Config:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # evaluation
-
-
-def instructed(row, text):
-    """The row with `text` as a last line of what the user says last."""
-    if not text:
-        return row
-    if isinstance(row['prompt'], str):
-        return {**row, 'prompt': f'{row["prompt"]}\n{text}'}
-    return {**row, 'prompt': [*row['prompt'][:-1], {**row['prompt'][-1], 'content': f'{row["prompt"][-1]["content"]}\n{text}'}]}
-
-
-def encode_prompts(tokenizer, rows, prefill=''):
-    """rows with "prompt" (messages or text) -> token ids of each prompt, and the rows with what the assistant's turn starts with
-    (the template's own prefill and `prefill`) under "prefill", where the rewards look for it."""
-    ids, out = [], []
-    for row in rows:
-        messages = row['prompt'] if isinstance(row['prompt'], list) else [{'role': 'user', 'content': row['prompt']}]
-        prompt, _ = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        ids.append(prompt + tokenizer.encode_assistant(prefill))
-        out.append({**row, 'prefill': tokenizer.generation_prefill(messages) + prefill})
-    return ids, out
-
-
-def present(cfg, *keys):
-    """FileNotFoundError where one of the keys names a folder that is not there, unless it may be
-    that of a model of the hub"""
-    for source, key in ((getattr(cfg, key), key) for key in keys):
-        if not source or Path(source).is_dir():
-            continue
-        if Path(source).exists():
-            raise FileNotFoundError(f'{source} is no folder: set {key} to the folder it is in')
-        if made_by(source):
-            raise missing(source, key)
-        if not hub.ID.fullmatch(source):
-            raise missing(source, f'{key} to a folder or a hub id, owner/name')
-
-
-def first_rank():
-    return int(os.environ.get('RANK', 0)) == 0
-
-
-def fitting(tokenizer, path, rows, context, new, prefill='', long='error', key='max_new_tokens',
-            switch='long_prompts'):
-    """-> numbers, from 0, of the rows whose prompts leave room for `new` tokens in the context.
-    ValueError names file, row and tokens of one that does not; with long='drop' they are told and
-    left out, and only where none is left that is an error; and the row that the template refuses.
-    key, switch: the settings that `new` and `long` come from."""
-    added, lengths = len(tokenizer.encode_assistant(prefill)), []
-    bar = tqdm(rows, desc=f'measuring {path}', delay=3, leave=False, disable=not first_rank())
-    for number, row in enumerate(bar, 1):
-        with at_row(path, number):
-            ids, _ = tokenizer.apply_chat_template(chat_of(row, 'prompt'), True)
-        lengths.append(len(ids) + added)
-    kept = [i for i, length in enumerate(lengths) if length + new <= context]
-    if len(kept) < len(rows):
-        i = next(i for i, length in enumerate(lengths) if length + new > context)
-        told = (f'{path}, row {i + 1}: the prompt has {lengths[i]} tokens, and {key}={new} leaves '
-                f'room for {max(0, context - new)} in the context of {context}')
-        count = f'{len(rows) - len(kept)} of {len(rows)} rows are too long'
-        if long != 'drop' or not kept:
-            raise ValueError(f'{told} ({count}): shorten or remove such rows, lower {key}'
-                             + (f", or set {switch}='drop'" if kept and long != 'drop' else ''))
-        if first_rank():
-            print(f'{told}; {count} and dropped', file=sys.stderr)
-    return kept
-
-
-def tell_idle(cfg, cases):
-    """Rank 0 names on stderr the settings that do nothing, see configurator.idle."""
-    if first_rank():
-        for line in idle(cfg, cases):
-            print(f'warning: {line}', file=sys.stderr)
-
-
-def until_stop(text, stop):
-    """The text up to the end of the first of the texts `stop` in it: the token that completes one
-    may hold more."""
-    ends = [text.index(s) + len(s) for s in stop if s in text]
-    return text[:min(ends)] if ends else text
 
 
 def score(tokenizer, rows, completions, weights, stop=()):
@@ -220,14 +117,6 @@ def score(tokenizer, rows, completions, weights, stop=()):
                                'finished': sample.finished, 'answer': rewards.answer_of(response, row),
                                'mixed': rewards.language_mixed(response, row), 'task': row['task']})
     return scored
-
-
-def visible(tokenizer, ids):
-    """Text of token ids; ⟦ ⟧ stand around control tokens, not around text that looks so."""
-    control = set(tokenizer.special_tokens.values())
-    return ''.join(''.join(f'⟦{tokenizer.decode([i])}⟧' for i in run) if special
-                   else tokenizer.decode(list(run))
-                   for special, run in groupby(ids, control.__contains__))
 
 
 def evaluated(tokenizer, rows, prefill, scored, count=4):
@@ -554,77 +443,6 @@ def kept(cfg, rows, scored):
     return [row for _, row in chosen][:cfg.keep_rows or None]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# chat
-
-
-def chat_settings(cfg, generation):
-    """What chat samples with: what was set, else what the checkpoint's generation_config.json recommends, else the defaults."""
-    theirs = {'temperature': 0.0} if generation.get('do_sample') is False else \
-        {name: generation[name] for name in ('temperature', 'top_p', 'top_k', 'min_p') if generation.get(name) is not None}
-    if generation.get('max_new_tokens'):
-        theirs['max_new_tokens'] = generation['max_new_tokens']
-    ours = {name: getattr(cfg, name) for name in ('temperature', 'top_p', 'top_k', 'min_p', 'max_new_tokens')}
-    return {name: theirs.get(name, value) if value == getattr(Config, name) else value for name, value in ours.items()}
-
-
-def no_words(tokenizer, text):
-    """-> what to tell of a line that the tokenizer has no words for, or ''"""
-    strange = [repr(part) for part in dict.fromkeys(tokenizer.spelled(text)) if part.strip()]
-    if not strange:
-        return ''
-    better = '' if tokenizer.spelled(f' {text}') else f'; begin with a space, as in " {text}"'
-    return (f'the model has no word for {", ".join(strange[:5])} and reads bytes, which it was not '
-            f'trained on: do not believe the answer{better}')
-
-
-def chat(cfg, model, tokenizer):
-    """Reads lines from the terminal and streams answers; an empty line or Ctrl-D ends. <think> text is dimmed."""
-    messages, dim, plain = [], '\x1b[2m', '\x1b[0m'
-    how = chat_settings(cfg, tokenizer.generation)
-    print(f'{dim}{", ".join(f"{name}={value:g}" for name, value in how.items())}{plain}')
-    if tokenizer.generation.get('repetition_penalty', 1.0) != 1.0:
-        print(f'{dim}not applied: repetition_penalty={tokenizer.generation["repetition_penalty"]}{plain}')
-    while True:
-        try:
-            text = input('> ')
-        except (EOFError, KeyboardInterrupt):
-            return print()
-        if not text.strip():
-            return
-        if told := no_words(tokenizer, text):
-            print(f'{dim}[{told}]{plain}')
-        asked = [{'role': 'user', 'content': text}]
-        messages += instructed({'prompt': asked}, cfg.instruction)['prompt']
-        context = model.cfg.max_position_embeddings
-        (prompt,), (row,) = encode_prompts(tokenizer, [{'prompt': messages}], cfg.prefill)
-        if len(messages) > 1 and len(prompt) > 0.75 * context:
-            print(f'{dim}[the conversation fills the context of {context} tokens; starting afresh]{plain}')
-            messages = messages[-1:]
-            (prompt,), (row,) = encode_prompts(tokenizer, [{'prompt': messages}], cfg.prefill)
-        stream, said = tokenizer.stream(), []
-        if '<think>' in row['prefill'] and '</think>' not in row['prefill']:
-            print(dim, end='')
-        def show(_, __, token):
-            if token not in tokenizer.stop_ids:
-                said.append(piece := stream.add(token))
-                print(piece.replace('<think>', dim + '<think>').replace('</think>', '</think>' + plain), end='', flush=True)
-        try:
-            sampler = Sampler(model, tokenizer.stop_ids, slots=1, check_every=1, stop_strings=cfg.stop, tokenizer=tokenizer, speculate=cfg.speculate)
-            sampler.generate([prompt], 1, seed=cfg.seed + len(messages), on_token=show,
-                             **{**how, 'max_new_tokens': max(1, min(context - len(prompt), how['max_new_tokens']))})
-        except ValueError as error:  # does not fit
-            messages.pop()
-            print(f'[{error}]{plain}')
-            continue
-        except KeyboardInterrupt:    # ends the answer, not the chat
-            pass
-        said.append(stream.flush())
-        print(said[-1] + plain)
-        answer = row['prefill'] + until_stop(''.join(said), cfg.stop)
-        messages.append({'role': 'assistant', 'content': answer})
-
-
 def write_jsonl(path, rows):
     """Complete or not at all: written beside the target, then moved."""
     path = Path(path)
@@ -633,20 +451,6 @@ def write_jsonl(path, rows):
     with open(temp, 'w', encoding='utf-8') as f:
         f.writelines(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     os.replace(temp, path)
-
-
-def device_of(cfg):
-    """-> cfg.device, or what 'auto' stands for here"""
-    if cfg.device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('device=cuda, but PyTorch sees no GPU')
-    return ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
-
-
-def load(cfg, tokenizer, device):
-    model = Transformer.from_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device).eval()
-    tokenizer.check_model(model.cfg.vocab_size, f'tokenizer and model in {cfg.checkpoint}')
-    model.use_tokens(tokenizer)
-    return model
 
 
 def main(cfg):
@@ -658,7 +462,7 @@ def main(cfg):
         (cfg.endpoint, ('top_k', 'min_p', 'stop', 'think_budget', 'think_at_least', 'best_of',
                         'keep', 'keep_length', 'keep_pass_rate', 'keep_per_prompt', 'keep_rows',
                         'summary', 'instruction', 'prefill', 'chat_template', 'template_args',
-                        'long_prompts', 'show', 'chat', 'rewards'),
+                        'long_prompts', 'show', 'rewards'),
          'a server only samples')])
     if cfg.endpoint:
         return teacher.from_sample(cfg)
@@ -670,18 +474,11 @@ def main(cfg):
     present(cfg, 'checkpoint')
     if cfg.plan:
         return plan.show(cfg, cfg.checkpoint, cfg.plan)
-    torch.set_num_threads(cfg.threads)
-    cpu.keep_memory()
-    kernels.use(cfg.kernels)
+    device = use_device(cfg)
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    device = device_of(cfg)
-    if world > 1:
-        dist.init_process_group('gloo', timeout=timedelta(days=1))      # the ranks meet when the slowest has sampled all of its problems
-    if device == 'cuda':
-        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))     # which 'cuda' then means; Triton and graphs take the current one
+    if world > 1:    # the ranks meet when the slowest has sampled all of its problems
+        dist.init_process_group('gloo', timeout=timedelta(days=1))
     tokenizer = Tokenizer.from_pretrained(cfg.checkpoint, cfg.chat_template, cfg.template_args)
-    if cfg.chat:
-        return chat(cfg, load(cfg, tokenizer, device), tokenizer)
     out = cfg.out and Path(cfg.out)
     out = out.with_name(f'{out.stem}-{rank:05d}-of-{world:05d}{out.suffix}') if out and world > 1 else out
     think = {name: getattr(cfg, name) for name in ('think_budget', 'think_at_least', 'think_end', 'wait')}

@@ -53,10 +53,9 @@ import time
 import zlib
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
-from configurator import at_least, run  # before torch: says so where it is missing
+from configurator import at_least, run, tell_idle  # before torch: says so where it is missing
 
 import torch
 import torch.distributed as dist
@@ -64,10 +63,11 @@ import torch.distributed as dist
 import checkpoint
 import plan
 import rewards
+from data.prompts import encode_prompts, fitting, instructed, visible
 from data.source import read_rows
 from model import update_router_bias
-from evaluate import (Sampler, average, encode_prompts, evaluate, evaluated, fitting, instructed,
-                    present, score, show_problems, tell_idle, visible)
+from sample import Sampler, present
+from evaluate import average, evaluate, evaluated, score, show_problems
 from sft import (Log, Stop, Unsharded, begin, expert_counts, finish, idle_in_training, let_go,
                  load_model, load_tokenizer, make_optimizers, model_config, not_finite,
                  optimizer_step, peak_memory, peak_tflops, resume, router_bias, schedule,

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from configurator import run  # before torch: says so where it is missing
+from configurator import run, tell_idle  # before torch: says so where it is missing
 
 import torch
 import torch.distributed as dist
@@ -35,11 +35,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import checkpoint
+from data.prompts import visible
 from data.source import at_row, read_rows
 from data.tokenizer import Tokenizer
+from evaluate import mean_ci
 from model import Transformer, cast_once
 from rewards import split_response
-from evaluate import mean_ci, present, tell_idle, visible
+from sample import present
 
 
 class RewardModel(Transformer):

@@ -39,7 +39,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-from configurator import at_least, run  # before torch: says so where it is missing
+# before torch: says so where it is missing
+from configurator import at_least, first_rank, run, tell_idle
 
 import numpy as np
 import torch
@@ -51,17 +52,17 @@ from tqdm import tqdm
 
 import checkpoint
 import hub
-import kernels
 import plan
 import rewards
 from data.loader import PackedBatches
+from data.prompts import fitting, visible
 from data.source import at_row, read_rows
 from data.tokenizer import Tokenizer
 from data.tokens import Documents, token_folders
-from kernels import cpu, fp8
+from kernels import fp8
 from model import ModelConfig, Transformer, sequence_balance_loss, update_router_bias
-from evaluate import (device_of, evaluate, evaluated, first_rank, fitting, present, tell_idle,
-                      visible)
+from sample import present, use_device
+from evaluate import evaluate, evaluated
 
 
 @dataclass
@@ -151,12 +152,7 @@ TOGETHER = timedelta(minutes=10)  # of ranks in the same forward or backward pas
 
 def start_processes(cfg):
     """-> device, rank, world. Under torchrun joins the process group: nccl on GPUs, gloo on CPUs."""
-    torch.set_num_threads(cfg.threads)
-    cpu.keep_memory()
-    kernels.use(cfg.kernels)
-    device = device_of(cfg)
-    if device == 'cuda':
-        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    device = use_device(cfg)
     if 'RANK' in os.environ and not dist.is_initialized():
         dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=PATIENCE)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -22,8 +22,9 @@ import torch  # noqa: E402
 import rewards  # noqa: E402
 from data.source import read_rows  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
+from evaluate import best_of, evaluate, majority, mean_ci  # noqa: E402
 from model import Transformer  # noqa: E402
-from evaluate import best_of, device_of, evaluate, majority, mean_ci  # noqa: E402
+from sample import device_of  # noqa: E402
 
 
 @dataclass

@@ -1,4 +1,5 @@
-"""decode.py and evaluate.py against a sampler without a cache, closed forms, and enumeration."""
+"""sample.py and evaluate.py against a sampler without a cache, closed forms, and enumeration."""
+import dataclasses
 import itertools
 import json
 import math
@@ -14,19 +15,20 @@ import pytest
 import torch
 
 import configurator
-import decode
-import rewards
 import evaluate
+import rewards
+import sample
 from data import tokenizer as data_tokenizer
 from data.countdown import prepare
 from data.countdown.prepare import toy_tokenizer
+from data.prompts import encode_prompts, instructed
 from data.tokenizer import TOY_TEMPLATE, Tokenizer
-from decode import Completion, Sampler, pick, uniform
+from evaluate import pass_at_k
 from graders import sandbox
 from kernels import fp8, packed
 from model import ModelConfig, Transformer
 from plots import budget
-from evaluate import pass_at_k
+from sample import Completion, Sampler, pick, uniform
 
 MODELS = {
     'mla': dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, moe_intermediate_size=16),
@@ -251,7 +253,7 @@ def test_chat_streams_an_answer(tmp_path, monkeypatch, capsys):
     model = Transformer(ModelConfig(**{**MODELS['gqa'], 'vocab_size': tokenizer.vocab_size, 'max_position_embeddings': 64}))
     lines = iter([' 1 2 3 make 6', ''])
     monkeypatch.setattr('builtins.input', lambda _: next(lines))
-    evaluate.chat(evaluate.Config(max_new_tokens=8), model, tokenizer)
+    sample.chat(sample.Config(max_new_tokens=8), model, tokenizer)
     said = capsys.readouterr().out
     expected = Sampler(model, tokenizer.stop_ids).generate([tokenizer.apply_chat_template(
         [{'role': 'user', 'content': ' 1 2 3 make 6'}], add_generation_prompt=True)[0]], 1, 8, seed=2)[0][0]
@@ -270,7 +272,7 @@ def test_chat_of_the_toy_says_what_it_has_no_words_for(line, told, monkeypatch, 
     tokenizer, lines = toy_tokenizer(), iter([line, ''])
     shape = {**MODELS['gqa'], 'vocab_size': tokenizer.vocab_size, 'max_position_embeddings': 64}
     monkeypatch.setattr('builtins.input', lambda _: next(lines))
-    evaluate.chat(evaluate.Config(max_new_tokens=2), Transformer(ModelConfig(**shape)), tokenizer)
+    sample.chat(sample.Config(max_new_tokens=2), Transformer(ModelConfig(**shape)), tokenizer)
     said = capsys.readouterr().out
     assert told in said
 
@@ -309,16 +311,16 @@ def test_drafting_stops_where_it_does_not_pay():
 def test_sizes_rounded_for_graphs_change_nothing(kind, monkeypatch):
     model = make(kind)
     expected = Sampler(model, [3], slots=9).generate(PROMPTS, 4, 12, 1.0, seed=5)
-    monkeypatch.setattr(decode.Run, 'rounded', lambda self, n: decode.bucket(n))
+    monkeypatch.setattr(sample.Run, 'rounded', lambda self, n: sample.bucket(n))
     got = Sampler(model, [3], slots=9).generate(PROMPTS, 4, 12, 1.0, seed=5)
     assert [[c.tokens for c in group] for group in got] == [[c.tokens for c in group] for group in expected]
-    assert [decode.bucket(n) for n in (1, 4, 5, 8, 9, 17, 33, 100)] == [1, 4, 5, 8, 10, 20, 40, 112]
+    assert [sample.bucket(n) for n in (1, 4, 5, 8, 9, 17, 33, 100)] == [1, 4, 5, 8, 10, 20, 40, 112]
 
 
 def test_the_kernel_is_given_rows_and_prompts_in_order(monkeypatch):
     model = make('mla')  # mla_decode takes its PyTorch reference on CPU
     expected = Sampler(model, [3], slots=7).generate(PROMPTS, 4, 12, 1.0, seed=5)
-    monkeypatch.setattr(decode, 'fused', lambda x: True)
+    monkeypatch.setattr(sample, 'fused', lambda x: True)
     got = Sampler(model, [3], slots=7).generate(PROMPTS, 4, 12, 1.0, seed=5)
     assert [[c.tokens for c in group] for group in got] == [[c.tokens for c in group] for group in expected]
 
@@ -366,8 +368,8 @@ def test_frequencies_follow_the_filters(filters, inside):
 @pytest.mark.parametrize('V', [1, 40, 512, 513, 5000])
 def test_the_largest_in_blocks_is_the_first_largest(V):
     z = torch.randint(0, 1 + V // 3, (300, V)).float()
-    assert torch.equal(z.gather(1, decode.largest(z)[:, None]), z.amax(-1, keepdim=True))
-    assert torch.equal(decode.largest(z), (z == z.amax(-1, keepdim=True)).int().argmax(-1))
+    assert torch.equal(z.gather(1, sample.largest(z)[:, None]), z.amax(-1, keepdim=True))
+    assert torch.equal(sample.largest(z), (z == z.amax(-1, keepdim=True)).int().argmax(-1))
 
 
 @pytest.mark.parametrize('V', [40, 512, 513, 5000])
@@ -376,10 +378,10 @@ def test_inversion_in_blocks_equals_the_plain_cumulative_sum(V):
     p = (3 * torch.randn(300, V)).softmax(-1)
     p[:, V // 3:V // 2] = 0
     u = torch.rand(300, dtype=torch.float64)
-    x, cdf = decode.invert(p, u), p.double().cumsum(-1)
+    x, cdf = sample.invert(p, u), p.double().cumsum(-1)
     plain = (cdf <= u[:, None] * cdf[:, -1:]).sum(-1)
     assert (x == plain).float().mean() > 0.99 and (cdf.gather(1, x[:, None])[:, 0] - u * cdf[:, -1] > -1e-6).all()
-    assert (p.gather(1, decode.invert(p, torch.full((300,), 1 - 2**-53, dtype=torch.float64))[:, None]) > 0).all()
+    assert (p.gather(1, sample.invert(p, torch.full((300,), 1 - 2**-53, dtype=torch.float64))[:, None]) > 0).all()
 
 
 def test_policy_gradients_can_refuse_a_changed_distribution():
@@ -428,13 +430,13 @@ def test_the_drafts_of_an_evaluation_are_those_of_both_its_passes(tmp_path, monk
                                     **shape))
     rows = [{'prompt': f' 1 2 {n} make 6', 'task': 'countdown', 'numbers': [1, 2, n], 'target': 6}
             for n in (1, 2)]
-    counts, plain = [], decode.Run.advance
+    counts, plain = [], sample.Run.advance
     def advance(self, count, speculating):
         before = self.drafted, self.accepted
         plain(self, count, speculating)
         greedy = self.how['temperature'] == 0
         counts.append((greedy, self.drafted - before[0], self.accepted - before[1]))
-    monkeypatch.setattr(decode.Run, 'advance', advance)
+    monkeypatch.setattr(sample.Run, 'advance', advance)
     numbers, _ = evaluate.evaluate(model, tokenizer, rows, n=2, max_new_tokens=20, speculate=4)
     for greedy in (True, False):
         assert sum(drafted for g, drafted, _ in counts if g == greedy) > 0
@@ -444,13 +446,13 @@ def test_the_drafts_of_an_evaluation_are_those_of_both_its_passes(tmp_path, monk
 
 def test_memory_is_planned_and_the_slots_that_fit_are_named(monkeypatch):
     model = make('gqa')
-    monkeypatch.setattr(decode, 'free_memory', lambda device: 100_000)
+    monkeypatch.setattr(sample, 'free_memory', lambda device: 100_000)
     with pytest.raises(ValueError, match=r'slots=\d+ fit') as error:
         Sampler(model, slots=1000).generate(PROMPTS, 100, 40)
     fit = int(str(error.value).split('slots=')[1].split()[0])
     Sampler(model, slots=fit).check(PROMPTS, 100, [[40] * 100] * 4, 1.0, 1.0, 0, 0.0, False)
     with pytest.raises(ValueError, match='slots=0 fit: shorten'):
-        monkeypatch.setattr(decode, 'free_memory', lambda device: 1000)
+        monkeypatch.setattr(sample, 'free_memory', lambda device: 1000)
         Sampler(model, slots=2).generate(PROMPTS, 100, 40)
 
 
@@ -676,9 +678,9 @@ def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
         for p in model.parameters():
             p.add_(0.1 * torch.randn(p.shape))                                      # norms that are not 1, biases that are not 0
     plain = lambda: all(not {'forward', 'project'} & vars(m).keys() for m in model.modules()) and 'logits' not in vars(model)  # noqa: E731
-    monkeypatch.setattr(decode, 'free_memory', lambda device: 300_000)              # little memory: no copies
+    monkeypatch.setattr(sample, 'free_memory', lambda device: 300_000)              # little memory: no copies
     expected = Sampler(model, [3]).generate(PROMPTS, 4, 12, 1.0, seed=5)
-    monkeypatch.setattr(decode, 'free_memory', lambda device: 2**40)
+    monkeypatch.setattr(sample, 'free_memory', lambda device: 2**40)
     calls = []
     for few in (0, 900, packed.FEWEST):
         monkeypatch.setattr(packed, 'FEWEST', few)
@@ -737,17 +739,17 @@ def test_fp8_models_are_not_packed():
 def test_the_cache_holds_c_plus_r_numbers_a_token_and_layer():
     for kind, width in (('mla', 32 + 16), ('gqa', 2 * 2 * 8)):
         cfg = make(kind).cfg
-        region = decode.Region(cfg, 2, 3, 10, torch.float32, torch.device('cpu'))
+        region = sample.Region(cfg, 2, 3, 10, torch.float32, torch.device('cpu'))
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for parts in region.layers for t in parts}
         assert sum(storages.values()) == 4 * 2 * 3 * 10 * width
 
 
 def test_an_instruction_is_the_users_last_line():
-    assert evaluate.instructed({'prompt': 'a', 'x': 1}, 'do') == {'prompt': 'a\ndo', 'x': 1}
+    assert instructed({'prompt': 'a', 'x': 1}, 'do') == {'prompt': 'a\ndo', 'x': 1}
     chat = [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'a'}]
-    asked = evaluate.instructed({'prompt': chat}, 'do')['prompt']
+    asked = instructed({'prompt': chat}, 'do')['prompt']
     assert asked == [chat[0], {'role': 'user', 'content': 'a\ndo'}] and chat[1]['content'] == 'a'
-    assert evaluate.instructed({'prompt': 'a'}, '') == {'prompt': 'a'}
+    assert instructed({'prompt': 'a'}, '') == {'prompt': 'a'}
 
 
 def test_the_evaluation_configs_name_keys_and_fit(monkeypatch):
@@ -802,7 +804,7 @@ def said_in_chat(monkeypatch, model, tokenizer, lines, **settings):
         return out
     monkeypatch.setattr(Sampler, 'generate', generate)
     monkeypatch.setattr('builtins.input', lambda _: next(lines))
-    evaluate.chat(evaluate.Config(max_new_tokens=4, **settings), model, tokenizer)
+    sample.chat(sample.Config(max_new_tokens=4, **settings), model, tokenizer)
     return turns
 
 
@@ -849,9 +851,9 @@ def test_forced_tokens_are_those_of_training():
 
 
 def test_an_answer_ends_with_its_stop_text_and_not_with_the_token_that_completes_it():
-    assert evaluate.until_stop('a</x>\n', ['</x>']) == 'a</x>'
-    assert evaluate.until_stop('a', ['</x>']) == 'a'
-    assert evaluate.until_stop('a;b.', ['.', ';b', 'c']) == 'a;b'
+    assert sample.until_stop('a</x>\n', ['</x>']) == 'a</x>'
+    assert sample.until_stop('a', ['</x>']) == 'a'
+    assert sample.until_stop('a;b.', ['.', ';b', 'c']) == 'a;b'
     tokenizer = Tokenizer.from_words(['>\n'], ['<|end|>'])
     row = {'prompt': 'q', 'task': 'match', 'answer': '4', 'prefill': ' <think>'}
     completion = Completion(tokenizer.encode('x</think> <answer>4</answer>\n'), [], True)
@@ -895,7 +897,7 @@ def test_the_toys_evaluation_scores_a_perfect_answer_in_full():
     reasoning, expression = prepare.trace(rng, row['numbers'], 24, 'search', 'en')
     tokenizer = toy_tokenizer()
     answer = tokenizer.encode(prepare.respond(rng, reasoning, expression, broken=False))
-    _, rows = evaluate.encode_prompts(tokenizer, [row], cfg.prefill)
+    _, rows = encode_prompts(tokenizer, [row], cfg.prefill)
     completion = Completion([*answer, *tokenizer.stop_ids], [], True)
     ((score,),) = evaluate.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
     assert score['total'] == sum(cfg.rewards.values())
@@ -927,8 +929,8 @@ def test_an_evaluation_preset_asks_for_what_its_reward_wants(path):
     if row['task'] == 'code' and no_sandbox():
         pytest.skip(no_sandbox())
     tokenizer = toy_tokenizer()
-    rows = [evaluate.instructed(row, cfg.instruction)]
-    (ids,), rows = evaluate.encode_prompts(tokenizer, rows, cfg.prefill)
+    rows = [instructed(row, cfg.instruction)]
+    (ids,), rows = encode_prompts(tokenizer, rows, cfg.prefill)
     print(tokenizer.decode(ids))
     completion = Completion(tokenizer.encode(answer), [], True)
     ((score,),) = evaluate.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
@@ -958,3 +960,25 @@ def test_the_script_scores_by_a_reward_file_and_refuses_what_cannot_be_scored(tm
     finally:
         rewards.use_file('')
         rewards.prepare({'format': 1.0}, ())
+
+
+def test_the_samplers_script_answers_prompts_and_sends_evaluations_on(tmp_path):
+    """Of the keys that evaluate.py alone has, the command to use is told."""
+    *_, settings = tiny_checkpoint(tmp_path)
+    own = {f.name for f in dataclasses.fields(evaluate.Config)}
+    own -= {f.name for f in dataclasses.fields(sample.Config)}
+    assert own == set(sample.OF_EVALUATE)
+
+    def script(*flags):
+        return subprocess.run([sys.executable, 'sample.py', *flags], capture_output=True, text=True,
+                              cwd=Path(__file__).parents[1])
+    (tmp_path / 'x.py').write_text('n = 2\n')
+    got = script('--seed=2', f'{tmp_path}/x.py')
+    assert got.returncode == 2 and got.stdout == ''
+    assert got.stderr == (f'sample.py: n is a key of evaluate.py: python evaluate.py --seed=2 '
+                          f'{tmp_path}/x.py\n')
+    got = script(f'--checkpoint={settings["checkpoint"]}', '--prompt= 1 2', '--samples=3',
+                 '--max_new_tokens=4', '--threads=1')
+    prompt, *answers = got.stdout.strip('\n').split('\n  ')
+    assert prompt.startswith('⟦<|user|>⟧ 1 2') and len(answers) == 3
+    assert 'nothing to answer' in script('--threads=1').stderr

@@ -15,17 +15,19 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate
 import grpo
 import rewards
-import evaluate
+import sample as sample_script
 import sft
 from configurator import ConfigError, parse
 from data import tokenizer as data_tokenizer
 from data.countdown import prepare
+from data.prompts import encode_prompts, instructed
 from data.tokenizer import Tokenizer
-from decode import Completion
 from grpo import Config, Sample, advantages, kl_terms, losses, micro_batches, policy_loss, tensors, token_weights
 from model import ModelConfig, Transformer
+from sample import Completion
 from test_tokenizer import FAMILIES as FAMILIES_OF_TEMPLATES
 from test_tokenizer import chat_tokenizer
 
@@ -1368,8 +1370,8 @@ def family_tokenizer(family, tags=()):
 
 def scored_perfect(cfg, tokenizer, problem, answer, more=''):
     """The score of an answer to the prompt that the settings make; the prompt, which is printed"""
-    rows = [grpo.instructed(problem, cfg.instruction)]
-    (prompt,), rows = grpo.encode_prompts(tokenizer, rows, cfg.prefill)
+    rows = [instructed(problem, cfg.instruction)]
+    (prompt,), rows = encode_prompts(tokenizer, rows, cfg.prefill)
     print(tokenizer.decode(prompt))
     completion = Completion(tokenizer.encode_assistant(answer + more), [], True)
     ((score,),) = grpo.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
@@ -1515,9 +1517,8 @@ def test_training_rollouts_evaluation_and_chat_have_one_prompt(tmp_path, monkeyp
     monkeypatch.setattr('builtins.input', lambda _: next(lines))
     for checkpoint, given in ((tmp_path / 'm', here), (tmp_path / 'a', dict(threads=1))):
         # what was trained talks as it was trained, without the key
-        talk = evaluate.Config(checkpoint=str(checkpoint), chat=True, max_new_tokens=2,
-                                    **given)
-        evaluate.main(talk)
+        talk = sample_script.Config(checkpoint=str(checkpoint), chat=True, max_new_tokens=2, **given)
+        sample_script.main(talk)
     cfg = sft.Config(init_from=str(tmp_path / 'm'), data=[str(tmp_path / 'sft.jsonl')], **here)
     _, trained = sft.load_model(cfg, 'cpu')
     ids, mask = (x.tolist() for x in sft.tokenise(cfg, trained)[0])

@@ -365,7 +365,7 @@ def test_model_trains_alike_on_both_paths(triton_path, shape):
 @pytest.mark.parametrize('shape', SHAPES)
 def test_model_samples_alike_on_both_paths(triton_path, shape):
     """Prompts of several lengths, more requests than slots, so that groups and slots lie in any order"""
-    from decode import Sampler
+    from sample import Sampler
     model = tiny(shape)
     prompts = [[3, 4, 5, 6], [7], [8, 9], [1, 2, 3]]
 

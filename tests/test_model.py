@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from decode import Cache, Region
+from sample import Cache, Region
 from model import (ModelConfig, Transformer, rope_frequencies, sequence_balance_loss,
                    update_router_bias)
 

@@ -15,7 +15,7 @@ import plan
 import evaluate
 import sft
 from configurator import parse
-from decode import Sampler
+from sample import Sampler
 from model import ModelConfig, Transformer
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'config'

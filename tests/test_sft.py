@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import checkpoint
-import rewards
 import evaluate
+import rewards
 import sft
 from data.countdown import prepare
-from decode import Sampler
 from model import ModelConfig, Transformer
+from sample import Sampler
 from sft import Config, Muon, orthogonalise, schedule
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,5 +1,11 @@
 """
-Sampling from the trainer's own weights: a queue of (prompt, sample) requests over a fixed number of slots.
+Sampling from the trainer's own weights, and the script that chats and samples prompts.
+
+    python sample.py --checkpoint=out/r1/final --chat=True
+    python sample.py --checkpoint=out/r1/final --prompt=" 3 7 8 make =29" --samples=4
+    python sample.py --checkpoint=out/r1/final --prompts=out/r1/data/test.jsonl
+
+The sampler serves a queue of (prompt, sample) requests with a fixed number of slots:
 
     completions = Sampler(model, stop_ids, slots=256).generate(prompts, n=8, max_new_tokens=512, temperature=1.0, seed=1)
 
@@ -22,16 +28,87 @@ S slots, m of them in use, P prompts in use, g rows of one prompt, G key heads (
 """
 
 import os
+import shlex
+import sys
 import warnings
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+# before torch: says so where it is missing
+from configurator import ConfigError, at_least, read_file, run, tell_idle
 
 import torch
 import torch.nn.functional as F
 
-from kernels import fused, working_dtype
+import hub
+import kernels
+from data.prompts import encode_prompts, instructed, visible
+from data.source import made_by, missing, read_rows
+from data.tokenizer import Tokenizer
+from kernels import cpu, fused, working_dtype
 from kernels.mla_decode import mla_decode
 from kernels.packed import packed
+from model import Transformer
+
+
+@dataclass
+class Sampling:
+    """Settings that sample.py and evaluate.py share."""
+    checkpoint: str = 'out/r1/final'       # folder with config.json, *.safetensors and the
+                                           # tokenizer, or a hub id
+    temperature: float = 1.0               # of the samples
+    top_p: float = 1.0                     # nucleus of the samples; 1.0: everything
+    top_k: int = 0                         # only the so many most probable tokens; 0: all
+    min_p: float = 0.0                     # only tokens of at least this share of the most
+                                           # probable one's probability
+    max_new_tokens: int = 192              # longest completion, the stop token included
+    stop: list[str] = field(default_factory=list)  # texts that end a completion, besides the stop
+                                           # tokens
+    chat_template: str | None = None       # 'r1_zero' (that of DeepSeek-R1-Zero), a file, or None:
+                                           # the tokenizer's own
+    template_args: dict = field(default_factory=dict)  # as {'enable_thinking': False}, for the
+                                           # template, over those saved with the tokenizer
+    instruction: str = ''                  # text added to the end of each problem, for example how
+                                           # to mark the answer
+    prefill: str = ''                      # text the assistant's turn starts with, for example
+                                           # "<think>"
+    seed: int = 1                          # of the sampling noise
+    slots: int = 256                       # rows decoded at once
+    speculate: int | None = None           # most rows for which an MTP layer drafts; None: where it
+                                           # pays; 0: never
+    threads: int = 2                       # CPU threads
+    device: Literal['auto', 'cpu', 'cuda'] = 'auto'  # auto: a GPU if there is one
+    dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the weights
+    kernels: Literal['auto', 'triton', 'torch'] = 'auto'  # auto: Triton on a GPU where it is
+                                           # installed
+
+    def __post_init__(self):
+        at_least(self, 1, 'max_new_tokens', 'slots', 'threads')
+        at_least(self, 0, 'temperature', 'top_k', 'min_p')
+        if '' in self.stop:
+            raise ValueError('stop holds an empty text, which would end every completion at once')
+
+
+@dataclass
+class Config(Sampling):
+    chat: bool = False                     # talk to the checkpoint, in the terminal
+    prompt: list[str] = field(default_factory=list)  # texts of a user to answer
+    prompts: str = ''                      # JSONL file of rows with "prompt" to answer
+    samples: int = 1                       # answers to each
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, 'samples')
+
+
+# keys of evaluate.py alone, which sampled prompts and chatted once
+OF_EVALUATE = (
+    'data', 'limit', 'n', 'greedy', 'think_budget', 'think_at_least', 'think_end', 'wait', 'best_of',
+    'rewards', 'preference', 'unsafe_code', 'reward_file', 'reward_workers', 'out', 'summary',
+    'keep', 'keep_length', 'keep_pass_rate', 'keep_per_prompt', 'keep_rows', 'long_prompts', 'show',
+    'plan', 'endpoint', 'remote')
 
 
 @dataclass
@@ -665,3 +742,195 @@ class Run:
             groups.copy_(self.cache.groups)
         for _ in range(count):
             graph.replay()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the script
+
+
+def until_stop(text, stop):
+    """The text up to the end of the first of the texts `stop` in it: the token that completes one
+    may hold more."""
+    ends = [text.index(s) + len(s) for s in stop if s in text]
+    return text[:min(ends)] if ends else text
+
+
+def present(cfg, *keys):
+    """FileNotFoundError where one of the keys names a folder that is not there, unless it may be
+    that of a model of the hub"""
+    for source, key in ((getattr(cfg, key), key) for key in keys):
+        if not source or Path(source).is_dir():
+            continue
+        if Path(source).exists():
+            raise FileNotFoundError(f'{source} is no folder: set {key} to the folder it is in')
+        if made_by(source):
+            raise missing(source, key)
+        if not hub.ID.fullmatch(source):
+            raise missing(source, f'{key} to a folder or a hub id, owner/name')
+
+
+def device_of(cfg):
+    """-> cfg.device, or what 'auto' stands for here"""
+    if cfg.device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('device=cuda, but PyTorch sees no GPU')
+    if cfg.device == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    return cfg.device
+
+
+def use_device(cfg):
+    """-> device, for which threads, memory and kernels are set"""
+    torch.set_num_threads(cfg.threads)
+    cpu.keep_memory()
+    kernels.use(cfg.kernels)
+    device = device_of(cfg)
+    if device == 'cuda':    # which 'cuda' then means; Triton and graphs take the current one
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    return device
+
+
+def load(cfg, tokenizer, device):
+    model = Transformer.from_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device).eval()
+    tokenizer.check_model(model.cfg.vocab_size, f'tokenizer and model in {cfg.checkpoint}')
+    model.use_tokens(tokenizer)
+    return model
+
+
+def chat_settings(cfg, generation):
+    """What is sampled with: what was set, else what the checkpoint's generation_config.json
+    recommends, else the defaults."""
+    names = ('temperature', 'top_p', 'top_k', 'min_p', 'max_new_tokens')
+    theirs = {}
+    if generation.get('do_sample') is False:
+        theirs['temperature'] = 0.0
+    else:
+        for name in names[:-1]:
+            if generation.get(name) is not None:
+                theirs[name] = generation[name]
+    if generation.get('max_new_tokens'):
+        theirs['max_new_tokens'] = generation['max_new_tokens']
+    how = {}
+    for name in names:
+        value = getattr(cfg, name)
+        unset = value == getattr(Config, name)
+        how[name] = theirs.get(name, value) if unset else value
+    return how
+
+
+def no_words(tokenizer, text):
+    """-> what to tell of a line that the tokenizer has no words for, or ''"""
+    strange = [repr(part) for part in dict.fromkeys(tokenizer.spelled(text)) if part.strip()]
+    if not strange:
+        return ''
+    better = '' if tokenizer.spelled(f' {text}') else f'; begin with a space, as in " {text}"'
+    return (f'the model has no word for {", ".join(strange[:5])} and reads bytes, which it was not '
+            f'trained on: do not believe the answer{better}')
+
+
+def chat(cfg, model, tokenizer):
+    """Reads lines from the terminal and streams answers; an empty line or Ctrl-D ends. <think> text is dimmed."""
+    messages, dim, plain = [], '\x1b[2m', '\x1b[0m'
+    how = chat_settings(cfg, tokenizer.generation)
+    print(f'{dim}{", ".join(f"{name}={value:g}" for name, value in how.items())}{plain}')
+    if tokenizer.generation.get('repetition_penalty', 1.0) != 1.0:
+        penalty = tokenizer.generation['repetition_penalty']
+        print(f'{dim}not applied: repetition_penalty={penalty}{plain}')
+    while True:
+        try:
+            text = input('> ')
+        except (EOFError, KeyboardInterrupt):
+            return print()
+        if not text.strip():
+            return
+        if told := no_words(tokenizer, text):
+            print(f'{dim}[{told}]{plain}')
+        asked = [{'role': 'user', 'content': text}]
+        messages += instructed({'prompt': asked}, cfg.instruction)['prompt']
+        context = model.cfg.max_position_embeddings
+        (prompt,), (row,) = encode_prompts(tokenizer, [{'prompt': messages}], cfg.prefill)
+        if len(messages) > 1 and len(prompt) > 0.75 * context:
+            print(f'{dim}[the conversation fills the context of {context} tokens; '
+                  f'starting afresh]{plain}')
+            messages = messages[-1:]
+            (prompt,), (row,) = encode_prompts(tokenizer, [{'prompt': messages}], cfg.prefill)
+        stream, said = tokenizer.stream(), []
+        if '<think>' in row['prefill'] and '</think>' not in row['prefill']:
+            print(dim, end='')
+        def show(_, __, token):
+            if token not in tokenizer.stop_ids:
+                said.append(piece := stream.add(token))
+                piece = piece.replace('<think>', dim + '<think>')
+                print(piece.replace('</think>', '</think>' + plain), end='', flush=True)
+        try:
+            sampler = Sampler(
+                model, tokenizer.stop_ids, slots=1, check_every=1, stop_strings=cfg.stop,
+                tokenizer=tokenizer, speculate=cfg.speculate)
+            room = max(1, min(context - len(prompt), how['max_new_tokens']))
+            sampler.generate([prompt], 1, seed=cfg.seed + len(messages), on_token=show,
+                             **{**how, 'max_new_tokens': room})
+        except ValueError as error:  # does not fit
+            messages.pop()
+            print(f'[{error}]{plain}')
+            continue
+        except KeyboardInterrupt:    # ends the answer, not the chat
+            pass
+        said.append(stream.flush())
+        print(said[-1] + plain)
+        answer = row['prefill'] + until_stop(''.join(said), cfg.stop)
+        messages.append({'role': 'assistant', 'content': answer})
+
+
+def sample_prompts(cfg, model, tokenizer):
+    """Prints each prompt and its samples; control tokens stand between brackets."""
+    for text in cfg.prompt:
+        if told := no_words(tokenizer, text):
+            print(told, file=sys.stderr)
+    rows = [{'prompt': text} for text in cfg.prompt]
+    if cfg.prompts:
+        rows += read_rows(cfg.prompts, require=('prompt',))
+    rows = [instructed(row, cfg.instruction) for row in rows]
+    prompts, _ = encode_prompts(tokenizer, rows, cfg.prefill)
+    sampler = Sampler(model, tokenizer.stop_ids, cfg.slots, stop_strings=cfg.stop,
+                      tokenizer=tokenizer, speculate=cfg.speculate)
+    how = chat_settings(cfg, tokenizer.generation)
+    completions = sampler.generate(prompts, cfg.samples, seed=cfg.seed, **how)
+    for prompt, samples in zip(prompts, completions):
+        print(visible(tokenizer, prompt))
+        for completion in samples:
+            print(f'  {visible(tokenizer, completion.tokens)}')
+        print()
+
+
+def main(cfg):
+    tell_idle(cfg, [(cfg.chat, ('prompt', 'prompts', 'samples', 'slots'),
+                     'what is answered in a chat is typed')])
+    if not (cfg.chat or cfg.prompt or cfg.prompts):
+        raise ValueError('nothing to answer: set prompt, prompts (a file of them) or chat=True')
+    present(cfg, 'checkpoint')
+    device = use_device(cfg)
+    tokenizer = Tokenizer.from_pretrained(cfg.checkpoint, cfg.chat_template, cfg.template_args)
+    model = load(cfg, tokenizer, device)
+    if cfg.chat:
+        return chat(cfg, model, tokenizer)
+    return sample_prompts(cfg, model, tokenizer)
+
+
+def send_to_evaluate(argv):
+    """Exits with the command to use where a key, of a config file too, is evaluate.py's."""
+    for argument in argv:
+        keys = [argument.removeprefix('--').partition('=')[0]]
+        if not argument.startswith('-'):
+            try:
+                keys = read_file(argument)
+            except ConfigError:    # which `run` tells
+                return
+        for key in keys:
+            if key in OF_EVALUATE:
+                print(f'sample.py: {key} is a key of evaluate.py: python evaluate.py '
+                      f'{shlex.join(argv)}', file=sys.stderr)
+                sys.exit(2)
+
+
+if __name__ == '__main__':
+    send_to_evaluate(sys.argv[1:])
+    run(main, Config)
