@@ -105,10 +105,10 @@ class Config(Sampling):
 
 # keys of evaluate.py alone, which sampled prompts and chatted once
 OF_EVALUATE = (
-    'data', 'limit', 'n', 'greedy', 'think_budget', 'think_at_least', 'think_end', 'wait', 'best_of',
-    'rewards', 'preference', 'unsafe_code', 'reward_file', 'reward_workers', 'out', 'summary',
-    'keep', 'keep_length', 'keep_pass_rate', 'keep_per_prompt', 'keep_rows', 'long_prompts', 'show',
-    'plan', 'endpoint', 'remote')
+    'data', 'limit', 'n', 'greedy', 'think_budget', 'think_at_least', 'think_end', 'wait',
+    'best_of', 'rewards', 'preference', 'unsafe_code', 'reward_file', 'reward_workers', 'out',
+    'summary', 'keep', 'keep_length', 'keep_pass_rate', 'keep_per_prompt', 'keep_rows',
+    'long_prompts', 'show', 'plan', 'endpoint', 'remote')
 
 
 @dataclass
@@ -744,7 +744,7 @@ class Run:
             graph.replay()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the script
 
 
@@ -828,7 +828,8 @@ def no_words(tokenizer, text):
 
 
 def chat(cfg, model, tokenizer):
-    """Reads lines from the terminal and streams answers; an empty line or Ctrl-D ends. <think> text is dimmed."""
+    """Reads lines from the terminal and streams answers; an empty line or Ctrl-D ends. <think> text
+    is dimmed."""
     messages, dim, plain = [], '\x1b[2m', '\x1b[0m'
     how = chat_settings(cfg, tokenizer.generation)
     print(f'{dim}{", ".join(f"{name}={value:g}" for name, value in how.items())}{plain}')

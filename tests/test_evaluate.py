@@ -381,7 +381,8 @@ def test_inversion_in_blocks_equals_the_plain_cumulative_sum(V):
     x, cdf = sample.invert(p, u), p.double().cumsum(-1)
     plain = (cdf <= u[:, None] * cdf[:, -1:]).sum(-1)
     assert (x == plain).float().mean() > 0.99 and (cdf.gather(1, x[:, None])[:, 0] - u * cdf[:, -1] > -1e-6).all()
-    assert (p.gather(1, sample.invert(p, torch.full((300,), 1 - 2**-53, dtype=torch.float64))[:, None]) > 0).all()
+    last = sample.invert(p, torch.full((300,), 1 - 2**-53, dtype=torch.float64))
+    assert (p.gather(1, last[:, None]) > 0).all()
 
 
 def test_policy_gradients_can_refuse_a_changed_distribution():
@@ -678,7 +679,7 @@ def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
         for p in model.parameters():
             p.add_(0.1 * torch.randn(p.shape))                                      # norms that are not 1, biases that are not 0
     plain = lambda: all(not {'forward', 'project'} & vars(m).keys() for m in model.modules()) and 'logits' not in vars(model)  # noqa: E731
-    monkeypatch.setattr(sample, 'free_memory', lambda device: 300_000)              # little memory: no copies
+    monkeypatch.setattr(sample, 'free_memory', lambda device: 300_000)  # little memory: no copies
     expected = Sampler(model, [3]).generate(PROMPTS, 4, 12, 1.0, seed=5)
     monkeypatch.setattr(sample, 'free_memory', lambda device: 2**40)
     calls = []

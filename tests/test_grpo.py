@@ -1517,7 +1517,8 @@ def test_training_rollouts_evaluation_and_chat_have_one_prompt(tmp_path, monkeyp
     monkeypatch.setattr('builtins.input', lambda _: next(lines))
     for checkpoint, given in ((tmp_path / 'm', here), (tmp_path / 'a', dict(threads=1))):
         # what was trained talks as it was trained, without the key
-        talk = sample_script.Config(checkpoint=str(checkpoint), chat=True, max_new_tokens=2, **given)
+        talk = sample_script.Config(checkpoint=str(checkpoint), chat=True, max_new_tokens=2,
+                                    **given)
         sample_script.main(talk)
     cfg = sft.Config(init_from=str(tmp_path / 'm'), data=[str(tmp_path / 'sft.jsonl')], **here)
     _, trained = sft.load_model(cfg, 'cpu')
