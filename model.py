@@ -335,7 +335,7 @@ class MLA(nn.Module):
         return self.o_proj(o.reshape(B, T, self.H * self.v))
 
     def decode(self, x_BTC, rope, cache, layer):
-        """x: the T newest tokens of each row; `cache` (sample.py) takes their entries and attends."""
+        """x: the T newest tokens of each row; `cache` (of sample.py) takes them and attends."""
         B, T, _ = x_BTC.shape
         q_nope, q_rope, latent = self.project(x_BTC, rope)
         w_uk, w_uv = self.kv_b_proj.weight.view(self.H, self.n + self.v, self.c).split([self.n, self.v], dim=1)
@@ -649,7 +649,8 @@ class Transformer(nn.Module):
         return self.logits(h[torch.arange(len(h), device=h.device), last]), entries[0]
 
     def decode(self, input_ids, positions, cache, routes=None):
-        """The next tokens [B, T] at positions [B, T] -> final-normed hidden states [B, T, C]. cache: a sample.Cache, told where."""
+        """The next tokens [B, T] at positions [B, T] -> final-normed hidden states [B, T, C].
+        cache: a sample.Cache, told where."""
         rope, x = self.rope(positions), self.embed(input_ids)
         for i, layer in enumerate(self.model.layers[:self.cfg.num_hidden_layers]):
             # see `called`
