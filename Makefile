@@ -92,10 +92,12 @@ $(RUN)/reject/config.json: | $(RUN)/rl/samples.jsonl
 # 6. a reward model of sorted and badly sorted answers, and the last RL, over both tasks: countdown is checked, sorting is judged by it
 $(RUN)/reward/samples.jsonl: | $(RUN)/reject/config.json
 	$(call evaluate,pairs,reject,--out=$@)
+FROM_SAMPLES = --samples=$(RUN)/reward/samples.jsonl --tokenizer=$(RUN)/reject \
+  --held_out=256 --per_prompt=4
 $(RUN)/reward/pairs.jsonl: | $(RUN)/reward/samples.jsonl
-	$(call timed,$(PY) preference.py --samples=$(RUN)/reward/samples.jsonl --tokenizer=$(RUN)/reject --held_out=256 --per_prompt=4 --seed=$(SEED) --out=$@)
+	$(call timed,$(PY) data/pairs.py $(FROM_SAMPLES) --seed=$(SEED) --out=$@)
 $(RUN)/reward/config.json: | $(RUN)/reward/pairs.jsonl
-	$(call timed,$(PY) sft.py config/r1/reward.py --seed=$(SEED) --threads=$(THREADS))
+	$(call timed,$(PY) preference.py config/r1/reward.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/final/config.json: | $(RUN)/reject/config.json $(RUN)/reward/config.json
 	$(call timed,$(PY) grpo.py config/r1/final.py --seed=$(SEED) --threads=$(THREADS))
 # 7. distillation into a dense student, and RL on the same student as its control

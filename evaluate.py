@@ -43,6 +43,7 @@ from data.countdown.prepare import solve
 from data.prompts import encode_prompts, fitting, instructed, visible
 from data.source import at_row, read_rows
 from data.tokenizer import Tokenizer
+from judge import load_judges
 from model import ModelConfig
 from sample import Completion, Sampler, Sampling, load, present, until_stop, use_device
 
@@ -489,7 +490,9 @@ def main(cfg):
     files = {path: read_rows(path, require=('prompt', 'task'))[:cfg.limit or None] for path in cfg.data}
     files = {path: rewards.checked(path, rows, weights) for path, rows in files.items()}
     files = {path: [instructed(row, cfg.instruction) for row in rows] for path, rows in files.items()}
-    rewards.prepare(weights, {row['task'] for rows in files.values() for row in rows}, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
+    tasks = {row['task'] for rows in files.values() for row in rows}
+    judges = load_judges(cfg.preference, device)
+    rewards.prepare(weights, tasks, cfg.unsafe_code, cfg.reward_workers, judges)
     if cfg.show:
         return show_problems(tokenizer, files, cfg, weights) if rank == 0 else None
     folder = hub.local_folder(cfg.checkpoint, ('config.json',))

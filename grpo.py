@@ -65,117 +65,114 @@ import plan
 import rewards
 from data.prompts import encode_prompts, fitting, instructed, visible
 from data.source import read_rows
+from judge import load_judges
 from model import update_router_bias
 from sample import Sampler, present
 from evaluate import average, evaluate, evaluated, score, show_problems
-from sft import (Log, Stop, Unsharded, begin, expert_counts, finish, idle_in_training, let_go,
-                 load_model, load_tokenizer, make_optimizers, model_config, not_finite,
-                 optimizer_step, peak_memory, peak_tflops, resume, router_bias, schedule,
-                 shard, start_processes, total)
+from train import (Graded, Log, Stop, Unsharded, begin, expert_counts, finish, idle_in_training,
+                   let_go, load_model, load_tokenizer, make_optimizers, model_config, not_finite,
+                   optimizer_step, peak_memory, peak_tflops, resume, router_bias, schedule, shard,
+                   start_processes, total)
 
 
 @dataclass
-class Config:
-    out_dir: str = 'out/grpo'              # checkpoints, metrics.jsonl, samples.txt and the finished model
-    init_from: str = 'out/r1/base'         # folder or hub id of the checkpoint to start from
-    tokenizer: str | None = None           # folder of the tokenizer; None: that of init_from
-    chat_template: str | None = None       # 'r1_zero' (that of DeepSeek-R1-Zero), a file, or None:
-                                           # the tokenizer's own
-    template_args: dict = field(default_factory=dict)  # as {'enable_thinking': False}, for the
-                                           # template, over those saved with the tokenizer
+class Config(Graded):
+    # start
+    out_dir: str = 'out/grpo'
+    init_from: str = 'out/r1/base'
     data: list[str] = field(default_factory=lambda: ['out/r1/data/rl.jsonl'])  # JSONL problem
                                            # files, taken in turn
-    rewards: dict[str, float] = field(default_factory=lambda: {'accuracy': 1.0, 'format': 0.2})  # weights of the reward functions
-    preference: dict[str, str] = field(default_factory=dict)  # reward models of the task or reward 'preference', {name: folder}
-    unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
-    reward_file: str = ''                  # Python file of your own rewards and tasks, functions
-                                           # name_reward(response, row)
-    reward_workers: int = -1               # processes that grade; -1: one a core where programs are
-                                           # run or there is a reward_file, else none
+
+    # rewards
+    rewards: dict[str, float] = field(default_factory=lambda: {'accuracy': 1.0, 'format': 0.2})
+                                           # weights of the reward functions
+
+    # prompts
+    instruction: str = ''                  # text added to the end of each problem, also
+                                           # in eval_data, for example how to mark the answer
+    prefill: str = ''                      # text the assistant's turn starts with, for example
+                                           # "<think>"
+    stop: list[str] = field(default_factory=list)  # texts that end a completion, as stop tokens do
+    long_prompts: Literal['error', 'drop'] = 'error'  # what to do with prompts that leave no room
+                                           # for max_new_tokens
+
+    # rollout
     steps: int = 30                        # rollouts
     prompts: int = 32                      # prompts of a rollout, over all ranks
     group: int = 8                         # completions a prompt
-    max_new_tokens: int = 192              # longest completion, the stop token included; "max_length" of the rewards
+    max_new_tokens: int = 192              # longest completion, the stop token included;
+                                           # "max_length" of the rewards
     temperature: float = 1.0               # of the rollout, and inside every log-prob
-    top_p: float = 1.0                     # nucleus of the rollout, top_k and min_p as in sample.py: only with allow_biased
+    top_p: float = 1.0                     # nucleus of the rollout, top_k and min_p as in
+                                           # sample.py: only with allow_biased
     top_k: int = 0                         # the so many most probable tokens; 0: all
-    min_p: float = 0.0                     # tokens of at least this share of the most probable one's probability
-    allow_biased: bool = False             # let them: log-probs stay those of all tokens, so ratios and gradients are biased
-    instruction: str = ''                  # text added to the end of each problem, also
-                                           # in eval_data, for example how to mark the answer
-    long_prompts: Literal['error', 'drop'] = 'error'  # what to do with prompts that leave no room
-                                           # for max_new_tokens
-    prefill: str = ''                      # text the assistant's turn starts with, for example "<think>"
-    stop: list[str] = field(default_factory=list)  # texts that end a completion, as stop tokens do
+    min_p: float = 0.0                     # tokens of at least this share of the most probable
+                                           # one's probability
+    allow_biased: bool = False             # let them: log-probs stay those of all tokens, so ratios
+                                           # and gradients are biased
     dynamic_sampling: int = 0              # times that groups which are all right or all wrong
                                            # (without a reward for that: have equal totals) are
                                            # replaced by those of other prompts (DAPO); 0: never
-    updates: int = 1                       # optimizer steps a rollout, each on its share of the groups
+    slots: int = 256                       # completions decoded at once on a rank
+
+    # policy loss
+    updates: int = 1                       # optimizer steps a rollout, each on its share of the
+                                           # groups
     epochs: int = 1                        # times that a rollout is gone through, in the same
                                            # updates; pi_old stays the policy that sampled it
-    objective: Literal['clip', 'cispo', 'reinforce'] = 'clip'  # 'clip' min(rho A, clip(rho) A), 'cispo' sg(clip(rho)) A log pi, 'reinforce' A log pi
-    ratio: Literal['token', 'sequence'] = 'token'  # rho of each 'token', or of the 'sequence': their geometric mean (GSPO)
+    objective: Literal['clip', 'cispo', 'reinforce'] = 'clip'  # 'clip' min(rho A, clip(rho) A),
+                                           # 'cispo' sg(clip(rho)) A log pi, 'reinforce' A log pi
+    ratio: Literal['token', 'sequence'] = 'token'  # rho of each 'token', or of the 'sequence':
+                                           # their geometric mean (GSPO)
     clip_low: float = 0.2                  # rho is clipped below at 1 - this; both inf: clip off
     clip_high: float = 0.2                 # and above at 1 + this
     baseline: Literal['mean', 'none'] = 'mean'  # taken off a reward: its group's mean, or nothing
     advantage_norm: Literal['none', 'group', 'batch'] = 'group'  # then divided by the standard
                                            # deviation of the rewards of the group, of all
                                            # (the 'batch'), or by nothing
-    loss_norm: Literal['sequence', 'token', 'constant'] = 'token'  # w_t: 'sequence' 1/(N |o|), 'token' 1/all tokens, 'constant' 1/(N max_new_tokens)
-    mask_truncated: bool = False           # completions cut at max_new_tokens count in their group's mean, not in the loss
+    loss_norm: Literal['sequence', 'token', 'constant'] = 'token'  # w_t: 'sequence' 1/(N |o|),
+                                           # 'token' 1/all tokens, 'constant' 1/(N max_new_tokens)
+    mask_truncated: bool = False           # completions cut at max_new_tokens count in their
+                                           # group's mean, not in the loss
     tis: float = 0.0                       # bound of the weight pi_old / pi_sampler; 0: none
-    replay_routes: bool = False            # MoE: the trainer takes the experts that the sampler chose
-    kl: Literal['k1', 'k2', 'k3'] = 'k3'   # estimate of the KL to the reference: 'k1' (in the reward), 'k2' or 'k3' (in the loss)
+    replay_routes: bool = False            # MoE: the trainer takes the experts that the sampler
+                                           # chose
+    kl: Literal['k1', 'k2', 'k3'] = 'k3'   # estimate of the KL to the reference: 'k1' (in the
+                                           # reward), 'k2' or 'k3' (in the loss)
     kl_coef: float = 0.0                   # its weight; 0: no reference is kept
     reference_every: int = 0               # optimizer updates (updates * epochs a rollout) after
                                            # which the reference becomes the policy, at the end of
                                            # that rollout; 0: never
-    learning_rate: float = 3e-4            # peak, AdamW
-    muon_learning_rate: float = 0.0        # peak, Muon for the hidden matrices; 0: AdamW for everything
-    schedule: Literal['cosine', 'constant', 'linear'] = 'constant'  # of the learning rate after the warm-up
+
+    # optimizer
+    learning_rate: float = 3e-4
+    schedule: Literal['cosine', 'constant', 'linear'] = 'constant'
     warmup_steps: int = 2                  # linear warm-up, in rollouts
-    min_lr: float = 0.1                    # share of the peak at the end of the schedule
-    beta1: float = 0.9                     # AdamW
-    beta2: float = 0.95                    # AdamW
-    weight_decay: float = 0.0              # decoupled, for matrices
-    grad_clip: float = 1.0                 # largest gradient norm; 0: none
-    max_bad_updates: int = 3               # updates in a row that may be skipped for a loss or gradient that is not finite
-    bias_rate: float = 0.0                 # step of the router bias
     micro_tokens: int = 4096               # tokens of one forward, padding included
-    slots: int = 256                       # completions decoded at once on a rank
-    max_flops: float = 0.0                 # stop when this much compute is spent (sampling included); 0: no limit
+    max_flops: float = 0.0                 # stop when this much compute is spent (sampling
+                                           # included); 0: no limit
+
+    # machine
     seed: int = 1                          # of the prompts' order and the sampling noise
-    device: Literal['auto', 'cpu', 'cuda'] = 'auto'  # auto: a GPU if there is one
-    dtype: Literal['float32', 'bfloat16'] = 'float32'  # arithmetic; bfloat16 by autocast
-    threads: int = 2                       # CPU threads a rank
-    kernels: Literal['auto', 'triton', 'torch'] = 'auto'  # auto: Triton on a GPU where it is installed
-    fp8: bool = False                      # linear layers multiply in FP8 (DeepSeek-V3's blocks); simulated on a CPU
-    shard_ranks: int = 0                   # ranks that share one copy of the weights (HSDP: those of a node); 0: all
-    activation_checkpointing: bool = False # recompute activations in the backward pass
-    peak_tflops: float = 0.0               # of a device, for the model FLOPs utilisation; 0: looked up by the GPU's name
-    eval_data: list[str] = field(default_factory=list)  # problem files to sample and grade while training
+
+    # evaluation
     eval_every: int = 5                    # steps between evaluations, the start included; 0: only
                                            # at the end
-    eval_rows: int = 128                   # problems of an evaluation
+    eval_rows: int = 128
+
+    # checkpoints and the log
     samples_every: int = 10                # steps between rollouts written to samples.txt; 0: none
-    save_every: int = 10                   # steps between checkpoints; 0: only when stopped and
-                                           # at the end
-    save_dtype: Literal['float32', 'bfloat16', 'float16'] | None = None  # of the finished model
-                                           # (no checkpoint); None: as init_from is stored
-    keep: int = 2                          # checkpoints kept
-    resume: bool = True                    # go on from the newest checkpoint in out_dir
-    wandb: str = ''                        # project of Weights & Biases to log to as well (the [wandb] extra)
+    save_every: int = 10
+
+    # before a run
     show: int = 0                          # print the first so many prompts of each file and what
                                            # their own answers earn, then stop
-    plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
 
     def __post_init__(self):
-        at_least(self, 1, 'steps', 'prompts', 'max_new_tokens', 'updates', 'epochs', 'keep',
-                 'max_bad_updates', 'micro_tokens', 'slots', 'threads', 'eval_rows')
+        super().__post_init__()
+        at_least(self, 1, 'prompts', 'max_new_tokens', 'updates', 'epochs', 'micro_tokens', 'slots')
         at_least(self, 0, 'top_k', 'min_p', 'dynamic_sampling', 'tis', 'kl_coef', 'reference_every',
-                 'learning_rate', 'muon_learning_rate', 'warmup_steps', 'min_lr', 'weight_decay',
-                 'grad_clip', 'bias_rate', 'max_flops', 'shard_ranks', 'eval_every', 'save_every')
-        at_least(self, 0, 'samples_every', 'show')
+                 'max_flops', 'samples_every')
         at_least(self, 0, 'clip_low', 'clip_high', finite=False)
         fewest = 1 if self.baseline == 'none' and self.advantage_norm != 'group' else 2
         if self.group < fewest or self.temperature <= 0:
@@ -586,7 +583,8 @@ def main(cfg):
     files, eval_files = ([[instructed(row, cfg.instruction) for row in rows] for rows in kind]
                          for kind in (files, eval_files))
     tasks = {row['task'] for rows in (*files, *eval_files) for row in rows}
-    rewards.prepare(cfg.rewards, tasks, cfg.unsafe_code, cfg.reward_workers, cfg.preference, device)
+    judges = load_judges(cfg.preference, device)
+    rewards.prepare(cfg.rewards, tasks, cfg.unsafe_code, cfg.reward_workers, judges)
     shape, once = model_config(cfg, tokenizer), cfg.updates * cfg.epochs == 1
     no_experts = not any(map(shape.is_moe, range(shape.num_hidden_layers)))
     ratios, known = ('clip_low', 'clip_high', 'ratio'), tasks | cfg.rewards.keys()

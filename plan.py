@@ -140,7 +140,7 @@ def host_needs(run, model, ranks, gpu):
     with torch.device('meta'):
         P = Transformer(model).num_params()
     sizes = [Path(path).stat().st_size for path in run.data if Path(path).exists()]
-    mapped = hasattr(run, 'row_len') and run.objective == 'tokens'
+    mapped = hasattr(run, 'loss_on')
     parts = {'libraries': LIBRARIES[gpu], 'saving': 0}
     parts['data'] = sum(sizes) / 4 if mapped else ROW_OBJECTS * sum(sizes)
     if hasattr(run, 'muon_learning_rate'):

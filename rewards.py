@@ -27,7 +27,7 @@ into a file of one's own; it is then also a task of that name (see `use_file`):
     python grpo.py --reward_file=brief.py --rewards="{'accuracy': 1.0, 'brief': 0.1}"
 
 What takes long to say is in graders/: mathematics in maths.py, choices, countdown's expressions,
-programs and the sandbox that they run in, languages. The learned reward is preference.py.
+programs and the sandbox that they run in, languages. The learned reward is judge.py.
 """
 import difflib
 import hashlib
@@ -390,7 +390,7 @@ def _run_tests(program, row):
 
 # ---------------------------------------------------------------- preference
 
-JUDGES = {}  # name -> preference.Judge, set by prepare()
+JUDGES = {}  # name -> judge.Judge, set by prepare()
 
 
 def preference_reward(response, row):
@@ -994,13 +994,13 @@ def grading(name, args, unsafe, file):
     return globals()[name](*args), dict(FAILURES), dict(EXAMPLES)
 
 
-def prepare(weights, tasks, unsafe_code=False, workers=-1, preference=None, device='cpu'):
+def prepare(weights, tasks, unsafe_code=False, workers=-1, judges=None):
     """Before a run: raises unless every reward in `weights` is known and those of `tasks`, the kinds of tasks of its rows, can work
     on this machine: sandbox.SandboxError where programs cannot be contained (unsafe_code: only warns).
 
     workers: processes that grade; -1: one a core (shared by the machine's ranks) where programs are
-    run or a reward file is used, whose functions may hang, else none. preference: {name: folder of
-    a reward model}, on `device`."""
+    run or a reward file is used, whose functions may hang, else none. judges: {name: judge.Judge},
+    the reward models."""
     global _pool
     check_names(weights)
     for task in set(tasks) - set(ACCURACY):
@@ -1013,9 +1013,7 @@ def prepare(weights, tasks, unsafe_code=False, workers=-1, preference=None, devi
     if programs:
         sandbox.require(unsafe_code)
     JUDGES.clear()
-    if preference:
-        from preference import Judge
-        JUDGES.update((name, Judge(folder, device)) for name, folder in preference.items())
+    JUDGES.update(judges or {})
     if ('preference' in weights or 'preference' in tasks) and not JUDGES:
         raise ValueError("a preference reward needs a reward model: preference={'helpfulness': folder} in the config")
     if workers < 0:

@@ -23,6 +23,7 @@ import rewards  # noqa: E402
 from data.source import read_rows  # noqa: E402
 from data.tokenizer import Tokenizer  # noqa: E402
 from evaluate import best_of, evaluate, majority, mean_ci  # noqa: E402
+from judge import load_judges  # noqa: E402
 from model import Transformer  # noqa: E402
 from sample import device_of  # noqa: E402
 
@@ -118,7 +119,7 @@ def main(cfg):
     tasks = {row['task'] for row in rows}
     if judged := sorted(tasks & rewards.JUDGED):
         raise ValueError(f'{path}: rows of the task {judged[0]!r}, which knows no right and wrong')
-    rewards.prepare(weights, tasks, preference=cfg.preference, device=device)
+    rewards.prepare(weights, tasks, judges=load_judges(cfg.preference, device))
     for stage in cfg.stages:
         model, tokenizer = Transformer.from_pretrained(run / stage, device=device).eval(), Tokenizer.from_pretrained(run / stage)
         model.use_tokens(tokenizer)

@@ -13,6 +13,7 @@ import preference
 import evaluate
 import sft
 from configurator import parse
+from data import pairs
 from data.countdown import prepare
 from model import Transformer
 from plots import report
@@ -45,8 +46,10 @@ def run(tmp_path_factory):
     stage(sft, 'reject', '--steps=2', '--batch_rows=4')
     sampled('pairs', 'reject', f'--out={folder}/reward/samples.jsonl',
           '--limit=96', '--max_new_tokens=12')
-    preference.main(preference.PairsConfig(samples=[f'{folder}/reward/samples.jsonl'], tokenizer=f'{folder}/reject', held_out=2, out=f'{folder}/reward/pairs.jsonl'))
-    stage(sft, 'reward', '--steps=2', '--batch_rows=4')
+    pairs.main(pairs.Config(
+        samples=[f'{folder}/reward/samples.jsonl'], tokenizer=f'{folder}/reject', held_out=2,
+        out=f'{folder}/reward/pairs.jsonl'))
+    stage(preference, 'reward', '--steps=2', '--batch_rows=4')
     stage(grpo, 'final', *short)
     stage(sft, 'student_base', '--steps=4', '--batch_rows=4')
     sampled('teacher', 'final', f'--out={folder}/final/samples.jsonl', *keep)

@@ -944,20 +944,20 @@ def test_the_script_scores_by_a_reward_file_and_refuses_what_cannot_be_scored(tm
     rows = [{'prompt': f' 1 2 {n} make 6', 'task': 'coin', 'side': n} for n in (3, 4)]
     settings.update(reward_file=str(mine), reward_workers=1, greedy=False)
 
-    def evaluate(text, more=(), **changes):
+    def scored(text, more=(), **changes):
         mine.write_text(text)
         data.write_text(''.join(json.dumps(row) + '\n' for row in [*rows, *more]))
         return evaluate.main(evaluate.Config(**{**settings, **changes}))[str(data)]
     try:
-        got = evaluate('def coin_reward(response, row):\n    return (row["side"] - 2) / 2\n',
-                       rewards={'coin': 1.0, 'overlong': 1.0}, best_of={'coin': 1.0})
+        got = scored('def coin_reward(response, row):\n    return (row["side"] - 2) / 2\n',
+                     rewards={'coin': 1.0, 'overlong': 1.0}, best_of={'coin': 1.0})
         assert got['pass1'] == got['best_of2'] == 0.5 and got['accuracy'] == got['coin'] == 0.75
         rewards.EXAMPLES.clear()
         with pytest.raises(ValueError, match=rf"'accuracy' failed on all .*'no' \({mine}"):
-            evaluate('def coin_reward(response, row):\n    return row["no"]\n')
+            scored('def coin_reward(response, row):\n    return row["no"]\n')
         with pytest.raises(ValueError, match=rf"{data}:3: 'answer' is missing, which the"):
             bad = [{'prompt': '?', 'task': 'math'}]
-            evaluate('def coin_reward(response, row):\n    return 1\n', bad)
+            scored('def coin_reward(response, row):\n    return 1\n', bad)
     finally:
         rewards.use_file('')
         rewards.prepare({'format': 1.0}, ())

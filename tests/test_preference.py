@@ -12,14 +12,17 @@ import pytest
 import torch
 
 import checkpoint
+import grpo
+import preference
 import rewards
 import sft
+from data import pairs as pairs_script
 from data import tokenizer as data_tokenizer
 from data.countdown import prepare
 from data.tokenizer import TOY_TEMPLATE, Tokenizer
-from model import Transformer
-from preference import Judge, PairsConfig, RewardModel, accuracy, conversation, judge_pairs, padded, read_pairs
-from preference import main as write_pairs
+from judge import Judge, RewardModel, conversation, load_judges, padded
+from model import ModelConfig, Transformer
+from preference import accuracy, judge_pairs, read_pairs
 
 TINY = dict(model_type='qwen2', num_hidden_layers=2, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64,
             max_position_embeddings=136)
@@ -47,14 +50,17 @@ def toy(tmp_path_factory):
 
 
 def config(toy, out, **changes):
-    return sft.Config(**{**dict(objective='preference', out_dir=str(out), tokenizer=str(toy / 'tokenizer'), data=[str(toy / 'pairs.jsonl')],
-                                eval_data=[str(toy / 'held_out.jsonl')], model=TINY, row_len=96, batch_rows=16, micro_rows=8, steps=120,
-                                learning_rate=5e-3, warmup_steps=5, save_every=0, log_every=10, threads=1), **changes})
+    settings = dict(
+        out_dir=str(out), tokenizer=str(toy / 'tokenizer'), data=[str(toy / 'pairs.jsonl')],
+        eval_data=[str(toy / 'held_out.jsonl')], model=TINY, row_len=96, batch_rows=16,
+        micro_rows=8, steps=120, learning_rate=5e-3, warmup_steps=5, save_every=0, log_every=10,
+        threads=1)
+    return preference.Config(**{**settings, **changes})
 
 
 @pytest.fixture(scope='module')
 def trained(toy):
-    sft.main(config(toy, toy / 'reward'))
+    preference.main(config(toy, toy / 'reward'))
     return toy / 'reward'
 
 
@@ -81,7 +87,7 @@ def test_the_interval_is_over_prompts():
 
 def test_scores_do_not_depend_on_padding_and_start_as_the_language_model():
     torch.manual_seed(0)
-    language_model = Transformer(sft.ModelConfig.from_hub({'vocab_size': 40, **TINY}, 'test'))
+    language_model = Transformer(ModelConfig.from_hub({'vocab_size': 40, **TINY}, 'test'))
     model = RewardModel.from_language_model(language_model)
     torch.nn.init.normal_(model.score.weight)
     docs = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [3]]
@@ -102,10 +108,11 @@ def test_training_orders_pairs_it_has_not_seen(trained):
 
 
 def test_a_run_in_two_parts_is_the_run_in_one(toy, tmp_path):
-    sft.main(config(toy, tmp_path / 'whole', steps=4, schedule='constant', eval_data=[]))
-    sft.main(config(toy, tmp_path / 'parts', steps=2, schedule='constant', eval_data=[], save_every=2))
+    preference.main(config(toy, tmp_path / 'whole', steps=4, schedule='constant', eval_data=[]))
+    preference.main(config(toy, tmp_path / 'parts', steps=2, schedule='constant', eval_data=[],
+                           save_every=2))
     (tmp_path / 'parts' / 'config.json').unlink()
-    sft.main(config(toy, tmp_path / 'parts', steps=4, schedule='constant', eval_data=[]))
+    preference.main(config(toy, tmp_path / 'parts', steps=4, schedule='constant', eval_data=[]))
     whole, parts = (RewardModel.from_pretrained(tmp_path / name).state_dict() for name in ('whole', 'parts'))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -117,18 +124,19 @@ def test_a_run_resumed_on_another_day_keeps_the_date_of_its_start(toy, tmp_path,
             return cls(2031, 2, 3)
     (tmp_path / 'today.jinja').write_text("{{ strftime_now('%d %B') }}" + TOY_TEMPLATE)
     settings = dict(chat_template=str(tmp_path / 'today.jinja'), row_len=136, eval_data=[])
-    sft.main(config(toy, tmp_path / 'a', steps=2, save_every=2, **settings))
+    preference.main(config(toy, tmp_path / 'a', steps=2, save_every=2, **settings))
     monkeypatch.setattr(data_tokenizer, 'datetime', AnotherDay)
     (tmp_path / 'a' / 'config.json').unlink()
     monkeypatch.setattr(checkpoint, 'datetime', AnotherDay)
-    sft.main(config(toy, tmp_path / 'a', steps=3, **settings))   # "saved with other pairs" else
+    preference.main(config(toy, tmp_path / 'a', steps=3, **settings))  # "other pairs" else
     judge = Judge(tmp_path / 'a')                # and so has what asks the model on that day
     assert judge.tokenizer.date.isoformat() == checkpoint.began(tmp_path / 'a')
     assert judge.tokenizer.date.year < 2031
 
 
 def test_reward(toy, trained):
-    rewards.prepare({'accuracy': 1.0}, {'preference'}, preference={'helpfulness': str(trained)})
+    rewards.prepare({'accuracy': 1.0}, {'preference'},
+                    judges=load_judges({'helpfulness': str(trained)}))
     held = [json.loads(line) for line in (toy / 'held_out.jsonl').read_text().splitlines()]
     values = {}
     for side in ('chosen', 'rejected'):
@@ -145,7 +153,7 @@ def test_reward(toy, trained):
 
 
 def test_a_sample_that_cannot_be_judged_scores_zero_and_the_others_do_not(toy, trained):
-    rewards.prepare({'preference': 1.0}, (), preference={'helpfulness': str(trained)})
+    rewards.prepare({'preference': 1.0}, (), judges=load_judges({'helpfulness': str(trained)}))
     good = ('1</think> 8 8', {'prompt': '1 2', 'prefill': '<think>'})
     before = rewards.FAILURES.total()
     graded = rewards.grade([good, ('8', {}), good, ('8', {'prompt': '1', 'judge': 'nobody'})], {'preference': 1.0})
@@ -155,7 +163,7 @@ def test_a_sample_that_cannot_be_judged_scores_zero_and_the_others_do_not(toy, t
 
 def test_hacks_of_the_reward_model(toy, trained):
     """What is judged is the summary: promises in the reasoning are not read, and no summary is no reward."""
-    rewards.prepare({'preference': 1.0}, (), preference={'helpfulness': str(trained)})
+    rewards.prepare({'preference': 1.0}, (), judges=load_judges({'helpfulness': str(trained)}))
     row = {'prompt': '1 2', 'prefill': '<think>'}
     bad = rewards.preference_reward('1 2</think> 1 2 3 4 5', row)
     assert rewards.preference_reward('8 8 8 8 8</think> 1 2 3 4 5', row) == bad < 0.5
@@ -164,7 +172,7 @@ def test_hacks_of_the_reward_model(toy, trained):
 
 
 def test_safety_judges_the_whole_response(toy):
-    tokenizer = sft.Tokenizer.from_pretrained(toy / 'tokenizer')
+    tokenizer = Tokenizer.from_pretrained(toy / 'tokenizer')
     a, b = ([{'role': 'user', 'content': '1'}, {'role': 'assistant', 'content': f'<think>{x}</think> 5'}] for x in '78')
     assert conversation(tokenizer, a, 'summary') == conversation(tokenizer, b, 'summary')
     assert conversation(tokenizer, a, 'response') != conversation(tokenizer, b, 'response')
@@ -183,19 +191,22 @@ def test_safety_judges_the_whole_response(toy):
 def test_rows_that_are_no_pairs(toy, tmp_path, row, message):
     (tmp_path / 'pairs.jsonl').write_text(json.dumps(row) + '\n')
     with pytest.raises(ValueError, match=message):
-        read_pairs(tmp_path / 'pairs.jsonl', sft.Tokenizer.from_pretrained(toy / 'tokenizer'), 'summary', 96)
+        tokenizer = Tokenizer.from_pretrained(toy / 'tokenizer')
+        read_pairs(tmp_path / 'pairs.jsonl', tokenizer, 'summary', 96)
 
 
 def test_a_run_without_its_reward_model_does_not_start(tmp_path):
     with pytest.raises(ValueError, match='reward model.*preference='):
         rewards.prepare({'accuracy': 1.0}, {'preference'})
-    with pytest.raises(ValueError, match='objective=preference'):
-        rewards.prepare({'preference': 1.0}, (), preference={'helpfulness': str(tmp_path)})
+    with pytest.raises(ValueError, match='python preference.py'):
+        load_judges({'helpfulness': str(tmp_path)})
 
 
 def test_reinforcement_learning_asks_the_reward_model(toy, trained, tmp_path):
-    import grpo
-    sft.main(config(toy, tmp_path / 'policy', objective='tokens', steps=1, data=[str(toy / 'corpus.jsonl')], eval_data=[], row_len=136, loss_on='all'))
+    sft.main(sft.Config(
+        out_dir=str(tmp_path / 'policy'), tokenizer=str(toy / 'tokenizer'), model=TINY, steps=1,
+        data=[str(toy / 'corpus.jsonl')], loss_on='all', batch_rows=16, micro_rows=8,
+        learning_rate=5e-3, warmup_steps=5, save_every=0, threads=1))
     (tmp_path / 'rl.jsonl').write_text(''.join(json.dumps({'prompt': f'{n} {n}', 'task': 'preference'}) + '\n' for n in range(1, 9)))
     before = rewards.FAILURES.total()
     grpo.main(grpo.Config(init_from=str(tmp_path / 'policy'), out_dir=str(tmp_path / 'rl'), data=[str(tmp_path / 'rl.jsonl')], rewards={'accuracy': 1.0},
@@ -210,22 +221,23 @@ def test_pairs_from_scored_samples(toy, tmp_path):
     rows = [{'prompt': f'{n}', 'samples': [{'response': f'<think>1</think> {r}', 'total': t} for r, t in zip('abcd', (0.0, 1.0, 0.5, 1.0))]} for n in range(6)]
     rows.append({'prompt': 'all alike', 'samples': [{'response': 'a', 'total': 1.0}] * 4})
     (tmp_path / 'samples.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    write_pairs(PairsConfig(samples=[str(tmp_path / 'samples.jsonl')], tokenizer=str(toy / 'tokenizer'), out=str(tmp_path / 'pairs.jsonl'), held_out=2))
+    given = dict(samples=[str(tmp_path / 'samples.jsonl')], tokenizer=str(toy / 'tokenizer'))
+    pairs_script.main(pairs_script.Config(**given, out=str(tmp_path / 'pairs.jsonl'), held_out=2))
     parts = [[json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ('pairs.jsonl', 'pairs.held_out.jsonl')]
     assert [len(part) for part in parts] == [4, 2]
     for r in parts[0] + parts[1]:
         assert r['chosen'][-1]['content'][-1] in 'bd' and r['rejected'][-1]['content'][-1] == 'a' and r['chosen'][:-1] == r['rejected'][:-1]
     assert {r['chosen'][0]['content'] for r in parts[0]}.isdisjoint(r['chosen'][0]['content'] for r in parts[1])
     with pytest.raises(ValueError, match='7 prompts, 6 of them'):
-        write_pairs(PairsConfig(samples=[str(tmp_path / 'samples.jsonl')], tokenizer=str(toy / 'tokenizer'), held_out=6))
+        pairs_script.main(pairs_script.Config(**given, held_out=6))
 
 
 def test_two_ranks_train_what_one_does(toy, tmp_path):
     given = config(toy, tmp_path, steps=6, log_every=1, schedule='constant')
     flags = [f'--{name}={value}' for name, value in vars(given).items() if name != 'out_dir']
-    root, environment = Path(sft.__file__).parent, {**os.environ, 'OMP_NUM_THREADS': '1'}
+    root, environment = Path(preference.__file__).parent, {**os.environ, 'OMP_NUM_THREADS': '1'}
     for out, start in (('one', []), ('two', ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'])):
-        command = [sys.executable, *start, 'sft.py', *flags, f'--out_dir={tmp_path / out}']
+        command = [sys.executable, *start, 'preference.py', *flags, f'--out_dir={tmp_path / out}']
         told = subprocess.run(command, cwd=root, env=environment, timeout=280,
                               capture_output=True, text=True)
         assert told.returncode == 0 and 'returned a view' not in told.stderr, told.stderr
@@ -252,29 +264,29 @@ def test_pairs_too_long_are_named_or_dropped_and_a_finished_run_goes_on(toy, tmp
         more = {'data': paths, 'eval_data': paths, **flat, **more}
         return config(toy, tmp_path / name, steps=steps, **more)
     with pytest.raises(ValueError, match=r'mixed.jsonl, row 2: \d+ tokens do not fit row_len=96'):
-        sft.main(given('mixed'))
-    sft.main(given('mixed', long_rows='drop'))
+        preference.main(given('mixed'))
+    preference.main(given('mixed', long_rows='drop'))
     assert capsys.readouterr().err.count('1 of 41 rows are too long and dropped') == 2
-    sft.main(given('short'))
+    preference.main(given('short'))
     wanted = [line['loss'] for line in metrics(tmp_path / 'short') if 'loss' in line]
     assert [line['loss'] for line in metrics(tmp_path / 'mixed') if 'loss' in line] == wanted
     with pytest.raises(ValueError, match='holds the finished model of step 2: raise steps'):
-        sft.main(given('short'))
-    sft.main(given('short', steps=4))
+        preference.main(given('short'))
+    preference.main(given('short', steps=4))
     whole = config(toy, tmp_path / 'whole', steps=4, data=[f'{tmp_path}/short.jsonl'], **flat)
-    sft.main(whole)
+    preference.main(whole)
     a, b = ((tmp_path / name / 'model.safetensors').read_bytes() for name in ('short', 'whole'))
     assert a == b
 
 
 def test_pairs_without_samples_or_a_tokenizer_say_what_to_set():
-    for given in (PairsConfig(), PairsConfig(samples=['samples.jsonl'])):
+    for given in (pairs_script.Config(), pairs_script.Config(samples=['samples.jsonl'])):
         with pytest.raises(ValueError, match='set samples .* and tokenizer'):
-            write_pairs(given)
+            pairs_script.main(given)
 
 
 def test_show_prints_both_answers_of_a_pair(toy, tmp_path, capsys):
-    sft.main(config(toy, tmp_path / 'a', show=2))
+    preference.main(config(toy, tmp_path / 'a', show=2))
     shown = capsys.readouterr().out
     for name in ('chosen', 'rejected'):
         assert shown.count(f'  {name}\n    ⟦<|user|>⟧') == 2

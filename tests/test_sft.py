@@ -23,10 +23,13 @@ import checkpoint
 import evaluate
 import rewards
 import sft
+import train
 from data.countdown import prepare
+from data.tokenizer import Tokenizer
 from model import ModelConfig, Transformer
 from sample import Sampler
-from sft import Config, Muon, orthogonalise, schedule
+from sft import Config
+from train import Muon, orthogonalise, schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=48, moe_intermediate_size=16,
@@ -118,7 +121,7 @@ def test_the_last_step_is_at_min_lr(kind):
 
 
 def test_muon_takes_the_hidden_matrices_and_nothing_else():
-    from preference import RewardModel
+    from judge import RewardModel
     shape = dict(n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=1)
     model = RewardModel(ModelConfig(vocab_size=40, **shape, **TINY))
     names = {id(p): name for name, p in model.named_parameters()}
@@ -249,7 +252,7 @@ def test_rows_too_long_are_named_or_dropped_and_counted(toy, tmp_path, capsys, m
     mixed = [*rows[:20], json.dumps(long), *rows[20:40], json.dumps(long)]
     for name, kept in (('mixed', mixed), ('short', rows[:40]), ('all', [json.dumps(long)])):
         (tmp_path / f'{name}.jsonl').write_text('\n'.join(kept) + '\n')
-    ids, _ = sft.Tokenizer.from_pretrained(toy / 'tokenizer').apply_chat_template(long['messages'])
+    ids, _ = Tokenizer.from_pretrained(toy / 'tokenizer').apply_chat_template(long['messages'])
     where = f'{tmp_path}/mixed.jsonl, row 21: {len(ids)} tokens do not fit row_len=160'
     given = {name: config(toy, tmp_path / name, data=[f'{tmp_path}/{name}.jsonl'], steps=2)
              for name in ('mixed', 'short', 'all')}
@@ -371,7 +374,7 @@ def test_signals_and_kills_lose_at_most_a_save_interval(toy, tmp_path, how, code
     assert (tmp_path / 'cut' / 'model.safetensors').read_bytes() == (tmp_path / 'whole' / 'model.safetensors').read_bytes()
 
 
-def train(settings):
+def train_alone(settings):
     sft.main(Config(**settings))
 
 
@@ -388,21 +391,21 @@ def test_ranks_with_unequal_rows_and_tokens_train_what_one_does(toy, tmp_path, r
                 eval_every=1, eval_rows=1, eval_max_new_tokens=8)
     sft.main(config(toy, tmp_path / 'one', **more))
     for world in (2, 3):
-        ranks(world, train, vars(config(toy, tmp_path / f'{world}', **more)))
+        ranks(world, train_alone, vars(config(toy, tmp_path / f'{world}', **more)))
         same(metrics(tmp_path / f'{world}'), metrics(tmp_path / 'one'), 2e-3)
     assert metrics(tmp_path / 'one')[1]['eval_problems'] == 1
 
 
 def as_on_gpus(function, *args):
     """With FSDP's policy for bf16 on GPUs, on CPUs."""
-    policy = sft.precision
-    sft.precision = lambda cfg, device: policy(cfg, torch.device('cuda'))
+    policy = train.precision
+    train.precision = lambda cfg, device: policy(cfg, torch.device('cuda'))
     function(*args)
 
 
 def test_fsdp_as_on_gpus_collects_routes(toy, tmp_path, ranks):
     more = dict(device='cpu', dtype='bfloat16', balance_alpha=0.01, steps=3)
-    ranks(2, as_on_gpus, train, vars(config(toy, tmp_path / 'a', **more)))
+    ranks(2, as_on_gpus, train_alone, vars(config(toy, tmp_path / 'a', **more)))
     sft.main(config(toy, tmp_path / 'b', **more))
     for a, b in zip(metrics(tmp_path / 'a'), metrics(tmp_path / 'b'), strict=True):
         for key in ('loss', 'mtp_loss', 'balance_loss'):
@@ -448,7 +451,7 @@ def test_in_bf16_fsdp_as_on_gpus_computes_what_one_process_does(toy, tmp_path, r
 
 
 def gathers_alone(cfg):
-    sft.TOGETHER = timedelta(seconds=1)
+    train.TOGETHER = timedelta(seconds=1)
     model = Transformer(ModelConfig(vocab_size=64, **TINY))
     gathered = sft.Unsharded(sft.shard(model, cfg, torch.device('cpu')))
     if torch.distributed.get_rank() == 1:
@@ -562,7 +565,7 @@ def test_a_model_is_saved_as_its_start_is_stored_and_a_new_one_in_float32(toy, t
 
 
 def test_a_row_beyond_the_context_of_the_model_is_named(toy, tmp_path):
-    tokenizer = sft.Tokenizer.from_pretrained(toy / 'tokenizer')
+    tokenizer = Tokenizer.from_pretrained(toy / 'tokenizer')
     lengths = [len(tokenizer.apply_chat_template(json.loads(line)['messages'])[0])
                for line in (toy / 'corpus.jsonl').read_text().splitlines()]
     row = next(i for i, n in enumerate(lengths, 1) if n > 40)
@@ -578,7 +581,7 @@ def test_a_row_beyond_the_context_of_the_model_is_named(toy, tmp_path):
 def test_ids_without_a_token_are_left_out_of_training_and_sampling(toy, tmp_path):
     """A vocabulary rounded up, whose spare rows would be the likeliest of all."""
     folder = tmp_path / 'padded'
-    tokenizer = sft.Tokenizer.from_pretrained(toy / 'tokenizer')
+    tokenizer = Tokenizer.from_pretrained(toy / 'tokenizer')
     n = tokenizer.vocab_size
     torch.manual_seed(0)
     model = Transformer(ModelConfig(**{**TINY, 'vocab_size': n + 20, 'initializer_range': 0.2}))
@@ -652,7 +655,7 @@ def base_tokenizer(folder, template=CHATML):
     """As a base model's folder has it: generation_config.json does not know the template's end."""
     special = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<think>', '</think>', '<answer>',
                '</answer>']
-    tokenizer = sft.Tokenizer.from_words(['assistant', 'user'], special, 'qwen2', template,
+    tokenizer = Tokenizer.from_words(['assistant', 'user'], special, 'qwen2', template,
                                          eos='<|endoftext|>')
     tokenizer.save_pretrained(folder)
     ends = tokenizer.special_tokens['<|endoftext|>']
@@ -677,7 +680,7 @@ def test_a_fine_tuned_base_stops_where_its_training_ended(toy, tmp_path):
                     loss_on='assistant', steps=40, muon_learning_rate=0.0, learning_rate=1e-2,
                     save_every=0))
     exported = json.loads((tmp_path / 'a' / 'generation_config.json').read_text())['eos_token_id']
-    special = sft.Tokenizer.from_pretrained(tokenizer).special_tokens
+    special = Tokenizer.from_pretrained(tokenizer).special_tokens
     assert set(exported) == {special['<|endoftext|>'], special['<|im_end|>']}
     problem = {'prompt': 'hi', 'task': 'match', 'answer': 'ok'}
     (tmp_path / 'p.jsonl').write_text(json.dumps(problem) + '\n')
@@ -691,34 +694,34 @@ def test_a_fine_tuned_base_stops_where_its_training_ended(toy, tmp_path):
 
 
 def test_turns_without_loss_are_counted_and_refused_where_they_are_most(toy, tmp_path, capsys):
-    def train(name, *chats, template=FORGETFUL, **changes):
+    def trained(name, *chats, template=FORGETFUL, **changes):
         data = chat_rows(tmp_path / f'{name}.jsonl', *chats)
         changes = {'loss_on': 'assistant', 'row_len': 128, **changes}
-        tokenizer = sft.Tokenizer.from_pretrained(base_tokenizer(tmp_path / name, template))
+        tokenizer = Tokenizer.from_pretrained(base_tokenizer(tmp_path / name, template))
         docs = sft.tokenise(config(toy, tmp_path / 'out', data=data, **changes), tokenizer)
         return len(docs), capsys.readouterr().err
 
     plain = ['q', 'a']
     reasoned = ['a', '<think>x</think>one', 'b', '<think>y</think>two']
     longer = [*reasoned[:2], *reasoned]
-    assert train('half', plain, reasoned) == (2, (
+    assert trained('half', plain, reasoned) == (2, (
         '1 of 3 assistant turns carry no loss, because the chat template drops their reasoning '
         'from the history (1)\n'))
-    assert train('none', plain, ['q', ' a\n', 'r', 'b ']) == (2, '')
+    assert trained('none', plain, ['q', ' a\n', 'r', 'b ']) == (2, '')
     said = r'2 of 3 assistant turns carry no loss.*\(2\).*skip_turns=True'
     with pytest.raises(ValueError, match=said):
-        train('most', longer)
-    rows, told = train('skipped', longer, skip_turns=True)
+        trained('most', longer)
+    rows, told = trained('skipped', longer, skip_turns=True)
     assert rows == 1 and told.startswith('2 of 3 assistant turns carry no loss')
-    rows, told = train('unfinished', plain, plain, [*reasoned[:2], 'b'])
+    rows, told = trained('unfinished', plain, plain, [*reasoned[:2], 'b'])
     assert rows == 2 and told.endswith('(1)\n1 rows have no other turn and are left out\n')
     with pytest.raises(ValueError, match="mute.jsonl, row 2: no turn of the assistant's"):
-        train('mute', plain, ['q'])
-    assert train('all', longer, ['q'], loss_on='all') == (2, '')
+        trained('mute', plain, ['q'])
+    assert trained('all', longer, ['q'], loss_on='all') == (2, '')
     refusing = CHATML + "{{ raise_exception('no c') if messages[0].content == 'c' }}"
     with pytest.raises(ValueError, match='broken.jsonl, row 2: .*fails: no c'):
-        train('broken', plain, ['c', 'a'], template=refusing)
-    _, told = train('endless', plain, template=CHATML.replace('<|im_end|>', ''))
+        trained('broken', plain, ['c', 'a'], template=refusing)
+    _, told = trained('endless', plain, template=CHATML.replace('<|im_end|>', ''))
     assert 'the model does not learn to stop' in told
 
 

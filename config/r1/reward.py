@@ -2,7 +2,6 @@
 import os
 _run = os.environ.get('RUN', 'out/r1')
 
-objective = 'preference'
 judged = 'summary'
 out_dir = f'{_run}/reward'
 init_from = f'{_run}/reject'
