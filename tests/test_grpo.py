@@ -18,6 +18,7 @@ import torch
 import evaluate
 import grpo
 import rewards
+import rollout
 import sample as sample_script
 import sft
 from configurator import ConfigError, parse
@@ -25,11 +26,13 @@ from data import tokenizer as data_tokenizer
 from data.countdown import prepare
 from data.prompts import encode_prompts, instructed
 from data.tokenizer import Tokenizer
-from grpo import Config, Sample, advantages, kl_terms, losses, micro_batches, policy_loss, tensors, token_weights
+from grpo import Config, advantages, kl_terms, losses, policy_loss, token_weights
 from model import ModelConfig, Transformer
-from sample import Completion
+from rollout import Sample, micro_batches, tensors
+from sample import Completion, Sampler
 from test_tokenizer import FAMILIES as FAMILIES_OF_TEMPLATES
 from test_tokenizer import chat_tokenizer
+from train import expert_counts
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
@@ -444,7 +447,7 @@ def test_a_prompt_computed_once_for_its_group_gives_the_same(shape):
         assert not share or (part['times'] > 0).sum() == sum(map(len, prompts)) - 3 + sum(len(s.tokens) for s in samples)
         logp, H = grpo.forward(model, part, cfg, CPU, routes)
         (logp * torch.linspace(0, 1, len(logp))).sum().backward()
-        counts = grpo.expert_counts(routes, 4, part['times']) if moe else torch.zeros(1)
+        counts = expert_counts(routes, 4, part['times']) if moe else torch.zeros(1)
         results.append((logp, H, counts, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
         model.zero_grad()
     (a, Ha, na, ga), (b, Hb, nb, gb) = results
@@ -640,7 +643,11 @@ def test_biased_rollouts_are_refused_unless_allowed(toy, change):
     cfg = config(toy, 'unused', allow_biased=True, **{name: float(value) if '.' in value else int(value)})
     model, tokenizer = grpo.load_model(cfg, CPU)
     problems = grpo.read_rows(toy / 'rl.jsonl', require=('prompt', 'task'))
-    tokens = lambda cfg: [[s.tokens for s in group] for group in grpo.rollout(cfg, model, tokenizer, problems, list(range(8)), 3, CPU)[0]]  # noqa: E731
+
+    def tokens(cfg):
+        groups, _ = rollout.sample_groups(
+            cfg, model, tokenizer, problems, list(range(8)), 3, CPU)
+        return [[s.tokens for s in group] for group in groups]
     plain, biased = tokens(config(toy, 'unused', allow_biased=True)), tokens(cfg)
     assert plain == tokens(config(toy, 'unused')) and biased != plain
 
@@ -648,7 +655,8 @@ def test_biased_rollouts_are_refused_unless_allowed(toy, change):
 def test_a_stored_rollout_scores_alike_in_sampler_and_trainer(toy):
     model, tokenizer = grpo.load_model(config(toy, 'unused'), CPU)
     cfg = config(toy, 'unused', temperature=0.6, max_new_tokens=30)
-    groups, _ = grpo.rollout(cfg, model, tokenizer, grpo.read_rows(toy / 'rl.jsonl', require=('prompt', 'task')), list(range(8)), 3, CPU)
+    problems = grpo.read_rows(toy / 'rl.jsonl', require=('prompt', 'task'))
+    groups, _ = rollout.sample_groups(cfg, model, tokenizer, problems, list(range(8)), 3, CPU)
     samples = [s for group in groups for s in group]
     assert any(s.score['finished'] for s in samples) and any(not s.score['finished'] for s in samples)
     for s in samples:
@@ -730,29 +738,29 @@ def test_dynamic_sampling_asks_whether_a_problem_is_settled_by_correctness():
         return [Sample([1], [2], [0.0], score) for score in scores]
     dapo = Config(rewards={'accuracy': 1.0, 'overlong': 0.5})
     wrong_and_long = group([0, 0, 0, 0], [0, -0.5, -0.2, 0])
-    assert grpo.settled(dapo, wrong_and_long) and grpo.settled(dapo, group([1, 1], [1, 0.6]))
-    assert not grpo.settled(dapo, group([1, 0, 0, 0], [1, 0, 0, 0]))
-    assert not grpo.settled(dapo, group([0.5, 0], [0, 0]))
+    assert rollout.settled(dapo, wrong_and_long) and rollout.settled(dapo, group([1, 1], [1, 0.6]))
+    assert not rollout.settled(dapo, group([1, 0, 0, 0], [1, 0, 0, 0]))
+    assert not rollout.settled(dapo, group([0.5, 0], [0, 0]))
     scores = [{'task': 'math', 'total': -t, 'rewards': {'math': 0.0}} for t in (0.0, 0.5)]
     by_name = [Sample([1], [2], [0.0], score) for score in scores]
-    assert grpo.settled(Config(rewards={'math': 1.0, 'overlong': 0.5}), by_name)
+    assert rollout.settled(Config(rewards={'math': 1.0, 'overlong': 0.5}), by_name)
     for other in ({'overlong': 1.0}, {'accuracy': 0.0, 'overlong': 1.0}):  # accuracy is no reward
-        assert not grpo.settled(Config(rewards=other), wrong_and_long)
-        assert grpo.settled(Config(rewards=other), group([1, 0], [0.1 + 0.2, 0.3]))
+        assert not rollout.settled(Config(rewards=other), wrong_and_long)
+        assert rollout.settled(Config(rewards=other), group([1, 0], [0.1 + 0.2, 0.3]))
 
 
 def test_what_dynamic_sampling_cannot_replace_keeps_its_place(monkeypatch):
     cfg, drawn = Config(rewards={'accuracy': 1.0}, prompts=6, dynamic_sampling=2, group=2), []
     right = [0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1]
-    def rollout(cfg, model, tokenizer, problems, numbers, step, device):
+    def sample_groups(cfg, model, tokenizer, problems, numbers, step, device):
         drawn.extend(numbers)
         def sample_of(n, r):
             return Sample([n], [1], [0.0], {'total': r, 'rewards': {'accuracy': r}, 'length': 1})
         return [[sample_of(n, right[n]), sample_of(n, 0)] for n in numbers], torch.zeros(2)
-    monkeypatch.setattr(grpo, 'rollout', rollout)
+    monkeypatch.setattr(rollout, 'sample_groups', sample_groups)
     model = torch.nn.Linear(1, 1)
     order = iter([(0, i) for i in range(20)])
-    groups, every, *_ = grpo.collect(cfg, model, None, [[{}] * 20], order, 0, CPU, 0, 1)
+    groups, every, *_ = rollout.collect(cfg, model, None, [[{}] * 20], order, 0, CPU, 0, 1)
     assert drawn == list(range(13)) and len(every) == 13  # 6, then the 4 and the 3 that are missing
     # two of the settled, where they were drawn
     assert [group[0].prompt[0] for group in groups] == [0, 1, 2, 4, 7, 12]
@@ -1374,7 +1382,7 @@ def scored_perfect(cfg, tokenizer, problem, answer, more=''):
     (prompt,), rows = encode_prompts(tokenizer, rows, cfg.prefill)
     print(tokenizer.decode(prompt))
     completion = Completion(tokenizer.encode_assistant(answer + more), [], True)
-    ((score,),) = grpo.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
+    ((score,),) = evaluate.score(tokenizer, rows, [[completion]], cfg.rewards, cfg.stop)
     return score, tokenizer.decode(prompt)
 
 
@@ -1456,8 +1464,8 @@ def test_instruction_and_stop_reach_rollouts_and_evaluation(toy, tmp_path, monke
     def generate(self, prompts, *args, **how):
         seen.append((self.stop_strings, {self.tokenizer.decode(ids) for ids in prompts}))
         return plain(self, prompts, *args, **how)
-    plain = grpo.Sampler.generate
-    monkeypatch.setattr(grpo.Sampler, 'generate', generate)
+    plain = Sampler.generate
+    monkeypatch.setattr(Sampler, 'generate', generate)
     grpo.main(config(toy, tmp_path / 'a', steps=1, instruction=' sort', stop=['!'], eval_every=1,
                      eval_rows=3, eval_data=[str(toy / 'rl.jsonl')], prefill='<think>'))
     assert len(seen) == 3 and all(stop == ['!'] for stop, _ in seen)
@@ -1501,11 +1509,11 @@ def test_training_rollouts_evaluation_and_chat_have_one_prompt(tmp_path, monkeyp
     answer = {'role': 'assistant', 'content': 'two' if closes else '<think>\nhm\n</think>\n\ntwo'}
     prepare.write_rows(tmp_path / 'rl.jsonl', [problem])
     prepare.write_rows(tmp_path / 'sft.jsonl', [{'messages': [question, answer]}])
-    seen, plain = [], grpo.Sampler.generate
+    seen, plain = [], Sampler.generate
     def generate(self, prompts, *args, **how):
         seen.extend(prompts)
         return plain(self, prompts, *args, **how)
-    monkeypatch.setattr(grpo.Sampler, 'generate', generate)
+    monkeypatch.setattr(Sampler, 'generate', generate)
 
     here = dict(template_args=arguments, threads=1)
     data = [str(tmp_path / 'rl.jsonl')]
