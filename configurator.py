@@ -1,5 +1,6 @@
 """
-Settings of a script: a dataclass with a comment on each field, changed by config files and by --key=value.
+Settings of a script: a dataclass with a comment on each field, changed by config files and by
+--key=value.
 
     @dataclass
     class Config:
@@ -7,22 +8,27 @@ Settings of a script: a dataclass with a comment on each field, changed by confi
         # optimizer
         learning_rate: float = 3e-4    # peak learning rate
 
-    config = configure(Config, sys.argv[1:])      # python sft.py config/x.py --learning_rate=1e-4 --out_dir=out/y
+    config = configure(Config, sys.argv[1:])
+
+    python sft.py config/x.py --learning_rate=1e-4 --out_dir=out/y
 
 Arguments are read from left to right and the later one wins:
-    config/x.py    Python lines `key = value`, run in an empty namespace; imported modules and names that begin with _
-                   (helpers of the file) are no keys
+
+    config/x.py    Python lines `key = value`, run in an empty namespace; imported modules and names
+                   that begin with _ (helpers of the file) are no keys
     --key=value    value as a Python literal (1e-4, True, None, "{'format': 0.5}") or inf, else the
                    text itself, in which ~/ at the start is the home folder (a shell leaves it after
-                   a =). The = is
-                   required: `--key value` is refused, and a bare `--key` is True where the key takes that
+                   a =). The = is required: `--key value` is refused, and a bare `--key` is True
+                   where the key takes that
     --help         every key with its type, default and comment, under its heading: a comment of
                    one line between fields, such as "optimizer" above; fields that a dataclass
                    inherits stand under the headings of their class
-A list or dict replaces the default as a whole; where a list of texts is wanted, one text will
-do (--data=a.jsonl). Unknown keys are refused with the nearest known one named. A value must
-fit the field's annotation: an int may stand for a float, a float for an int only where it is whole (1e3), nothing but
-True and False for a bool. A ValueError of the dataclass's own __post_init__ is reported like any other mistake.
+
+A list or dict replaces the default as a whole; where a list of texts is wanted, one text will do
+(--data=a.jsonl). Unknown keys are refused with the nearest known one named. A value must fit the
+field's annotation: an int may stand for a float, a float for an int only where it is whole (1e3),
+nothing but True and False for a bool. A ValueError of the dataclass's own __post_init__ is reported
+like any other mistake.
 """
 import ast
 import dataclasses
@@ -42,13 +48,15 @@ from pathlib import Path
 
 
 class ConfigError(ValueError):
-    """A setting is unknown, or its value does not fit; the message is one line that says where and what to do."""
+    """A setting is unknown, or its value does not fit; the message is one line that says where and
+    what to do."""
 
 
 def configure(cls, argv: list[str]):
     """
-    cls: a dataclass type; argv: config files and --key=value, e.g. sys.argv[1:]. Returns an instance of cls.
-    --help prints the keys and exits with status 0; a mistake is told in one line on stderr, exit status 2.
+    cls: a dataclass type; argv: config files and --key=value, e.g. sys.argv[1:]. Returns an
+    instance of cls. --help prints the keys and exits with status 0; a mistake is told in one line
+    on stderr, exit status 2.
     """
     if '--help' in argv or '-h' in argv:
         print(help_text(cls))
@@ -61,7 +69,8 @@ def configure(cls, argv: list[str]):
 
 
 def run(main, cls, errors=(ValueError, OSError, FloatingPointError)):
-    """A script's last line: `main` with the settings of the command line; one of `errors`, or Ctrl-C, ends it with a line that names the script."""
+    """A script's last line: `main` with the settings of the command line; one of `errors`, or
+    Ctrl-C, ends it with a line that names the script."""
     script = Path(sys.argv[0]).name
     try:
         main(configure(cls, sys.argv[1:]))
@@ -97,10 +106,9 @@ def idle(cfg, cases) -> list[str]:
     does nothing where its case holds."""
     lines = []
     for f in dataclasses.fields(cfg):
-        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         value = getattr(cfg, f.name)
         reasons = [reason for holds, keys, reason in cases if holds and f.name in keys]
-        if value != default and reasons:
+        if reasons and value != default_of(f):
             lines.append(f'{f.name}={value!r} does nothing: {reasons[0]}')
     return lines
 
@@ -117,30 +125,35 @@ def tell_idle(cfg, cases):
             print(f'warning: {line}', file=sys.stderr)
 
 
+def default_of(f):
+    """f: a field of a dataclass -> its default, dataclasses.MISSING without one"""
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+
 def parse(cls, argv: list[str]):
     """Like configure, but --help is no special case and mistakes raise ConfigError."""
-    annotations, values = typing.get_type_hints(cls), {}
+    annotations = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
     for arg in argv:
         if arg.startswith('-'):
-            key, equals, text = arg.removeprefix('--').partition('=')
-            if not equals and bool in (annotations.get(key), *typing.get_args(annotations.get(key))):
-                equals, text = '=', 'True'
-            if not arg.startswith('--') or not equals:
-                raise ConfigError(f'{arg}: write --{key.lstrip("-")}=VALUE (see --help)')
+            key, text = split_argument(arg, annotations)
             source, settings, convert = 'command line', {key: text}, from_text
         else:
             source, settings, convert = arg, read_file(arg), fit
         for key, value in settings.items():
             if key not in fields:
                 near = difflib.get_close_matches(key, fields, n=1, cutoff=0)[0]
-                raise ConfigError(f'{source}: unknown key {key!r}; the nearest known one is {near!r} (see --help)')
+                raise ConfigError(f'{source}: unknown key {key!r}; the nearest known one is '
+                                  f'{near!r} (see --help)')
             try:
                 values[key] = convert(value, annotations[key])
             except (TypeError, OverflowError):
-                raise ConfigError(f'{source}: {key} must be {name_of(annotations[key])}, not {value!r}') from None
+                raise ConfigError(f'{source}: {key} must be {name_of(annotations[key])}, '
+                                  f'not {value!r}') from None
+
     for key, f in fields.items():
-        if key not in values and f.default is f.default_factory is dataclasses.MISSING:
+        if key not in values and default_of(f) is dataclasses.MISSING:
             raise ConfigError(f'{key} has no default: give it as --{key}=VALUE or in a config file')
     try:
         return cls(**values)
@@ -148,36 +161,57 @@ def parse(cls, argv: list[str]):
         raise ConfigError(' '.join(str(error).split())) from error
 
 
+def split_argument(arg: str, annotations: dict) -> tuple[str, str]:
+    """'--key=text' -> key, text; a bare '--key' is True where the key takes that."""
+    key, equals, text = arg.removeprefix('--').partition('=')
+    annotation = annotations.get(key)
+    if not equals and bool in (annotation, *typing.get_args(annotation)):
+        return key, 'True'
+    if not arg.startswith('--') or not equals:
+        raise ConfigError(f'{arg}: write --{key.lstrip("-")}=VALUE (see --help)')
+    return key, text
+
+
 def read_file(path: str) -> dict:
-    """The names a config file sets, less modules and names that begin with _. ConfigError names the file and line."""
+    """The names a config file sets, less modules and names that begin with _. ConfigError names the
+    file and line."""
     names = {}
     try:
         exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), names)
     except OSError as error:
-        raise ConfigError(f'{path}: no config file ({error.strerror}); settings are written --key=VALUE') from error
+        raise ConfigError(f'{path}: no config file ({error.strerror}); settings are written '
+                          '--key=VALUE') from error
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        line = getattr(error, 'lineno', None) or (lines + [1])[0]   # a file that is no text has no frame in it
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        lines.append(1)   # a file that is no text has no frame in it
+        line = getattr(error, 'lineno', None) or lines[0]
         message = ' '.join(str(getattr(error, 'msg', error)).split())
         raise ConfigError(f'{path}:{line}: {type(error).__name__}: {message}') from error
-    return {k: v for k, v in names.items() if not k.startswith('_') and not isinstance(v, types.ModuleType)}
+    return {name: value for name, value in names.items()
+            if not name.startswith('_') and not isinstance(value, types.ModuleType)}
 
 
 def from_text(text: str, annotation):
-    """The value written on the command line as text, fitted to annotation. Raises TypeError where neither fits."""
+    """The value written on the command line as text, fitted to annotation. Raises TypeError where
+    neither fits."""
     if text.startswith('~/'):
         text = str(Path(text).expanduser())
     try:
-        return fit(math.inf if text == 'inf' else ast.literal_eval(text), annotation)
+        value = math.inf if text == 'inf' else ast.literal_eval(text)
+        return fit(value, annotation)
     except (TypeError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError):
-        if text in ('None', 'True', 'False'):   # where these do not fit, no folder or run of that name is meant
+        # where these do not fit, no folder or run of that name is meant
+        if text in ('None', 'True', 'False'):
             raise TypeError(text) from None
         return fit(text, annotation)
 
 
 def fit(value, annotation):
-    """value as annotation wants it (int -> float, whole float -> int). Raises TypeError where it does not fit."""
+    """value as annotation wants it (int -> float, whole float -> int). Raises TypeError where it
+    does not fit."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    kind = type(value)
     if origin in (typing.Union, types.UnionType):
         for choice in args:
             try:
@@ -185,15 +219,15 @@ def fit(value, annotation):
             except TypeError:
                 pass
     elif origin is typing.Literal:
-        if any(value == choice and type(value) is type(choice) for choice in args):
+        if any(value == choice and kind is type(choice) for choice in args):
             return value
-    elif annotation is float and type(value) is int:
+    elif annotation is float and kind is int:
         return float(value)
-    elif annotation is int and type(value) is float and value.is_integer():
+    elif annotation is int and kind is float and value.is_integer():
         return int(value)
-    elif annotation == list[str] and type(value) is str and value and value[0] not in '[({':
+    elif annotation == list[str] and kind is str and value and value[0] not in '[({':
         return [value]   # but for what was meant as a list and is none
-    elif annotation is typing.Any or type(value) is (origin or annotation):   # by type, since a bool is an int
+    elif annotation is typing.Any or kind is (origin or annotation):   # by type: a bool is an int
         if origin is list:
             return [fit(item, args[0]) for item in value]
         if origin is dict:
@@ -217,7 +251,7 @@ def help_text(cls) -> str:
     comments, headings = written(cls)
     groups = {}   # heading -> rows of four cells, in the order of first appearance
     for f in dataclasses.fields(cls):
-        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        default = default_of(f)
         shown = 'required' if default is dataclasses.MISSING else repr(default)
         row = (f'--{f.name}', name_of(annotations[f.name]), shown, comments.get(f.name, ''))
         groups.setdefault(headings.get(f.name, ''), []).append(row)

@@ -1,21 +1,22 @@
 """
 The hub's files: what a checkpoint looks like on disk, and how it gets into memory and out again.
 
-    a hub id              local_folder: the folder of its snapshot, downloaded where it is not cached
-    config.json           config_in, config_out: between the hub's keys and those of model.ModelConfig
-    *.safetensors         checkpoint_files, check_tensors, load_tensors, save_tensors: shards and their index, FP8 blocks expanded
+    a hub id         local_folder: the folder of its snapshot, downloaded where it is not cached
+    config.json      config_in, config_out: between the hub's keys and those of model.ModelConfig
+    *.safetensors    checkpoint_files, check_tensors, load_tensors, save_tensors: shards and their
+                     index, FP8 blocks expanded
 
 What a file holds and this code does not use is never passed over in silence: keys of config.json
 and tensors that would change the result are refused by name, and so is a second set of weights
 beside the first; keys that nobody knows are told.
 
-Weights are read one tensor at a time into memory that is already the model's, so loading peaks at the model and its largest tensor. Of a
-DTensor (FSDP2, sharded before it had memory) each rank reads the rows that it keeps and no others. Every file is closed after each
-tensor: pages of an open one would stay mapped, and count as a second copy.
+Weights are read one tensor at a time into memory that is already the model's, so loading peaks at
+the model and its largest tensor. Of a DTensor (FSDP2, sharded before it had memory) each rank reads
+the rows that it keeps and no others. Every file is closed after each tensor: pages of an open one
+would stay mapped, and count as a second copy.
 
 Left out: pickled weights (*.bin), quantised formats other than FP8 in blocks of 128.
 """
-
 import json
 import os
 import re
@@ -36,35 +37,42 @@ ID = re.compile(r'[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?')     # "owner/name", "owner/
 FILES = ('config.json', 'generation_config.json', '*.safetensors', '*.safetensors.index.json')
 
 
-def local_folder(source, files=FILES):
-    """A folder as it is; a hub id ("owner/name", "owner/name@revision") as the folder of its snapshot. What is missing in the cache is
-    downloaded, with progress bars, and goes on where an earlier attempt stopped; without a connection, or with HF_HUB_OFFLINE=1, the
-    cache serves alone. FileNotFoundError: neither a folder nor a model of the hub that can be had."""
+def local_folder(source, files=FILES, wanted='such model'):
+    """
+    A folder as it is; a hub id ("owner/name", "owner/name@revision") as the folder of its snapshot.
+
+    What is missing in the cache is downloaded, with progress bars, and goes on where an earlier
+    attempt stopped; without a connection, or with HF_HUB_OFFLINE=1, the cache serves alone.
+    files: patterns of what is wanted of the snapshot, and `wanted` what they are in the message.
+    FileNotFoundError: neither a folder nor a model of the hub that can be had.
+    """
     if Path(source).is_dir():
         return Path(source)
     if not ID.fullmatch(str(source)):
-        raise FileNotFoundError(f'{source} is no folder (a checkpoint is a folder with config.json and *.safetensors) and no hub id')
+        raise FileNotFoundError(f'{source} is no folder (a checkpoint is a folder with config.json '
+                                'and *.safetensors) and no hub id')
     from huggingface_hub import snapshot_download
     name, _, revision = str(source).partition('@')
+    patterns = dict(allow_patterns=list(files), ignore_patterns=['*/*'])
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files), ignore_patterns=['*/*']))
+        return Path(snapshot_download(name, revision=revision or None, **patterns))
     except Exception as error:  # of the hub, of its HTTP client, of the disk
-        told = ' '.join(str(error).split()) or type(error).__name__
-        raise FileNotFoundError(f'{source} is no folder here, and the hub gave no such model: {told[:300]}') from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# config.json
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise FileNotFoundError(f'{source} is no folder here, and the hub gave no {wanted}: '
+                                f'{reason[:300]}') from error
 
 
 def read_json(path):
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise FileNotFoundError(f'{path} does not exist; a checkpoint is a folder with config.json and *.safetensors') from None
+        raise FileNotFoundError(f'{path} does not exist; a checkpoint is a folder with config.json '
+                                'and *.safetensors') from None
     except ValueError as error:
         raise ValueError(f'{path}: not valid JSON: {error}') from None
 
+
+# ---- config.json: what its keys mean ----
 
 REQUIRED = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
             'intermediate_size')
@@ -97,6 +105,7 @@ FAMILIES = {
 OTHER_NAMES = {'num_mtp_layers': 'num_nextn_predict_layers',
                'num_local_experts': 'n_routed_experts',
                'num_experts': 'n_routed_experts'}      # in transformers 5, of the DeepSeek families
+ROUTER = ('topk_method', 'scoring_func', 'norm_topk_prob')   # of the family, for new models too
 NULLABLE = ('q_lora_rank', 'n_routed_experts', 'n_shared_experts', 'num_key_value_heads',
             'head_dim', 'bos_token_id', 'eos_token_id', 'n_group', 'topk_group')
 # null in any other key means that it is absent
@@ -143,6 +152,8 @@ HARMLESS = set("""
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences remove_invalid_values
     repetition_penalty suppress_tokens temperature top_k top_p typical_p
 """.split())
+ELSEWHERE = ('layer_types', 'attention_types', 'rope_theta', 'rope_scaling', 'rope_parameters',
+             'sliding_window', 'attention_bias')   # keys that are judged by their own rules
 SCALING = {   # what is used of rope_scaling, by its type
     'default': (),
     'yarn': ('factor', 'original_max_position_embeddings', 'beta_fast', 'beta_slow', 'truncate',
@@ -151,13 +162,21 @@ SCALING = {   # what is used of rope_scaling, by its type
 }
 FP8 = {'quant_method', 'weight_block_size', 'fmt', 'activation_scheme', 'scale_fmt',
        'modules_to_not_convert', 'ignored_layers'}   # what is quantised is seen by the tensors
+ARCHITECTURES = {'deepseek_v2': 'DeepseekV2', 'deepseek_v3': 'DeepseekV3', 'qwen2': 'Qwen2',
+                 'qwen3': 'Qwen3', 'llama': 'Llama'}
 
+
+# ---- config.json: reading and writing ----
 
 def config_in(config, where='config.json', family=True):
-    """config: dict of a config.json, in the hub's style or transformers 5's -> the same in the
-    names and values of model.ModelConfig, other keys left in. family: keys that are absent take the
-    family's defaults; else they are left to those of ModelConfig. ValueError names the key that is
-    wrong, or would change the result and is not supported; a warning those that are not known."""
+    """
+    config: dict of a config.json, in the hub's style or transformers 5's -> the same in the names
+    and values of model.ModelConfig, other keys left in.
+
+    family: keys that are absent take the family's defaults; else they are left to ModelConfig's.
+    ValueError names the key that is wrong, or that would change the result and is not supported;
+    a warning names those that are not known.
+    """
     if not isinstance(config, dict):
         raise ValueError(f'{where}: holds no JSON object')
     model_type = config.get('model_type')
@@ -167,72 +186,108 @@ def config_in(config, where='config.json', family=True):
                          f'{config.get("architectures")}) is not supported; supported: '
                          f'{", ".join(FAMILIES)}, kimi_k2')
     mla = kind.startswith('deepseek')
+
+    # keys that are there, under the names used here
     config = {name: value for name, value in config.items()
               if value is not None or name in NULLABLE}
-    for other, name in OTHER_NAMES.items() if mla else ():
-        if other in config and config.setdefault(name, config[other]) != config.pop(other):
-            raise ValueError(f'{where}: {name} and {other} are the same and differ')
+    for other, name in OTHER_NAMES.items():
+        if mla and other in config:
+            value = config.pop(other)
+            if config.setdefault(name, value) != value:
+                raise ValueError(f'{where}: {name} and {other} are the same and differ')
     missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise ValueError(f'{where}: missing {", ".join(missing)}')
     config['model_type'] = kind
-    check_keys(config, kind, where, family)
-    defaults = FAMILIES[kind] if family else {}
-    if mla:     # of the router, for new models too
-        defaults = {**{name: FAMILIES[kind][name] for name in
-                       ('topk_method', 'scoring_func', 'norm_topk_prob')}, **defaults}
+
+    check_keys(config, kind, where)
+    if family:
+        warn_of_keys(config, kind, where)
+
+    # keys that are absent
+    defaults = {}
+    if family:
+        defaults = FAMILIES[kind]
+    elif mla:
+        defaults = {name: FAMILIES[kind][name] for name in ROUTER}
     config = {**defaults, **config}
-    heads, width = config['num_attention_heads'], config['hidden_size']
     if mla:
-        if family and config['num_key_value_heads'] not in (None, heads):
-            raise ValueError(f'{where}: num_key_value_heads={config["num_key_value_heads"]} is not '
-                             f'num_attention_heads={heads}: latent attention has as many')
-        if family and config['n_routed_experts'] and config['num_experts_per_tok'] is None:
-            raise ValueError(f'{where}: missing num_experts_per_tok')
-        config['num_key_value_heads'] = heads
-        for name in ('n_group', 'topk_group'):
-            if config.get(name, 1) is None:     # no groups
-                config[name] = 1
-        if config.get('num_experts_per_tok', 0) is None:
-            del config['num_experts_per_tok']
+        fill_mla(config, where, family)
     else:
-        if config.get('head_dim') is None and all(type(x) is int and x > 0 for x in (heads, width)):
-            if width % heads:
-                raise ValueError(f'{where}: hidden_size={width} is not a multiple of '
-                                 f'num_attention_heads={heads}, and no head_dim is given')
-            config['head_dim'] = width // heads
-        if config.get('num_key_value_heads') is None:
-            config['num_key_value_heads'] = heads
+        fill_gqa(config, where)
     config['rope_theta'], config['rope_scaling'] = rope_in(config, where)
     return config
 
 
-def check_keys(config, kind, where, tell):
-    """ValueError names a key whose value would change the result, a warning (where `tell`) those
-    that are not known."""
-    mla, only = kind.startswith('deepseek'), dict(ONLY)
+def fill_mla(config, where, family):
+    """Sets the keys of a DeepSeek model that follow from others, or that null stands for."""
+    heads = config['num_attention_heads']
+    if family and config['num_key_value_heads'] not in (None, heads):
+        raise ValueError(f'{where}: num_key_value_heads={config["num_key_value_heads"]} is not '
+                         f'num_attention_heads={heads}: latent attention has as many')
+    if family and config['n_routed_experts'] and config['num_experts_per_tok'] is None:
+        raise ValueError(f'{where}: missing num_experts_per_tok')
+    config['num_key_value_heads'] = heads
+    for name in ('n_group', 'topk_group'):
+        if config.get(name, 1) is None:     # no groups
+            config[name] = 1
+    if config.get('num_experts_per_tok', 0) is None:
+        del config['num_experts_per_tok']
+
+
+def fill_gqa(config, where):
+    """Sets the keys of a Qwen or Llama model that follow from others."""
+    heads, width = config['num_attention_heads'], config['hidden_size']
+    counted = all(type(n) is int and n > 0 for n in (heads, width))   # else ModelConfig refuses
+    if config.get('head_dim') is None and counted:
+        if width % heads:
+            raise ValueError(f'{where}: hidden_size={width} is not a multiple of '
+                             f'num_attention_heads={heads}, and no head_dim is given')
+        config['head_dim'] = width // heads
+    if config.get('num_key_value_heads') is None:
+        config['num_key_value_heads'] = heads
+
+
+def supported_values(kind):
+    """ONLY, as it stands for this family: {key: values that mean what is computed here}"""
+    supported = dict(ONLY)
     if kind == 'qwen2':
-        del only['attention_bias']     # its biases are implied
-        only['qkv_bias'] = (True, None)
+        del supported['attention_bias']     # its biases are implied
+        supported['qkv_bias'] = (True, None)
     if kind == 'qwen3':
-        only.update(dict.fromkeys(('qk_norm', 'use_qk_norm', 'qk_layernorm'), (True, None)))
+        for name in ('qk_norm', 'use_qk_norm', 'qk_layernorm'):
+            supported[name] = (True, None)
     if kind.startswith('qwen'):
-        del only['sliding_window']     # counts with use_sliding_window alone
-    for name in config.keys() & only.keys():
-        if config[name] not in only[name]:
-            needed = ' or '.join(repr(value) for value in only[name][:2] if value is not None)
-            raise ValueError(f'{where}: {name}={config[name]!r} is not supported, only {needed}')
+        del supported['sliding_window']     # counts with use_sliding_window alone
+    return supported
+
+
+def check_keys(config, kind, where):
+    """ValueError names a key whose value would change the result."""
+    supported = supported_values(kind)
+    for name in sorted(config.keys() & supported.keys()):
+        if config[name] not in supported[name]:
+            values = [repr(value) for value in supported[name][:2] if value is not None]
+            raise ValueError(f'{where}: {name}={config[name]!r} is not supported, '
+                             f'only {" or ".join(values)}')
     for name in ('layer_types', 'attention_types'):
-        if others := {str(t) for t in config.get(name, ())} - {'full_attention', 'attention'}:
+        others = {str(t) for t in config.get(name, ())} - {'full_attention', 'attention'}
+        if others:
             raise ValueError(f'{where}: {name} with {", ".join(sorted(others))} is not supported, '
                              'only full_attention')
-    widths = [config.get(f'qk_{part}_dim') for part in ('nope_head', 'rope_head', 'head')]
-    if mla and None not in widths and sum(widths[:2]) != widths[2]:
-        raise ValueError(f'{where}: qk_head_dim={widths[2]} is not qk_nope_head_dim + '
-                         f'qk_rope_head_dim = {sum(widths[:2])}')
-    quantised = config.get('quantization_config') or {}
+    nope, rope, head = (config.get(f'qk_{part}_dim') for part in ('nope_head', 'rope_head', 'head'))
+    if kind.startswith('deepseek') and None not in (nope, rope, head) and nope + rope != head:
+        raise ValueError(f'{where}: qk_head_dim={head} is not qk_nope_head_dim + '
+                         f'qk_rope_head_dim = {nope + rope}')
+    check_quantisation(config.get('quantization_config') or {}, where)
+
+
+def check_quantisation(quantised, where):
+    """ValueError unless quantization_config is empty, or of FP8 in the blocks read here."""
+    if not quantised:
+        return
     method, block = quantised.get('quant_method'), quantised.get('weight_block_size')
-    if quantised and (method != 'fp8' or block != [BLOCK, BLOCK]):
+    if method != 'fp8' or block != [BLOCK, BLOCK]:
         raise ValueError(f'{where}: quantization_config {method!r} with weight_block_size={block} '
                          f'is not supported, only fp8 in blocks of [{BLOCK}, {BLOCK}]')
     if quantised.get('fmt', 'e4m3') != 'e4m3':
@@ -240,59 +295,79 @@ def check_keys(config, kind, where, tell):
     for name in sorted(quantised.keys() - FP8):
         raise ValueError(f'{where}: quantization_config {name}={quantised[name]!r} is not '
                          'supported')
-    known = {*REQUIRED, *FAMILIES[kind], *only, *HARMLESS, 'layer_types', 'attention_types',
-             'rope_theta', 'rope_scaling', 'rope_parameters', 'sliding_window', 'attention_bias'}
-    known |= {'auto_map', 'head_dim'} if mla else set()    # of older releases, and the rope width
-    unknown = [f'{name}={config[name]!r}'[:80] for name in sorted(config.keys() - known)
-               if config[name] not in (*OFF, '')]
-    k, v3 = config.get('num_experts_per_tok'), kind == 'deepseek_v3'
-    if tell and mla and config.get('norm_topk_prob', v3) and (k == 1 or not v3):
+
+
+def warn_of_keys(config, kind, where):
+    """Warns of keys that are not known here, and of one that programs read differently."""
+    mla, v3 = kind.startswith('deepseek'), kind == 'deepseek_v3'
+    k = config.get('num_experts_per_tok')
+    if mla and config.get('norm_topk_prob', v3) and (k == 1 or not v3):
         warnings.warn(f'{where}: norm_topk_prob=True in {kind} with num_experts_per_tok={k}: '
                       'programs differ in what they make of that; here weights of two or more '
-                      'experts are divided by their sum, then multiplied by routed_scaling_factor')
-    if unknown and tell:
+                      'experts are divided by their sum, then multiplied by routed_scaling_factor',
+                      stacklevel=2)
+
+    known = {*REQUIRED, *FAMILIES[kind], *supported_values(kind), *HARMLESS, *ELSEWHERE}
+    if mla:
+        known |= {'auto_map', 'head_dim'}    # of older releases, and the rope width
+    unknown = [f'{name}={config[name]!r}'[:80] for name in sorted(config.keys() - known)
+               if config[name] not in (*OFF, '')]
+    if unknown:
         warnings.warn(f'{where}: not known here and not used: {", ".join(unknown)}; if the model '
-                      'needs one of them, its results are not those of its release')
+                      'needs one of them, its results are not those of its release', stacklevel=2)
 
 
 def rope_in(config, where):
-    """Takes rope_parameters, rope_scaling and rope_theta out of config -> the base, and the scaling
-    {'rope_type': ..., and its numbers} or None. Two that contradict each other are a ValueError."""
-    thetas, scalings = {'rope_theta': config.pop('rope_theta', None)}, {}
+    """
+    Takes rope_parameters, rope_scaling and rope_theta out of config -> the base, and the scaling
+    {'rope_type': ..., and its numbers} or None. Two that contradict each other are a ValueError.
+    """
+    thetas = {'rope_theta': config.pop('rope_theta', None)}
+    scalings = {}
     for key in ('rope_parameters', 'rope_scaling'):
-        numbers = config.pop(key, None) or {}
-        if not isinstance(numbers, dict):
-            raise ValueError(f'{where}: {key} must be an object, got {numbers!r}')
-        numbers = {name: value for name, value in numbers.items() if value is not None}
-        kinds = [numbers.pop(name, None) for name in ('rope_type', 'type')]
-        kind = kinds[0] or kinds[1] or 'default'
-        if kinds[1] not in (None, kind):
-            raise ValueError(f'{where}: {key} has rope_type {kind!r} and type {kinds[1]!r}')
-        if kind not in SCALING:
-            raise ValueError(f'{where}: {key} type {kind!r} is not supported; supported: '
-                             'yarn, llama3')
-        thetas[key] = numbers.pop('rope_theta', None)
-        if numbers.pop('partial_rotary_factor', 1) != 1:
-            raise ValueError(f'{where}: {key} with a partial_rotary_factor is not supported')
-        for name in sorted(numbers.keys() - set(SCALING[kind])):
-            used = ', '.join(SCALING[kind]) or 'rope_theta'
-            raise ValueError(f'{where}: {key} holds {name}={numbers[name]!r}, which is not '
-                             f'supported in the type {kind!r}; used are {used}')
-        if kind != 'default':
-            scalings[key] = {'rope_type': kind, **numbers}
-    thetas = {key: theta for key, theta in thetas.items() if theta is not None}
-    for name, found in (('rope_theta', thetas), ('a scaling', scalings)):
-        if any(value != next(iter(found.values())) for value in found.values()):
-            raise ValueError(f'{where}: {" and ".join(found)} give {name} and differ: '
-                             + ' and '.join(repr(value) for value in found.values()))
-    scaling, length = next(iter(scalings.values()), None), 'original_max_position_embeddings'
+        thetas[key], scalings[key] = scaling_in(config.pop(key, None) or {}, f'{where}: {key}')
+    theta = agreed('rope_theta', thetas, where)
+    scaling = agreed('a scaling', scalings, where)
+
     if scaling:
+        length = 'original_max_position_embeddings'
         inside, outside = scaling.get(length), config.get(length)
         if None not in (inside, outside) and inside != outside:
             raise ValueError(f'{where}: {length} is {outside!r}, and {inside!r} in the scaling')
-        fallback = config.get('max_position_embeddings') if outside is None else outside
-        scaling[length] = fallback if inside is None else inside
-    return next(iter(thetas.values()), 10000.0), scaling
+        given = [n for n in (inside, outside) if n is not None]
+        scaling[length] = given[0] if given else config.get('max_position_embeddings')
+    return 10000.0 if theta is None else theta, scaling
+
+
+def scaling_in(numbers, where):
+    """numbers: of rope_parameters or rope_scaling -> the base or None, and the scaling or None"""
+    if not isinstance(numbers, dict):
+        raise ValueError(f'{where} must be an object, got {numbers!r}')
+    numbers = {name: value for name, value in numbers.items() if value is not None}
+    new, old = numbers.pop('rope_type', None), numbers.pop('type', None)
+    kind = new or old or 'default'
+    if old not in (None, kind):
+        raise ValueError(f'{where} has rope_type {kind!r} and type {old!r}')
+    if kind not in SCALING:
+        raise ValueError(f'{where} type {kind!r} is not supported; supported: yarn, llama3')
+    theta = numbers.pop('rope_theta', None)
+    if numbers.pop('partial_rotary_factor', 1) != 1:
+        raise ValueError(f'{where} with a partial_rotary_factor is not supported')
+    for name in sorted(numbers.keys() - set(SCALING[kind])):
+        used = ', '.join(SCALING[kind]) or 'rope_theta'
+        raise ValueError(f'{where} holds {name}={numbers[name]!r}, which is not '
+                         f'supported in the type {kind!r}; used are {used}')
+    return theta, None if kind == 'default' else {'rope_type': kind, **numbers}
+
+
+def agreed(what, values, where):
+    """values: {key: value or None} -> the one value that is given, None without one"""
+    given = {key: value for key, value in values.items() if value is not None}
+    first = next(iter(given.values()), None)
+    if any(value != first for value in given.values()):
+        raise ValueError(f'{where}: {" and ".join(given)} give {what} and differ: '
+                         + ' and '.join(repr(value) for value in given.values()))
+    return first
 
 
 def config_out(cfg, dtype, attention_factor=1.0):
@@ -300,16 +375,18 @@ def config_out(cfg, dtype, attention_factor=1.0):
     load it right. attention_factor: YaRN's on cos and sin, written beside an attn_factor, which
     vLLM reads and transformers does not."""
     config = asdict(cfg)
-    mla_keys = [f.name for f in fields(cfg)][[f.name for f in fields(cfg)].index('q_lora_rank'):]
-    for name in (['head_dim'] if cfg.mla else mla_keys):
-        del config[name]
     if cfg.mla:
+        del config['head_dim']
         config['num_key_value_heads'] = cfg.num_attention_heads
-    arch = {'deepseek_v2': 'DeepseekV2', 'deepseek_v3': 'DeepseekV3', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3', 'llama': 'Llama'}
-    config.update(architectures=[arch[cfg.model_type] + 'ForCausalLM'], hidden_act='silu', attention_bias=cfg.model_type == 'qwen2',
-                  torch_dtype=str(dtype).removeprefix('torch.'))
-    if cfg.model_type == 'qwen2':
-        del config['attention_bias']   # Qwen2's biases are implied
+    else:
+        names = [f.name for f in fields(cfg)]
+        for name in names[names.index('q_lora_rank'):]:   # all of MLA and MoE
+            del config[name]
+    config['architectures'] = [ARCHITECTURES[cfg.model_type] + 'ForCausalLM']
+    config['hidden_act'] = 'silu'
+    config['torch_dtype'] = str(dtype).removeprefix('torch.')
+    if cfg.model_type != 'qwen2':      # Qwen2's biases are implied
+        config['attention_bias'] = False
     if cfg.rope_scaling:               # the hub's older loaders read `type`
         config['rope_scaling'] = {'type': cfg.rope_scaling['rope_type'], **cfg.rope_scaling}
         if 'attn_factor' in cfg.rope_scaling:
@@ -317,94 +394,142 @@ def config_out(cfg, dtype, attention_factor=1.0):
     return config
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# *.safetensors
-
+# ---- *.safetensors: which files, which tensors ----
 
 def checkpoint_files(folder):
-    """-> {tensor name: (path of its shard, shape, dtype as safetensors spells it)} over all shards.
+    """
+    -> {tensor name: (path of its shard, shape, dtype as safetensors spells it)} over all shards.
+
     Errors name a shard that is missing or damaged, and two files that hold the same tensor, of
     which one must be old: no order between them is right. A file of other tensors that no index
-    names is told and left out, an adapter beside the weights refused."""
+    names is told and left out, an adapter beside the weights refused.
+    """
     index = folder / 'model.safetensors.index.json'
-    present, named = sorted(p.name for p in folder.glob('*.safetensors')), []
-    if index.exists():
-        content = read_json(index)
-        named = content.get('weight_map') if isinstance(content, dict) else None
-        if not isinstance(named, dict) or not named:
-            raise ValueError(f'{index}: no "weight_map" of tensor names to files')
-        named = sorted(set(named.values()))
+    present = sorted(path.name for path in folder.glob('*.safetensors'))
+    named = shards_of(index) if index.exists() else []
+    others = [name for name in present if name not in named]
     for name in named:
         if name not in present:
-            other = next((f'; if the model is in {other}, remove the index'
-                          for other in present if other not in named), '; download it again')
-            raise FileNotFoundError(f'{folder / name} is named by {index.name} but does not exist'
-                                    + other)
+            advice = f'if the model is in {others[0]}, remove the index' if others else \
+                'download it again'
+            raise FileNotFoundError(f'{folder / name} is named by {index.name} but does not exist; '
+                                    + advice)
     if not present:
         raise FileNotFoundError(f'{folder}: no *.safetensors file')
-    files, others = {}, []
-    for name in named + [name for name in present if name not in named]:
-        try:
-            with safe_open(folder / name, 'pt') as shard:
-                slices = {key: shard.get_slice(key) for key in shard.keys()}
-                found = {key: (folder / name, part.get_shape(), part.get_dtype())
-                         for key, part in slices.items()}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f'{folder / name}: damaged or truncated ({error}); download it again') from None
-        if any('.lora_' in key for key in found) or name.startswith('adapter_model'):
-            raise ValueError(f'{folder / name} is an adapter, which is not applied here: merge it '
-                             'into the weights, or move it away')
-        if twice := sorted(found.keys() & files.keys()):
+
+    files, unread = {}, {}
+    for name in named + others:
+        found = tensors_of(folder / name)
+        twice = sorted(found.keys() & files.keys())
+        if twice:
             first = files[twice[0]][0].name
             by = f' ({index.name} names the first)' if first in named and name not in named else ''
             raise ValueError(f'{folder}: both {first} and {name} hold {twice[0]}{by}; remove the '
                              'one that is not this model')
-        ours = any(key.startswith(('model.', 'lm_head.')) for key in found)
-        if name in named or not named and ours:
+        of_a_model = any(key.startswith(('model.', 'lm_head.')) for key in found)
+        if name in named or not named and of_a_model:
             files.update(found)
         else:
-            others.append((name, found))
+            unread[name] = found
+
     if not files:      # none has the names of a model: the caller says which are wrong
-        return {key: place for _, found in others for key, place in found.items()}
-    for name, found in others:
+        for found in unread.values():
+            files.update(found)
+        return files
+    for name, found in unread.items():
+        reason = f'that {index.name} does not name' if named else 'not of this model'
         warnings.warn(f'{folder / name} is not read: {len(found)} tensors, the first '
-                      f'{min(found, default=None)}, ' + (f'that {index.name} does not name' if named
-                                                         else 'not of this model'))
+                      f'{min(found, default=None)}, {reason}', stacklevel=2)
     return files
 
 
+def shards_of(index):
+    """index: path of model.safetensors.index.json -> sorted names of the files in it"""
+    content = read_json(index)
+    weight_map = content.get('weight_map') if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f'{index}: no "weight_map" of tensor names to files')
+    return sorted(set(weight_map.values()))
+
+
+def tensors_of(path):
+    """path of a shard -> {tensor name: (path, shape, dtype)}, from its header"""
+    found = {}
+    try:
+        with safe_open(path, 'pt') as shard:
+            for name in shard.keys():
+                part = shard.get_slice(name)
+                found[name] = (path, part.get_shape(), part.get_dtype())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path}: damaged or truncated ({error}); download it again') from None
+    if any('.lora_' in name for name in found) or path.name.startswith('adapter_model'):
+        raise ValueError(f'{path} is an adapter, which is not applied here: merge it '
+                         'into the weights, or move it away')
+    return found
+
+
 def check_tensors(cfg, places, files, folder):
-    """places: {hub name: (tensor, index)} on the meta device. ValueError names every tensor that is
-    missing, unexpected, misshapen or of a dtype that is not read, numbers that differ in a range:
-    layers.{0-3,7}. Copies of embedding and head that the MTP layer has in the files are compared: a
-    warning where they differ."""
+    """
+    places: {hub name: (tensor, index)} on the meta device; files: of checkpoint_files. ValueError
+    names every tensor that is missing, unexpected, misshapen or of a dtype that is not read,
+    numbers that differ in a range: layers.{0-3,7}. Copies of embedding and head that the MTP layer
+    has in the files are compared: a warning where they differ.
+    """
     wrong = []
     for name, (tensor, index) in places.items():
-        shape = list(tensor[index].shape)
-        if name not in files:
-            wrong.append(f'missing {name}')
-        elif files[name][1] != shape:
-            wrong.append(f'misshapen {name}: {files[name][1]} in the file, {shape} by config.json')
-        elif files[name][2] not in ('F64', 'F32', 'F16', 'BF16', 'F8_E4M3'):
-            wrong.append(f'{files[name][2]} is no dtype to load: {name}')
-        scale = files.get(name + '_scale_inv')
-        if scale and name in files and files[name][2] != 'F8_E4M3':
-            wrong.append(f'{files[name][2]} with scales as for FP8: {name}')
-        if scale and scale[1] != [-(-n // BLOCK) for n in shape]:
-            wrong.append(f'misshapen {name}_scale_inv: {scale[1]} in the file, {[-(-n // BLOCK) for n in shape]} by config.json')
-    mtp, embedding = f'model.layers.{cfg.num_hidden_layers}.', 'model.embed_tokens.weight'
-    head = embedding if cfg.tie_word_embeddings else 'lm_head.weight'
-    copies = {'lm_head.weight': embedding} if cfg.tie_word_embeddings else {}
-    if cfg.num_nextn_predict_layers:
-        copies |= {mtp + 'embed_tokens.weight': embedding, mtp + 'shared_head.head.weight': head}
-    stray = [name for name in files if name not in places and name.removesuffix('_scale_inv') not in places]
-    wrong += [f'unexpected {name}' for name in stray if name not in copies and not name.endswith('rotary_emb.inv_freq')]
+        wrong += faults(name, list(tensor[index].shape), files)
+
+    copies = copies_of_shared(cfg)
+    for name in files:
+        expected = name in places or name.removesuffix('_scale_inv') in places
+        if not expected and name not in copies and not name.endswith('rotary_emb.inv_freq'):
+            wrong.append(f'unexpected {name}')
     if wrong:
-        raise ValueError(f'{folder}: the weights do not fit config.json: ' + '; '.join(in_ranges(wrong)))
+        raise ValueError(f'{folder}: the weights do not fit config.json: '
+                         + '; '.join(in_ranges(wrong)))
+
     for copy, shared in copies.items():
-        if copy.startswith(mtp) and differ(files, copy, shared):
+        of_mtp = copy != 'lm_head.weight'
+        if of_mtp and differ(files, copy, shared):
             warnings.warn(f'{folder}: {copy} is not {shared}, which the MTP layer shares here: '
-                          'what it predicts is not what the release does')
+                          'what it predicts is not what the release does', stacklevel=2)
+
+
+def faults(name, shape, files):
+    """What is wrong with a tensor of this name, which config.json gives this shape: a list"""
+    if name not in files:
+        wrong = [f'missing {name}']
+        dtype = None
+    else:
+        _, found, dtype = files[name]
+        wrong = []
+        if found != shape:
+            wrong.append(f'misshapen {name}: {found} in the file, {shape} by config.json')
+        elif dtype not in ('F64', 'F32', 'F16', 'BF16', 'F8_E4M3'):
+            wrong.append(f'{dtype} is no dtype to load: {name}')
+    if name + '_scale_inv' in files:
+        _, found, _ = files[name + '_scale_inv']
+        blocks = [-(-n // BLOCK) for n in shape]
+        if dtype not in (None, 'F8_E4M3'):
+            wrong.append(f'{dtype} with scales as for FP8: {name}')
+        if found != blocks:
+            wrong.append(f'misshapen {name}_scale_inv: {found} in the file, '
+                         f'{blocks} by config.json')
+    return wrong
+
+
+def copies_of_shared(cfg):
+    """-> {copy that the files may hold: the tensor that the model has in its place}, by name"""
+    embedding = 'model.embed_tokens.weight'
+    head = embedding if cfg.tie_word_embeddings else 'lm_head.weight'
+    copies = {}
+    if cfg.tie_word_embeddings:
+        copies['lm_head.weight'] = embedding
+    if cfg.num_nextn_predict_layers:
+        mtp = f'model.layers.{cfg.num_hidden_layers}'
+        copies[f'{mtp}.embed_tokens.weight'] = embedding
+        copies[f'{mtp}.shared_head.head.weight'] = head
+    return copies
 
 
 def differ(files, a, b):
@@ -412,121 +537,178 @@ def differ(files, a, b):
     if a not in files or b not in files:
         return False
     shape = files[a][1]
-    rows = max(1, 2**24 // shape[-1])
-    return files[b][1] != shape or any(
-        not torch.equal(*(read(files, name, slice(i, i + rows)).float() for name in (a, b)))
-        for i in range(0, shape[0], rows))
+    if files[b][1] != shape:
+        return True
+    at_once = max(1, 2**24 // shape[-1])
+    for first in range(0, shape[0], at_once):
+        rows = slice(first, first + at_once)
+        if not torch.equal(read(files, a, rows).float(), read(files, b, rows).float()):
+            return True
+    return False
 
 
 def in_ranges(names):
-    """['a.0.b', 'a.1.b', 'a.2.b', 'c'] -> ['a.{0-2}.b', 'c']: names alike but for a number stand together, the last number first."""
+    """['a.0.b', 'a.1.b', 'a.2.b', 'c'] -> ['a.{0-2}.b', 'c']: names alike but for a number stand
+    together, the last number first."""
     for position in (2, 1):
-        groups = {}
+        groups = {}   # (text before the number, text after it) -> numbers; (name, None) without one
         for name in names:
             found = list(re.finditer(r'(?<=\.)\d+(?=\.)', name))
-            if len(found) >= position:
-                m = found[position - 1]
-                groups.setdefault((name[:m.start()], name[m.end():]), []).append(int(m[0]))
-            else:
-                groups[name, None] = None
+            if len(found) < position:
+                groups[name, None] = []
+                continue
+            number = found[position - 1]
+            around = name[:number.start()], name[number.end():]
+            groups.setdefault(around, []).append(int(number[0]))
         names = []
         for (before, after), numbers in groups.items():
-            if numbers is None or len(numbers) == 1:
-                names.append(before if numbers is None else f'{before}{numbers[0]}{after}')
-                continue
-            runs = []
-            for n in sorted(numbers):
-                if runs and n == runs[-1][1] + 1:
-                    runs[-1][1] = n
-                else:
-                    runs.append([n, n])
-            names.append(before + '{' + ','.join(str(a) if a == b else f'{a}-{b}' for a, b in runs) + '}' + after)
+            if not numbers:
+                names.append(before)
+            elif len(numbers) == 1:
+                names.append(f'{before}{numbers[0]}{after}')
+            else:
+                names.append(f'{before}{{{runs(numbers)}}}{after}')
     return names
 
 
+def runs(numbers):
+    """[0, 1, 2, 5] -> '0-2,5'"""
+    found = []
+    for n in sorted(numbers):
+        if found and n == found[-1][1] + 1:
+            found[-1][1] = n
+        else:
+            found.append([n, n])
+    return ','.join(str(first) if first == last else f'{first}-{last}' for first, last in found)
+
+
+# ---- *.safetensors: reading ----
+
 @torch.no_grad()
 def load_tensors(places, files):
-    """places: {hub name: (tensor, index)}, as Transformer.hub_tensors gives them. Reads each into its place, whatever its dtype there."""
+    """places: {hub name: (tensor, index)}, as Transformer.hub_tensors gives them. Reads each into
+    its place, whatever its dtype there."""
     for name, (tensor, index) in places.items():
-        sharded = hasattr(tensor, 'placements')     # a DTensor; to import that class takes a second
-        place, rows = tensor.to_local() if sharded else tensor.detach()[index], slice(None)
-        if sharded:
-            first = first_row(tensor)
-            if index is ...:
-                rows = slice(first, first + len(place))
-            else:  # the experts of a stack are split between the ranks
-                expert, *rest = index if isinstance(index, tuple) else (index,)
-                if not first <= expert < first + len(place):
-                    continue
-                place = place[(expert - first, *rest)]
+        rows = slice(None)
+        if hasattr(tensor, 'placements'):     # a DTensor; to import that class takes a second
+            place, rows = place_on_rank(tensor, index)
+        else:
+            place = tensor.detach()[index]
         if place.numel():
             place.copy_(read(files, name, rows))
 
 
+def place_on_rank(tensor, index):
+    """A DTensor, and where in it a tensor of the files belongs -> this rank's part of that place,
+    and which rows of the files' tensor go there."""
+    local, first = tensor.to_local(), first_row(tensor)
+    if index is ...:
+        return local, slice(first, first + len(local))
+    expert, *rest = index if isinstance(index, tuple) else (index,)   # in a stack of experts
+    if first <= expert < first + len(local):
+        return local[(expert - first, *rest)], slice(None)
+    return local[:0], slice(None)   # another rank's
+
+
 def first_row(tensor):
-    """A DTensor split over its rows as FSDP2 splits it, like torch.chunk -> this rank's first row."""
-    split = [i for i, placement in enumerate(tensor.placements) if not placement.is_replicate()]
+    """A DTensor split over its rows as FSDP2 splits it, like torch.chunk -> this rank's first."""
+    split = [i for i, p in enumerate(tensor.placements) if not p.is_replicate()]
     if len(split) != 1 or not tensor.placements[split[0]].is_shard(0):
-        raise ValueError(f'weights are read into tensors sharded over their rows alone, not {tensor.placements}')
+        raise ValueError('weights are read into tensors sharded over their rows alone, '
+                         f'not {tensor.placements}')
     mesh = tensor.device_mesh
-    return min(len(tensor), -(-len(tensor) // mesh.size(split[0])) * mesh.get_local_rank(split[0]))
+    rows_a_rank = -(-len(tensor) // mesh.size(split[0]))
+    return min(len(tensor), rows_a_rank * mesh.get_local_rank(split[0]))
 
 
 def read(files, name, rows=slice(None)):
-    """-> rows of a tensor of the checkpoint, [M, ...] in its dtype; FP8 blocks expanded to float32."""
-    with safe_open(files[name][0], 'pt') as shard:
+    """-> rows of a tensor of the checkpoint, [M, ...] in its dtype; FP8 blocks as float32"""
+    path, shape, dtype = files[name]
+    with safe_open(path, 'pt') as shard:
         part = shard.get_slice(name)
-        if part.get_dtype() != 'F8_E4M3':
+        if dtype != 'F8_E4M3':
             return part[rows]
         scales = name + '_scale_inv'
         if scales not in files:
-            raise ValueError(f'{files[name][0]}: {name} is FP8 and has no {scales}')
-        first, last, _ = rows.indices(files[name][1][0])
+            raise ValueError(f'{path}: {name} is FP8 and has no {scales}')
+        first, last, _ = rows.indices(shape[0])
         block = first // BLOCK
         with safe_open(files[scales][0], 'pt') as other:
             scale = other.get_slice(scales)[block:-(-last // BLOCK)]
         return dequantise(part[block * BLOCK:last], scale)[first - block * BLOCK:]
 
 
+# ---- *.safetensors: writing ----
+
 def save_tensors(folder, tensors, config, dtype, max_shard_bytes):
-    """tensors: {hub name: tensor}, config: dict for config.json. Everything is written beside `folder` before anything in it changes. A
-    model that was there loses its config.json first and the new one comes last: its presence means that all files are of one model."""
+    """
+    tensors: {hub name: tensor}, config: dict for config.json. dtype: of the files, None for as in
+    memory; routing biases always stay as in memory.
+
+    Everything is written beside `folder` before anything in it changes. A model that was there
+    loses its config.json first and the new one comes last: its presence means that all files are
+    of one model. OSError where they cannot be written.
+    """
     folder = Path(folder)
-    cast = lambda name, t: (t if dtype is None or name.endswith('e_score_correction_bias')  # noqa: E731
-                            else t.to(dtype)).cpu().contiguous()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.saving-', dir=folder.parent))
+    try:
+        try:
+            write_files(temporary, tensors, config, dtype, max_shard_bytes)
+            folder.mkdir(exist_ok=True)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f'{folder}: saving failed, what was there is untouched: '
+                          f'{error}') from error
+        move_in(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_files(folder, tensors, config, dtype, max_shard_bytes):
+    """Writes shards, their index where there are several, and config.json, and brings them to the
+    disk."""
+    def saved_dtype(name):
+        biases = name.endswith('e_score_correction_bias')
+        return tensors[name].dtype if dtype is None or biases else dtype
+
+    def saved(name):
+        return tensors[name].to(saved_dtype(name)).cpu().contiguous()
+
+    # which tensors are in which shard
     shards, size, total = [[]], 0, 0
-    for name, t in tensors.items():
-        nbytes = t.numel() * (t.element_size() if dtype is None or name.endswith('e_score_correction_bias') else dtype.itemsize)
+    for name, tensor in tensors.items():
+        nbytes = tensor.numel() * saved_dtype(name).itemsize
         if size and size + nbytes > max_shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size, total = size + nbytes, total + nbytes
-    files = ['model.safetensors'] if len(shards) == 1 else \
-        [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.saving-', dir=folder.parent))
-    try:
-        try:
-            for file, names in zip(files, shards):
-                save_file({name: cast(name, tensors[name]) for name in names}, temp / file, metadata={'format': 'pt'})
-            if len(files) > 1:
-                index = {'metadata': {'total_size': total}, 'weight_map': {n: f for f, names in zip(files, shards) for n in names}}
-                (temp / 'model.safetensors.index.json').write_text(json.dumps(index, indent=1))
-            (temp / 'config.json').write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
-            for path in temp.iterdir():
-                with open(path, 'rb') as file:
-                    os.fsync(file.fileno())
-            folder.mkdir(exist_ok=True)
-        except (OSError, SafetensorError) as error:
-            raise OSError(f'{folder}: saving failed, what was there is untouched: {error}') from error
-        new = sorted(path.name for path in temp.iterdir() if path.name != 'config.json')
-        (folder / 'config.json').unlink(missing_ok=True)
-        for name in new:
-            os.replace(temp / name, folder / name)
-        for path in folder.glob('model*.safetensors*'):
-            if path.name not in new:
-                path.unlink()
-        os.replace(temp / 'config.json', folder / 'config.json')
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
+        size += nbytes
+        total += nbytes
+
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = 'model.safetensors'
+        if len(shards) > 1:
+            file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+        metadata = {'format': 'pt'}
+        save_file({name: saved(name) for name in names}, folder / file, metadata)
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
+        (folder / 'model.safetensors.index.json').write_text(json.dumps(index, indent=1))
+    (folder / 'config.json').write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
+    for path in folder.iterdir():
+        with open(path, 'rb') as file:
+            os.fsync(file.fileno())
+
+
+def move_in(temporary, folder):
+    """Moves the files of `temporary` into `folder` in place of the model there."""
+    new = sorted(path.name for path in temporary.iterdir() if path.name != 'config.json')
+    (folder / 'config.json').unlink(missing_ok=True)
+    for name in new:
+        os.replace(temporary / name, folder / name)
+    for path in folder.glob('model*.safetensors*'):
+        if path.name not in new:
+            path.unlink()
+    os.replace(temporary / 'config.json', folder / 'config.json')

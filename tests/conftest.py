@@ -12,7 +12,8 @@ import torch.distributed as dist
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
-if not torch.cuda.is_available():    # kernels are tested in Triton's interpreter; it reads this when it is imported, later than here
+if not torch.cuda.is_available():
+    # kernels are tested in Triton's interpreter, which reads this when it is imported, after here
     os.environ.setdefault('TRITON_INTERPRET', '1')
 
 

@@ -28,7 +28,8 @@ class Scale(nn.Module):
 
 
 class Model(nn.Module):
-    """Tied embedding, stacked matrices, odd sizes (uneven shards), bfloat16 beside float32, a buffer."""
+    """Tied embedding, stacked matrices, odd sizes (uneven shards), bfloat16 beside float32, a
+    buffer."""
     def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(7, 6)
@@ -40,13 +41,14 @@ class Model(nn.Module):
 
     def forward(self, ids):
         x = self.embed(ids)
-        x = self.norm(torch.einsum('td,edf->tf', x, self.experts)).sum(-1, keepdim=True) + x + self.bias.sum()
-        return self.head(x)
+        mixed = self.norm(torch.einsum('td,edf->tf', x, self.experts)).sum(-1, keepdim=True)
+        return self.head(mixed + x + self.bias.sum())
 
     def save_pretrained(self, folder, state_dict=None):
         Path(folder).mkdir()
-        save_file({'hub.' + k: v for k, v in (state_dict or checkpoint.full_state_dict(self)).items()},
-                  Path(folder) / 'model.safetensors')
+        weights = state_dict or checkpoint.full_state_dict(self)
+        weights = {'hub.' + name: tensor for name, tensor in weights.items()}
+        save_file(weights, Path(folder) / 'model.safetensors')
 
 
 class Momentum(torch.optim.Optimizer):
@@ -60,7 +62,8 @@ class Momentum(torch.optim.Optimizer):
             for p in group['params']:
                 state = self.state[p]
                 if not state:
-                    state['momentum'], state['count'] = torch.zeros_like(p, dtype=torch.float32), 0
+                    state['momentum'] = torch.zeros_like(p, dtype=torch.float32)
+                    state['count'] = 0
                 state['momentum'].mul_(0.9).add_(p.grad.float())
                 state['count'] += 1
                 p.sub_((group['lr'] * state['momentum']).to(p.dtype))
@@ -91,7 +94,9 @@ def train(model, optimizers, steps):
 
 
 def seed_all(seed):
-    torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def snapshot(model, optimizers):
@@ -112,9 +117,13 @@ def assert_same(a, b):
             assert_same(x, y)
     elif torch.is_tensor(a):
         assert a.dtype == b.dtype and a.shape == b.shape
-        assert a.contiguous().view(-1).view(torch.uint8).equal(b.contiguous().view(-1).view(torch.uint8))
+        assert bits(a).equal(bits(b))
     else:
         assert a == b
+
+
+def bits(tensor):
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def trained(seed=0, steps=2):
@@ -159,7 +168,9 @@ def test_loading_over_used_optimizers_leaves_nothing_of_them(tmp_path):
     train(model, optimizers, 2)
     assert checkpoint.load(path, model, optimizers) == {'step': 0}
     assert_same(snapshot(model, optimizers), before)
-    assert all(len(optimizer.state[p]) == 0 for optimizer in optimizers for p in optimizer.param_groups[0]['params'])
+    for optimizer in optimizers:
+        for p in optimizer.param_groups[0]['params']:
+            assert len(optimizer.state[p]) == 0
 
 
 def test_saving_disturbs_nothing(tmp_path):
@@ -220,7 +231,8 @@ def test_export_writes_the_hub_folder_under_the_checksums(tmp_path):
     assert 'hub/model.safetensors' in json.loads((path / 'checksums.json').read_text())
 
 
-@pytest.mark.parametrize('file', ['weights.safetensors', 'optimizer.pt', 'state.pt', 'rng_rank0.pt', 'checksums.json'])
+@pytest.mark.parametrize('file', ['weights.safetensors', 'optimizer.pt', 'state.pt',
+                                  'rng_rank0.pt', 'checksums.json'])
 @pytest.mark.parametrize('how', ['flip', 'cut', 'remove'])
 def test_damaged_checkpoint_is_named_and_the_older_one_taken(tmp_path, capsys, file, how):
     model, optimizers = trained()
@@ -262,8 +274,8 @@ def test_load_names_what_does_not_fit_and_changes_nothing(tmp_path):
 
     wide = build(1)
     wide.experts = nn.Parameter(torch.randn(3, 6, 8))
-    refuses(r'experts is torch.float32 \[3, 6, 5\] in the checkpoint and torch.float32 \[3, 6, 8\] in the model',
-            wide, optimizers_of(wide))
+    refuses(r'experts is torch.float32 \[3, 6, 5\] in the checkpoint '
+            r'and torch.float32 \[3, 6, 8\] in the model', wide, optimizers_of(wide))
     rounded = build(1)
     rounded.experts.data = rounded.experts.data.bfloat16()
     refuses(r'experts is torch.float32 .* torch.bfloat16', rounded, optimizers_of(rounded))
@@ -274,8 +286,9 @@ def test_load_names_what_does_not_fit_and_changes_nothing(tmp_path):
     fewer.bias = None
     refuses('bias is only in the checkpoint', fewer, optimizers_of(fewer))
     other = build(1)
-    refuses('2 optimizers in the checkpoint, 1 in the script', other, optimizers_of(other)[:1])
-    refuses(r'the parameter groups of optimizer 0 \(Momentum\) differ', other, optimizers_of(other)[::-1])
+    optimizers = optimizers_of(other)
+    refuses('2 optimizers in the checkpoint, 1 in the script', other, optimizers[:1])
+    refuses(r'the parameter groups of optimizer 0 \(Momentum\) differ', other, optimizers[::-1])
 
 
 def test_save_refuses_what_could_not_come_back(tmp_path):
@@ -315,14 +328,17 @@ class FullDisk:
 
 
 def assert_full(tmp_path, model, optimizers, before):
-    with pytest.raises(OSError, match=r'disk full, checkpoint not saved: [\d,]+ bytes needed') as error:
+    message = r'disk full, checkpoint not saved: [\d,]+ bytes needed'
+    with pytest.raises(OSError, match=message) as error:
         checkpoint.save(tmp_path, 7, model, optimizers, {})
     assert error.value.errno == errno.ENOSPC and 'step_00000007' in str(error.value)
-    assert names(tmp_path) == ['step_00000003'] and checkpoint.damage(tmp_path / 'step_00000003') is None
+    assert names(tmp_path) == ['step_00000003']
+    assert checkpoint.damage(tmp_path / 'step_00000003') is None
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob('*')} == before
 
 
-@pytest.mark.parametrize('where', ['free', 'torch 0', 'torch 700', 'torch 3000', 'rust', 'mkdir', 'sync', 'quota'])
+@pytest.mark.parametrize('where', ['free', 'torch 0', 'torch 700', 'torch 3000', 'rust', 'mkdir',
+                                   'sync', 'quota'])
 def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch, where):
     model, optimizers = trained()
     checkpoint.save(tmp_path, 3, model, optimizers, {})
@@ -332,14 +348,16 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch, where):
         raise OSError(errno.EDQUOT if where == 'quota' else errno.ENOSPC, 'No space left on device')
 
     def full_in_rust(*args):
-        raise RuntimeError('Error while serializing: I/O error: No space left on device (os error 28)')
+        raise RuntimeError('Error while serializing: I/O error: '
+                           'No space left on device (os error 28)')
 
     if where == 'free':
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=100))
     elif where.startswith('torch'):
         room = int(where.split()[1])
-        monkeypatch.setattr(checkpoint, 'open', lambda *args: FullDisk(open(*args), room), raising=False)
+        monkeypatch.setattr(checkpoint, 'open', lambda *args: FullDisk(open(*args), room),
+                            raising=False)
     elif where == 'rust':
         monkeypatch.setattr(checkpoint, 'save_file', full_in_rust)
     elif where == 'mkdir':
@@ -365,10 +383,12 @@ def test_other_failures_clean_up_and_keep_their_message(tmp_path, monkeypatch):
 # ---- kills ----
 
 def save_and_die(tmp_path, model, optimizers, step, line):
-    """Saves in a forked process that dies at the line-th line run while it touches files; False if it ended before."""
+    """Saves in a forked process that dies at the line-th line run while it touches files; False if
+    it ended before."""
     child = os.fork()
     if child == 0:
-        left, here = line, {'write', 'write_files', 'publish', 'sync', 'digest'}
+        left = line
+        here = {'write', 'write_files', 'publish', 'sync', 'digest'}
 
         def trace(frame, event, arg):
             nonlocal left
@@ -387,11 +407,15 @@ def save_and_die(tmp_path, model, optimizers, step, line):
 
 
 def kill_at_lines(tmp_path, step, stride):
-    """However far the save came, a whole checkpoint is there, the old or the new one; the next save tidies up."""
+    """However far the save came, a whole checkpoint is there, the old or the new one; the next save
+    tidies up."""
     old, new, model = trained(seed=0), trained(seed=1), build(2)
     optimizers = optimizers_of(model)
     checkpoint.save(tmp_path / 'base', 2, *old, {}, keep=1)
-    run, found, line, killed = tmp_path / 'run', [], 0, True
+    run = tmp_path / 'run'
+    found = []   # whether it was the new one, line after line
+    line = 0
+    killed = True
     while killed:
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(tmp_path / 'base', run)
@@ -434,7 +458,8 @@ def begin(run, world):
 
 
 def go_on(run, world):
-    """Loads on world ranks; returns what came back, one draw of each generator, and the weights two steps later."""
+    """Loads on world ranks; returns what came back, one draw of each generator, and the weights two
+    steps later."""
     model, optimizers = shard(build(seed=8), world)
     seed_all(7)
     path = checkpoint.latest(run)
@@ -457,9 +482,12 @@ def shard(model, world):
 
 def two_ranks(rank, tmp_path):
     torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/meeting', rank=rank, world_size=2)
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/meeting', rank=rank,
+                            world_size=2)
     saved = begin(tmp_path / 'two', 2)
-    torch.save([saved, go_on(tmp_path / 'one', 2), go_on(tmp_path / 'two', 2)], tmp_path / f'rank{rank}.pt')
+    from_one = go_on(tmp_path / 'one', 2)
+    from_two = go_on(tmp_path / 'two', 2)
+    torch.save([saved, from_one, from_two], tmp_path / f'rank{rank}.pt')
 
     model, optimizers = shard(build(), 2)              # a full disk on rank 0 is heard of by both
     if rank == 0:
@@ -468,21 +496,27 @@ def two_ranks(rank, tmp_path):
     with pytest.raises(OSError, match='disk full, checkpoint not saved'):
         checkpoint.save(tmp_path / 'two', 9, model, optimizers, {})
     optimizers[1].state[model.norm.weight]['momentum'] = torch.zeros(3)
-    with pytest.raises(ValueError, match='Momentum: momentum of norm.weight is a local shard, not a DTensor'):
+    message = 'Momentum: momentum of norm.weight is a local shard, not a DTensor'
+    with pytest.raises(ValueError, match=message):
         checkpoint.save(tmp_path / 'two', 9, model, optimizers, {})
     dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason='needs torch.distributed')
 def test_fsdp_save_and_load_on_other_numbers_of_ranks(tmp_path):
+    # saved and loaded by (ranks that saved, ranks that loaded)
     saved = {1: begin(tmp_path / 'one', 1)}
     mp.start_processes(two_ranks, (tmp_path,), nprocs=2, start_method='spawn')
-    (saved[2], *loaded), (_, *loaded_by_rank1) = (torch.load(tmp_path / f'rank{r}.pt') for r in (0, 1))
-    loaded = {(1, 2): loaded[0], (2, 2): loaded[1], (2, 1): go_on(tmp_path / 'two', 1)}
-    drawn1 = {(1, 2): loaded_by_rank1[0][1], (2, 2): loaded_by_rank1[1][1]}
-    assert names(tmp_path / 'two') == ['step_00000002', 'step_00000003']
-    assert len(list((tmp_path / 'two' / 'step_00000003').glob('rng_rank*.pt'))) == 2
-    exported = checkpoint.safe_open(tmp_path / 'two' / 'step_00000002' / 'hub' / 'model.safetensors', 'pt')
+    saved[2], one_to_two, two_to_two = torch.load(tmp_path / 'rank0.pt')
+    two_to_one = go_on(tmp_path / 'two', 1)
+    loaded = {(1, 2): one_to_two, (2, 2): two_to_two, (2, 1): two_to_one}
+    _, *by_rank1 = torch.load(tmp_path / 'rank1.pt')
+    drawn_by_rank1 = [drawn for _, drawn, _ in by_rank1]
+
+    two = tmp_path / 'two'
+    assert names(two) == ['step_00000002', 'step_00000003']
+    assert len(list((two / 'step_00000003').glob('rng_rank*.pt'))) == 2
+    exported = checkpoint.safe_open(two / 'step_00000002' / 'hub' / 'model.safetensors', 'pt')
     assert exported.get_tensor('hub.experts').equal(saved[2]['weights']['experts'])
 
     for (ranks_saved, ranks_loaded), (back, drawn, after) in loaded.items():
@@ -490,13 +524,16 @@ def test_fsdp_save_and_load_on_other_numbers_of_ranks(tmp_path):
         seed_all(50)
         assert drawn == [torch.rand(1).item(), np.random.rand(), random.random()]
         if ranks_loaded == 2:
-            assert drawn1[ranks_saved, 2] != drawn
-        single = build(seed=3)                         # and training goes on as in one process that never stopped
+            assert drawn_by_rank1[ranks_saved - 1] != drawn
+
+        # and training goes on as in one process that never stopped
+        single = build(seed=3)
         optimizers = optimizers_of(single)
-        checkpoint.load(tmp_path / ['one', 'two'][ranks_saved - 1] / 'step_00000003', single, optimizers)
+        run = tmp_path / ['one', 'two'][ranks_saved - 1]
+        checkpoint.load(run / 'step_00000003', single, optimizers)
         seed_all(1)
         train(single, optimizers, 2)
         for name, tensor in checkpoint.full_state_dict(single).items():
             torch.testing.assert_close(after[name], tensor)
     seed_all(51)
-    assert drawn1[2, 2] == [torch.rand(1).item(), np.random.rand(), random.random()]
+    assert drawn_by_rank1[1] == [torch.rand(1).item(), np.random.rand(), random.random()]

@@ -87,7 +87,8 @@ def test_value_from_the_command_line(arg, key, value):
 
 
 @pytest.mark.parametrize('arg', [
-    '--learning_rate=fast', '--learning_rate=True', '--learning_rate=None', '--learning_rate=' + '9' * 400,
+    '--learning_rate=fast', '--learning_rate=True', '--learning_rate=None',
+    '--learning_rate=' + '9' * 400,
     '--steps=1.5', '--steps=1e999', '--steps=True', '--steps=',
     '--compile=1', '--compile=true', '--compile=0.0',
     '--out_dir=None', '--out_dir=True',
@@ -136,8 +137,10 @@ def test_another_missing_module_keeps_its_traceback(tmp_path):
 
 def test_later_wins_and_files_mix_with_keys(tmp_path):
     first = write(tmp_path, 'learning_rate = 1e-3   # high\nsteps = 5\n', 'first.py')
-    second = write(tmp_path, 'import math\n_double = 2 * 4\nsteps = _double\nlearning_rate = math.pi\n', 'second.py')
-    config = parse(Config, ['--steps=1', first, '--learning_rate=2', second, '--steps=9', '--steps=10'])
+    second = write(tmp_path, 'import math\n_double = 2 * 4\nsteps = _double\n'
+                   'learning_rate = math.pi\n', 'second.py')
+    config = parse(Config, ['--steps=1', first, '--learning_rate=2', second,
+                            '--steps=9', '--steps=10'])
     assert (config.learning_rate, config.steps) == (3.141592653589793, 10)
     assert parse(Config, [second, first]).steps == 5
 
@@ -167,7 +170,8 @@ def test_broken_file_names_the_line(tmp_path, text, line, message):
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as error:
         parse(Config, [path])
-    assert str(error.value).startswith(f'{path}:{line}: {message}') and '\n' not in str(error.value)
+    assert str(error.value).startswith(f'{path}:{line}: {message}')
+    assert '\n' not in str(error.value)
 
 
 def test_config_file_does_not_see_or_change_this_module(tmp_path):
@@ -205,8 +209,10 @@ def test_configure_exits(capsys, monkeypatch):
     with pytest.raises(SystemExit) as error:
         configure(Config, ['--stesp=3'])
     out, err = capsys.readouterr()
-    assert error.value.code == 2 and out == '' and isinstance(error.value.__cause__, ConfigError)
-    assert err == "sft.py: command line: unknown key 'stesp'; the nearest known one is 'steps' (see --help)\n"
+    assert error.value.code == 2 and out == ''
+    assert isinstance(error.value.__cause__, ConfigError)
+    assert err == ("sft.py: command line: unknown key 'stesp'; the nearest known one is 'steps' "
+                   '(see --help)\n')
 
 
 def test_help_lists_every_key_with_type_default_and_comment(capsys, monkeypatch):

@@ -1,4 +1,5 @@
-"""hub.py: checkpoints by hub id, damaged and wrong ones, shards read by their ranks, memory, atomic saving."""
+"""hub.py: checkpoints by hub id, damaged and wrong ones, shards read by their ranks, memory, atomic
+saving."""
 import json
 import os
 import subprocess
@@ -18,11 +19,16 @@ from data.tokenizer import Tokenizer
 from model import ModelConfig, Transformer
 
 ROOT = Path(__file__).resolve().parents[1]
-MOE = dict(model_type='deepseek_v3', vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, q_lora_rank=24,
-           kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=12, n_routed_experts=6, num_experts_per_tok=3,
-           moe_intermediate_size=16, num_nextn_predict_layers=1, max_position_embeddings=64, initializer_range=0.2)
-DENSE = dict(model_type='qwen2', vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-             intermediate_size=48, max_position_embeddings=64, tie_word_embeddings=True)
+MOE = dict(
+    model_type='deepseek_v3', vocab_size=96, hidden_size=32, num_hidden_layers=3,
+    num_attention_heads=4, intermediate_size=48, q_lora_rank=24, kv_lora_rank=16,
+    qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=12, n_routed_experts=6,
+    num_experts_per_tok=3, moe_intermediate_size=16, num_nextn_predict_layers=1,
+    max_position_embeddings=64, initializer_range=0.2)
+DENSE = dict(
+    model_type='qwen2', vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, intermediate_size=48, max_position_embeddings=64,
+    tie_word_embeddings=True)
 
 
 def made(shape, **changes):
@@ -31,10 +37,11 @@ def made(shape, **changes):
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# ---- hub ids
+# ---- hub ids ----
 
 
 @pytest.fixture
@@ -50,18 +57,30 @@ def cached(tmp_path):
     return model, repo / 'snapshots' / commit
 
 
+FROM_THE_HUB = '''
+import sys, torch
+from data.tokenizer import Tokenizer
+from model import Transformer
+model = Transformer.from_pretrained('owner/name')
+Tokenizer.from_pretrained('owner/name').check_model(model.cfg.vocab_size, 'owner/name')
+torch.save(model.state_dict(), sys.argv[1])
+try:
+    Transformer.from_pretrained('owner/other')
+except FileNotFoundError as error:
+    print(error)
+'''
+
+
 def test_a_hub_id_is_read_from_the_cache_without_a_connection(cached, tmp_path):
     model, folder = cached
-    code = ('import sys, torch; from model import Transformer; from data.tokenizer import Tokenizer\n'
-            'm = Transformer.from_pretrained("owner/name"); Tokenizer.from_pretrained("owner/name").check_model(m.cfg.vocab_size, "owner/name")\n'
-            'torch.save(m.state_dict(), sys.argv[1])\n'
-            'try: Transformer.from_pretrained("owner/other")\n'
-            'except FileNotFoundError as error: print(error)')
     env = {**os.environ, 'HF_HUB_CACHE': str(tmp_path / 'cache'), 'HF_HUB_OFFLINE': '1'}
-    said = subprocess.run([sys.executable, '-c', code, tmp_path / 'read.pt'], cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, '-c', FROM_THE_HUB, tmp_path / 'read.pt']
+    said = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True,
+                          check=True).stdout
     read = torch.load(tmp_path / 'read.pt')
     assert all(torch.equal(read[name], t) for name, t in model.state_dict().items())
-    assert said.startswith('owner/other is no folder here, and the hub gave no such model:') and said.count('\n') == 1
+    assert said.startswith('owner/other is no folder here, and the hub gave no such model:')
+    assert said.count('\n') == 1
 
 
 def test_what_is_asked_of_the_hub(cached, monkeypatch):
@@ -75,44 +94,57 @@ def test_what_is_asked_of_the_hub(cached, monkeypatch):
     assert same(Transformer.from_pretrained('owner/name@v1.0'), model)
     Tokenizer.from_pretrained('owner/name@v1.0')
     assert [a[:2] for a in asked] == [('owner/name', 'v1.0')] * 2
-    assert '*.safetensors' in asked[0][2] and 'config.json' in asked[0][2] and not any('bin' in p for p in asked[0][2])
-    assert '*.safetensors' not in asked[1][2] and asked[0][3] == ['*/*']   # original/consolidated... of some repositories
+    of_model, of_tokenizer = asked[0][2], asked[1][2]
+    assert '*.safetensors' in of_model and 'config.json' in of_model
+    assert not any('bin' in pattern for pattern in of_model)
+    assert '*.safetensors' not in of_tokenizer
+    assert asked[0][3] == ['*/*']   # original/consolidated... of some repositories
 
 
-@pytest.mark.parametrize('failure', [ConnectionError('the network is down'), OSError(28, 'No space left on device'), RuntimeError('?\nno')])
+@pytest.mark.parametrize('failure', [
+    ConnectionError('the network is down'),
+    OSError(28, 'No space left on device'),
+    RuntimeError('?\nno'),
+])
 def test_a_failed_download_is_one_line(failure, monkeypatch):
     def download(*_, **__):
         raise failure
     monkeypatch.setattr('huggingface_hub.snapshot_download', download)
     with pytest.raises(FileNotFoundError) as error:
         Transformer.from_pretrained('owner/name')
-    assert str(error.value).startswith('owner/name is no folder here') and '\n' not in str(error.value)
+    assert str(error.value).startswith('owner/name is no folder here')
+    assert '\n' not in str(error.value)
     with pytest.raises(FileNotFoundError, match='is no folder'):
         Transformer.from_pretrained('/nowhere/at/all')
 
 
-# ---- bad input
-
+# ---- bad input ----
 
 def test_numbers_of_wrong_tensors_stand_in_ranges(tmp_path):
     made(MOE).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / 'model.safetensors')
     for e in (0, 1, 2, 5):
-        del tensors[f'model.layers.1.mlp.experts.{e}.up_proj.weight'], tensors[f'model.layers.2.mlp.experts.{e}.up_proj.weight']
+        del tensors[f'model.layers.1.mlp.experts.{e}.up_proj.weight']
+        del tensors[f'model.layers.2.mlp.experts.{e}.up_proj.weight']
     del tensors['model.norm.weight']
     tensors['model.layers.0.mlp.gate_proj.weight'] = torch.zeros(2, 2)
-    tensors['model.layers.0.self_attn.rotary_emb.inv_freq'] = torch.zeros(2)    # stray, as in some checkpoints
+    # stray, as in some checkpoints
+    tensors['model.layers.0.self_attn.rotary_emb.inv_freq'] = torch.zeros(2)
     tensors['score.weight'] = torch.zeros(1)
     save_file(tensors, tmp_path / 'model.safetensors')
     with pytest.raises(ValueError) as error:
         Transformer.from_pretrained(tmp_path)
     said = str(error.value).split(': ', 2)[2].split('; ')
-    assert said == ['misshapen model.layers.0.mlp.gate_proj.weight: [2, 2] in the file, [48, 32] by config.json',
-                    'missing model.layers.{1-2}.mlp.experts.{0-2,5}.up_proj.weight', 'missing model.norm.weight', 'unexpected score.weight']
+    assert said == ['misshapen model.layers.0.mlp.gate_proj.weight: '
+                    '[2, 2] in the file, [48, 32] by config.json',
+                    'missing model.layers.{1-2}.mlp.experts.{0-2,5}.up_proj.weight',
+                    'missing model.norm.weight',
+                    'unexpected score.weight']
 
 
 @pytest.mark.parametrize('change, said', [
-    ({'model_type': 'mamba', 'architectures': ['MambaForCausalLM']}, "model_type 'mamba' (architectures ['MambaForCausalLM']) is not supported"),
+    ({'model_type': 'mamba', 'architectures': ['MambaForCausalLM']},
+     "model_type 'mamba' (architectures ['MambaForCausalLM']) is not supported"),
     ({'rms_norm_eps': 'small'}, "rms_norm_eps must be a number >= 0, got 'small'"),
     ({'rope_theta': -1}, 'rope_theta must be a number >= 0'),
     ({'tie_word_embeddings': 'yes'}, "tie_word_embeddings must be bool, got 'yes'"),
@@ -123,7 +155,8 @@ def test_numbers_of_wrong_tensors_stand_in_ranges(tmp_path):
     ({'num_experts_per_tok': 7}, 'num_experts_per_tok=7 exceeds'),
     ({'n_group': 4}, 'do not split into n_group=4'),
     ({'quantization_config': {'quant_method': 'awq'}}, "quantization_config 'awq'"),
-    ({'quantization_config': {'quant_method': 'fp8', 'weight_block_size': [64, 64]}}, 'weight_block_size=[64, 64]'),
+    ({'quantization_config': {'quant_method': 'fp8', 'weight_block_size': [64, 64]}},
+     'weight_block_size=[64, 64]'),
 ])
 def test_a_wrong_value_is_named_with_its_file(tmp_path, change, said):
     made(MOE).save_pretrained(tmp_path)
@@ -131,7 +164,8 @@ def test_a_wrong_value_is_named_with_its_file(tmp_path, change, said):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError) as error:
         Transformer.from_pretrained(tmp_path)
-    assert said in str(error.value) and str(error.value).startswith(str(path)) and '\n' not in str(error.value)
+    message = str(error.value)
+    assert said in message and message.startswith(str(path)) and '\n' not in message
 
 
 SIZES = dict(vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
@@ -316,8 +350,7 @@ def test_a_key_that_programs_read_differently_is_told():
             ModelConfig.from_hub({**RELEASED[name], **change})
 
 
-# ---- several files
-
+# ---- several files ----
 
 def test_old_shards_beside_a_newer_file_are_refused_whichever_is_right(tmp_path):
     made(DENSE).save_pretrained(tmp_path, max_shard_bytes=10_000)
@@ -412,7 +445,8 @@ def test_broken_files_are_named(tmp_path):
         with pytest.raises(ValueError, match=f'{shards[1].name}: damaged or truncated'):
             Transformer.from_pretrained(tmp_path)
     shards[1].unlink()
-    with pytest.raises(FileNotFoundError, match=f'{shards[1].name} is named by {index.name} but does not exist'):
+    missing = f'{shards[1].name} is named by {index.name} but does not exist'
+    with pytest.raises(FileNotFoundError, match=missing):
         Transformer.from_pretrained(tmp_path)
     index.write_text('{"metadata": {}}')
     with pytest.raises(ValueError, match='no "weight_map"'):
@@ -427,20 +461,23 @@ def test_a_tokenizer_of_another_model_is_refused():
     tokenizer.check_model(258, 'x')
     tokenizer.check_model(384, 'x')                          # rounded up
     for rows in (257, 151_936):
-        with pytest.raises(ValueError, match=f'x and y do not belong together: the tokenizer has 258 tokens, the model an embedding of {rows}'):
+        with pytest.raises(ValueError, match='x and y do not belong together: the tokenizer has '
+                                             f'258 tokens, the model an embedding of {rows}'):
             tokenizer.check_model(rows, 'x and y')
 
 
 def test_a_wrong_checkpoint_is_one_line_on_the_terminal(tmp_path):
     made(DENSE).save_pretrained(tmp_path)
-    Tokenizer.from_words(['ab'], ['<|end|>']).save_pretrained(tmp_path)           # 258 tokens, the model has 97
-    run = subprocess.run([sys.executable, ROOT / 'sample.py', f'--checkpoint={tmp_path}', '--chat=True'], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    tokenizer = Tokenizer.from_words(['ab'], ['<|end|>'])     # 258 tokens, the model has 97
+    tokenizer.save_pretrained(tmp_path)
+    command = [sys.executable, ROOT / 'sample.py', f'--checkpoint={tmp_path}', '--chat=True']
+    run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert run.returncode == 1 and run.stderr.count('\n') == 1
-    assert run.stderr.startswith(f'sample.py: tokenizer and model in {tmp_path} do not belong together')
+    assert run.stderr.startswith(f'sample.py: tokenizer and model in {tmp_path} '
+                                 'do not belong together')
 
 
-# ---- each rank reads what it keeps
-
+# ---- each rank reads what it keeps ----
 
 def read_by_two_ranks(rank, folder, shapes):
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -456,16 +493,24 @@ def read_by_two_ranks(rank, folder, shapes):
         for layer in model.model.layers:
             fully_shard(layer)
         fully_shard(model)
+
     for name, dtype in shapes:
-        hub.read, elements[:] = counted, []
+        elements.clear()
+        hub.read = counted
         model = Transformer.from_pretrained(folder / name, dtype, shard=into_units)
         hub.read = read
         whole = Transformer.from_pretrained(folder / name, dtype)
         assert all(isinstance(p, DTensor) for p in model.parameters())
-        for (key, a), b in zip(model.state_dict().items(), whole.state_dict().values(), strict=True):
-            assert torch.equal(a.full_tensor() if isinstance(a, DTensor) else a, b), key
-        kept = sum(p.to_local().numel() for p in model.parameters()) + sum(b.numel() for b in model.buffers())
-        assert sum(elements) == kept, (sum(elements), kept)   # nothing was read that this rank does not keep
+        theirs = whole.state_dict()
+        for key, tensor in model.state_dict().items():
+            ours = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            assert torch.equal(ours, theirs.pop(key)), key
+        assert not theirs
+        kept = sum(p.to_local().numel() for p in model.parameters())
+        kept += sum(buffer.numel() for buffer in model.buffers())
+        read_here = sum(elements)
+        assert read_here == kept, (read_here, kept)   # nothing that this rank does not keep
+
         ids = torch.arange(20)[None]
         torch.testing.assert_close(model(ids), whole(ids))
         register_fsdp_forward_method(model, 'logprobs')
@@ -478,13 +523,18 @@ def read_by_two_ranks(rank, folder, shapes):
 
 
 def test_each_rank_reads_only_the_rows_that_it_keeps(tmp_path):
-    made(MOE, n_routed_experts=5).save_pretrained(tmp_path / 'moe', max_shard_bytes=60_000)    # 5 experts and 97 rows do not halve
+    moe = dict(MOE, n_routed_experts=5)      # 5 experts and 97 rows do not halve
+    made(moe).save_pretrained(tmp_path / 'moe', max_shard_bytes=60_000)
     made(DENSE).save_pretrained(tmp_path / 'dense')
     jobs = [('moe', torch.float32), ('dense', torch.bfloat16)]
-    torch.multiprocessing.start_processes(read_by_two_ranks, (tmp_path, jobs), nprocs=2, start_method='spawn')
-    for i, shape in enumerate((dict(MOE, n_routed_experts=5), DENSE)):
-        kept, model = [torch.load(tmp_path / f'kept{rank}')[i] for rank in (0, 1)], made(shape)
-        assert sum(kept) == sum(p.numel() for p in model.parameters()) + 2 * sum(b.numel() for b in model.buffers())
+    torch.multiprocessing.start_processes(read_by_two_ranks, (tmp_path, jobs), nprocs=2,
+                                          start_method='spawn')
+    for i, shape in enumerate((moe, DENSE)):
+        kept = [torch.load(tmp_path / f'kept{rank}')[i] for rank in (0, 1)]
+        model = made(shape)
+        sharded = sum(p.numel() for p in model.parameters())
+        on_both = sum(b.numel() for b in model.buffers())
+        assert sum(kept) == sharded + 2 * on_both
         assert max(kept) < 0.6 * sum(kept)
 
 
@@ -498,8 +548,7 @@ def test_rows_of_fp8_blocks_are_the_rows_of_the_whole(tmp_path):
         assert torch.equal(hub.read(files, 'w', rows), expected[rows])
 
 
-# ---- memory
-
+# ---- memory ----
 
 PEAK = '''
 import sys, threading, time, torch
@@ -522,26 +571,30 @@ print(size, loaded, rss('VmHWM') - before)
 '''
 
 
-LARGE = dict(MOE, vocab_size=32000, hidden_size=1024, num_hidden_layers=12, intermediate_size=4096, moe_intermediate_size=704, n_routed_experts=32,
-             kv_lora_rank=128)
-MIDDLE = dict(MOE, vocab_size=4096, hidden_size=512, num_hidden_layers=6, intermediate_size=2048, moe_intermediate_size=512, n_routed_experts=16,
-              kv_lora_rank=64)
+LARGE = dict(MOE, vocab_size=32000, hidden_size=1024, num_hidden_layers=12, intermediate_size=4096,
+             moe_intermediate_size=704, n_routed_experts=32, kv_lora_rank=128)
+MIDDLE = dict(MOE, vocab_size=4096, hidden_size=512, num_hidden_layers=6, intermediate_size=2048,
+              moe_intermediate_size=512, n_routed_experts=16, kv_lora_rank=64)
 
 
-@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='needs Linux to say what the peak was')
+@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK),
+                    reason='needs Linux to say what the peak was')
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('shape', [MIDDLE, pytest.param(LARGE, marks=pytest.mark.slow)], ids=['middle', 'large'])
+@pytest.mark.parametrize('shape', [MIDDLE, pytest.param(LARGE, marks=pytest.mark.slow)],
+                         ids=['middle', 'large'])
 def test_loading_and_a_forward_pass_peak_near_the_size_of_the_weights(tmp_path, shape, dtype):
-    made(shape).save_pretrained(tmp_path / 'big', dtype=torch.bfloat16)     # one file: mapped whole it would count twice
+    # one file: mapped whole it would count twice
+    made(shape).save_pretrained(tmp_path / 'big', dtype=torch.bfloat16)
     made(MOE).save_pretrained(tmp_path / 'small')
-    run = subprocess.run([sys.executable, '-c', PEAK, tmp_path / 'big', tmp_path / 'small', dtype], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, '-c', PEAK, tmp_path / 'big', tmp_path / 'small', dtype]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     size, loaded, peak = map(int, run.stdout.split())
-    print(f'{dtype}: {size / 2**20:.0f} MiB, loading {loaded / size:.3f}, with a forward pass {peak / size:.3f}')
+    print(f'{dtype}: {size / 2**20:.0f} MiB, loading {loaded / size:.3f}, '
+          f'with a forward pass {peak / size:.3f}')
     assert 0.9 * size < loaded <= peak < 1.2 * size
 
 
-# ---- saving
-
+# ---- saving ----
 
 def test_shards_are_of_the_size_asked_for_and_keep_every_tensor(tmp_path):
     model = made(MOE)
@@ -552,42 +605,60 @@ def test_shards_are_of_the_size_asked_for_and_keep_every_tensor(tmp_path):
         tensors = load_file(path)
         sizes.append(sum(t.nbytes for t in tensors.values()))
         assert sizes[-1] <= 20_000 or len(tensors) == 1
-        names.update({name: path.name for name in tensors})
+        names.update(dict.fromkeys(tensors, path.name))
         with safe_open(path, 'pt') as f:
             assert f.metadata() == {'format': 'pt'}
-    assert names == index['weight_map'] and sum(sizes) == index['metadata']['total_size'] and len(sizes) > 3
-    assert {'model.layers.3.eh_proj.weight', 'model.layers.3.mlp.experts.5.down_proj.weight'} <= set(names)   # the MTP layer
-    again = Transformer.from_pretrained(tmp_path, torch.bfloat16)
-    for (name, a), b in zip(again.state_dict().items(), model.state_dict().values(), strict=True):
-        assert torch.equal(a, b.to(a.dtype)), name
+    assert names == index['weight_map'] and len(sizes) > 3
+    assert sum(sizes) == index['metadata']['total_size']
+    of_the_mtp_layer = {'eh_proj.weight', 'mlp.experts.5.down_proj.weight'}
+    assert {f'model.layers.3.{name}' for name in of_the_mtp_layer} <= set(names)
+    again = Transformer.from_pretrained(tmp_path, torch.bfloat16).state_dict()
+    before = model.state_dict()
+    assert again.keys() == before.keys()
+    for name, tensor in again.items():
+        assert torch.equal(tensor, before[name].to(tensor.dtype)), name
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after(steps, function, *args):
+    """Whether function(*args) was stopped after so many renames and deletions of files."""
+    left = steps
+
+    def counted(call):
+        def run(*args, **kwargs):
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            return call(*args, **kwargs)
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'replace', counted(os.replace))
+        patch.setattr(Path, 'unlink', counted(Path.unlink))
+        try:
+            function(*args)
+        except Killed:
+            return True
+    return False
 
 
 @pytest.mark.parametrize('before, after', [(20_000, 2**30), (2**30, 20_000), (20_000, 20_000)])
-def test_a_save_that_is_killed_while_it_replaces_leaves_no_mixture(tmp_path, monkeypatch, before, after):
-    """Stopped after any number of its renames and deletions, the folder holds the old model, the new one, or none that loads."""
+def test_a_save_that_is_killed_while_it_replaces_leaves_no_mixture(tmp_path, before, after):
+    """Stopped after any number of its renames and deletions, the folder holds the old model, the
+    new one, or none that loads."""
     old, new = made(MOE), made(MOE)
     with torch.no_grad():
         for p in new.parameters():
             p.add_(1)
     for steps in range(30):
-        folder, left = tmp_path / str(steps), [steps]
+        folder = tmp_path / str(steps)
         old.save_pretrained(folder, max_shard_bytes=before)
-
-        def counted(function):
-            def run(*args, **kwargs):
-                if not left[0]:
-                    raise KeyboardInterrupt
-                left[0] -= 1
-                return function(*args, **kwargs)
-            return run
-        with monkeypatch.context() as m:
-            m.setattr(os, 'replace', counted(os.replace))
-            m.setattr(Path, 'unlink', counted(Path.unlink))
-            try:
-                new.save_pretrained(folder, max_shard_bytes=after)
-                break
-            except KeyboardInterrupt:
-                pass
+        if not killed_after(steps, new.save_pretrained, folder, None, after):
+            break
         try:
             found = Transformer.from_pretrained(folder)
         except FileNotFoundError as error:
