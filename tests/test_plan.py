@@ -19,35 +19,57 @@ from sample import Sampler
 from model import ModelConfig, Transformer
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'config'
-DENSE = dict(model_type='qwen3', vocab_size=1024, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-             head_dim=32, intermediate_size=512, max_position_embeddings=1024)
-MOE = dict(model_type='deepseek_v3', vocab_size=1024, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, q_lora_rank=None,
-           kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=32, intermediate_size=512, first_k_dense_replace=1,
-           n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1, moe_intermediate_size=128, max_position_embeddings=1024)
-RELEASED = {  # config.json of the hub, less what has no part in sizes -> parameters
-    'Qwen2.5-1.5B': (dict(model_type='qwen2', vocab_size=151936, hidden_size=1536, num_hidden_layers=28, num_attention_heads=12,
-                          num_key_value_heads=2, intermediate_size=8960, tie_word_embeddings=True, max_position_embeddings=131072), 1_543_714_304),
-    'Qwen2.5-7B': (dict(model_type='qwen2', vocab_size=152064, hidden_size=3584, num_hidden_layers=28, num_attention_heads=28,
-                        num_key_value_heads=4, intermediate_size=18944, tie_word_embeddings=False, max_position_embeddings=131072), 7_615_616_512),
-    'Moonlight-16B-A3B': (dict(model_type='deepseek_v3', vocab_size=163840, hidden_size=2048, num_hidden_layers=27, num_attention_heads=16,
-                               kv_lora_rank=512, q_lora_rank=None, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
-                               intermediate_size=11264, moe_intermediate_size=1408, n_routed_experts=64, n_shared_experts=2,
-                               num_experts_per_tok=6, first_k_dense_replace=1, max_position_embeddings=8192), 15_960_000_000),   # the model card's 16B, to four digits
+DENSE = dict(
+    model_type='qwen3', vocab_size=1024, hidden_size=128, num_hidden_layers=4,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=32, intermediate_size=512,
+    max_position_embeddings=1024)
+MOE = dict(
+    model_type='deepseek_v3', vocab_size=1024, hidden_size=128, num_hidden_layers=4,
+    num_attention_heads=4, q_lora_rank=None, kv_lora_rank=32, qk_nope_head_dim=16,
+    qk_rope_head_dim=16, v_head_dim=32, intermediate_size=512, first_k_dense_replace=1,
+    n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1, moe_intermediate_size=128,
+    max_position_embeddings=1024)
+RELEASED = {  # config.json of the hub, less what has no part in sizes
+    'Qwen2.5-1.5B': dict(
+        model_type='qwen2', vocab_size=151936, hidden_size=1536, num_hidden_layers=28,
+        num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960,
+        tie_word_embeddings=True, max_position_embeddings=131072),
+    'Qwen2.5-7B': dict(
+        model_type='qwen2', vocab_size=152064, hidden_size=3584, num_hidden_layers=28,
+        num_attention_heads=28, num_key_value_heads=4, intermediate_size=18944,
+        tie_word_embeddings=False, max_position_embeddings=131072),
+    'Moonlight-16B-A3B': dict(
+        model_type='deepseek_v3', vocab_size=163840, hidden_size=2048, num_hidden_layers=27,
+        num_attention_heads=16, kv_lora_rank=512, q_lora_rank=None, qk_nope_head_dim=128,
+        qk_rope_head_dim=64, v_head_dim=128, intermediate_size=11264, moe_intermediate_size=1408,
+        n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6, first_k_dense_replace=1,
+        max_position_embeddings=8192),
+}
+PARAMETERS = {
+    'Qwen2.5-1.5B': 1_543_714_304,
+    'Qwen2.5-7B': 7_615_616_512,
+    'Moonlight-16B-A3B': 15_960_000_000,   # the model card's 16B, to four digits
 }
 
 
 class Peak(TorchDispatchMode):
-    """`with Peak(tensors) as p:` p.peak is the most bytes of storage alive at once, that of the tensors given included."""
+    """`with Peak(tensors) as p:` p.peak is the most bytes of storage alive at once, that of the
+    tensors given included."""
 
     def __init__(self, tensors):
         super().__init__()
-        self.sizes, self.now, self.peak = {}, 0, 0
+        self.sizes = {}   # of the storages that are alive, by address
+        self.now = 0
+        self.peak = 0
         for t in tensors:
             self.note(t)
 
     def note(self, t):
-        storage = t if t.is_mkldnn else t.untyped_storage()      # oneDNN's own tensors have none
-        key, size = (id(t), t.numel() * t.element_size()) if t.is_mkldnn else (storage._cdata, storage.nbytes())
+        if t.is_mkldnn:      # oneDNN's own tensors have no storage
+            storage, key, size = t, id(t), t.numel() * t.element_size()
+        else:
+            storage = t.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
         if key not in self.sizes:
             self.sizes[key] = size
             self.now += size
@@ -71,22 +93,32 @@ def test_the_peak_of_training_is_as_planned(shape, dtype, checkpointing):
     model.activation_checkpointing = checkpointing
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(0, 1024, (4, 256))
-    batch = dict(input_ids=ids, labels=F.pad(ids[:, 1:], (0, 1), value=-100), doc_ids=torch.zeros_like(ids))
+    labels = F.pad(ids[:, 1:], (0, 1), value=-100)
+    batch = dict(input_ids=ids, labels=labels, doc_ids=torch.zeros_like(ids))
 
     def step():
-        for _ in range(2):  # two micro-batches: the second one's activations beside the gradients of the first
+        # two micro-batches: the second one's activations beside the gradients of the first
+        for _ in range(2):
             with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'):
                 loss = -model.logprobs(**batch)[0].mean()
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     step()
-    with Peak([*model.parameters(), *(t for state in optimizer.state.values() for t in state.values())]) as measured:
+    tensors = list(model.parameters())
+    for state in optimizer.state.values():
+        tensors += state.values()
+    with Peak(tensors) as measured:
         step()
-    peak = measured.peak
-    planned = plan.plan(model.cfg, rows=4, length=256, dtype=dtype, checkpointing=checkpointing, gpu=False)
-    print(f'{planned["peak"] / 2**20:.1f} MiB planned, {peak / 2**20:.1f} measured', {k: round(v / 2**20, 2) for k, v in planned.items()})
-    assert 0.9 < planned['peak'] / peak < 1.2
+    planned = plan.memory(model.cfg, plan.Workload(rows=4, length=256, dtype=dtype,
+                                                   checkpointing=checkpointing, gpu=False))
+    show(planned, measured.peak)
+    assert 0.9 < planned['peak'] / measured.peak < 1.2
+
+
+def show(planned, peak):
+    print(f'{planned["peak"] / 2**20:.1f} MiB planned, {peak / 2**20:.1f} measured',
+          {name: round(size / 2**20, 2) for name, size in planned.items()})
 
 
 @pytest.mark.parametrize('shape', [DENSE, MOE], ids=['dense', 'moe'])
@@ -95,49 +127,69 @@ def test_the_peak_of_sampling_is_as_planned(shape):
     prompts = [torch.randint(0, 1024, (200,)).tolist() for _ in range(16)]
     with Peak(model.parameters()) as measured:
         Sampler(model, (), 128).generate(prompts, 8, 8)
-    peak = measured.peak
-    planned = plan.plan(model.cfg, train=False, slots=128, prompts=16, prompt=200, new_tokens=8, gpu=False)
-    print(f'{planned["peak"] / 2**20:.1f} MiB planned, {peak / 2**20:.1f} measured', {k: round(v / 2**20, 2) for k, v in planned.items()})
-    assert 0.7 < planned['peak'] / peak < 1.3
+    planned = plan.memory(model.cfg, plan.Workload(train=False, slots=128, prompts=16, prompt=200,
+                                                   new_tokens=8, gpu=False))
+    show(planned, measured.peak)
+    assert 0.7 < planned['peak'] / measured.peak < 1.3
 
 
 @pytest.mark.parametrize('name', RELEASED)
 def test_parameters_are_those_of_the_released_model(name):
-    shape, count = RELEASED[name]
-    cfg = ModelConfig.from_hub(shape)
-    assert plan.plan(cfg, train=False, dtype='bfloat16')['parameters'] == pytest.approx(2 * count, rel=1e-4)
-    parts = plan.plan(cfg, rows=1, length=512, ranks=8)
-    assert [parts[k] for k in ('parameters', 'gradients', 'optimizer')] == pytest.approx([4 * count / 8, 4 * count / 8, count], rel=1e-4)
+    cfg, count = ModelConfig.from_hub(RELEASED[name]), PARAMETERS[name]
+    sampling = plan.memory(cfg, plan.Workload(train=False, dtype='bfloat16'))
+    assert sampling['parameters'] == pytest.approx(2 * count, rel=1e-4)
+    training = plan.memory(cfg, plan.Workload(rows=1, length=512, ranks=8))
+    assert training['parameters'] == pytest.approx(4 * count / 8, rel=1e-4)
+    assert training['gradients'] == pytest.approx(4 * count / 8, rel=1e-4)
+    assert training['optimizer'] == pytest.approx(count, rel=1e-4)
 
 
-PRESETS = {'grpo_qwen2.5_1.5b': (grpo, 'Qwen2.5-1.5B'), 'grpo_qwen2.5_7b': (grpo, 'Qwen2.5-7B'), 'grpo_moonlight': (grpo, 'Moonlight-16B-A3B'),
-           'distill_qwen2.5_math_7b': (sft, 'Qwen2.5-7B')}
+PRESETS = {
+    'grpo_qwen2.5_1.5b': (grpo, 'Qwen2.5-1.5B'),
+    'grpo_qwen2.5_7b': (grpo, 'Qwen2.5-7B'),
+    'grpo_moonlight': (grpo, 'Moonlight-16B-A3B'),
+    'distill_qwen2.5_math_7b': (sft, 'Qwen2.5-7B'),
+}
 
 
 @pytest.mark.parametrize('preset', PRESETS)
 def test_presets_are_planned_refused_and_advised(preset, tmp_path, capsys):
     script, name = PRESETS[preset]
-    (tmp_path / 'config.json').write_text(json.dumps(RELEASED[name][0]))     # no weights: none are read
+    config = json.dumps(RELEASED[name])
+    (tmp_path / 'config.json').write_text(config)     # no weights: none are read
     args = [str(CONFIGS / f'{preset}.py'), f'--init_from={tmp_path}', f'--out_dir={tmp_path}/out']
     script.main(parse(script.Config, [*args, '--plan=8x80']))
-    shown = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[1:]}
-    assert shown['parameters'] == pytest.approx(4 * RELEASED[name][1] / 8 / 2**30, rel=1e-3) and 1 < shown['peak'] < 80e9 / 2**30
-    with pytest.raises(SystemExit, match=r'does not fit: the peak of [\d.]+ GiB is above 22.4 GiB; ') as refused:
+    shown = {}
+    for line in capsys.readouterr().out.splitlines()[1:]:
+        part, gib = line.split()
+        shown[part] = float(gib)
+    assert shown['parameters'] == pytest.approx(4 * PARAMETERS[name] / 8 / 2**30, rel=1e-3)
+    assert 1 < shown['peak'] < 80e9 / 2**30
+    message = r'does not fit: the peak of [\d.]+ GiB is above 22.4 GiB; '
+    with pytest.raises(SystemExit, match=message) as refused:
         script.main(parse(script.Config, [*args, '--plan=1x24']))
-    run, cfg = parse(script.Config, args), ModelConfig.from_hub(RELEASED[name][0])
+    run, cfg = parse(script.Config, args), ModelConfig.from_hub(RELEASED[name])
     said = str(refused.value).split('; ')[1]
     if 'nothing' not in said:  # what it advises does fit
-        ranks = int(f' {said}'.split(' on ')[1].split()[0]) if ' on ' in f' {said}' else 1
-        changed = parse(script.Config, args + [word for word in said.split() if word.startswith('--')])
-        assert plan.needs(changed, cfg, ranks, True)['peak'] <= 24e9 < plan.needs(run, cfg, 1, True)['peak']
+        ranks = 1
+        if ' on ' in f' {said}':
+            ranks = int(f' {said}'.split(' on ')[1].split()[0])
+        flags = [word for word in said.split() if word.startswith('--')]
+        changed = plan.needs(parse(script.Config, args + flags), cfg, ranks, True)
+        assert changed['peak'] <= 24e9 < plan.needs(run, cfg, 1, True)['peak']
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('change, knob', [(dict(micro_tokens=2**19), '--micro_tokens='), (dict(slots=4096, prompts=4096), '--slots='),
-                                          (dict(activation_checkpointing=False, micro_tokens=2**15), '--'), (dict(dtype='float32', slots=700), '--')])
+@pytest.mark.parametrize('change, knob', [
+    (dict(micro_tokens=2**19), '--micro_tokens='),
+    (dict(slots=4096, prompts=4096), '--slots='),
+    (dict(activation_checkpointing=False, micro_tokens=2**15), '--'),
+    (dict(dtype='float32', slots=700), '--'),
+])
 def test_the_one_knob_that_would_make_it_fit_is_named(change, knob):
-    cfg = ModelConfig.from_hub(RELEASED['Qwen2.5-1.5B'][0])
-    run = dataclasses.replace(parse(grpo.Config, [str(CONFIGS / 'grpo_qwen2.5_1.5b.py')]), **change)
+    cfg = ModelConfig.from_hub(RELEASED['Qwen2.5-1.5B'])
+    preset = parse(grpo.Config, [str(CONFIGS / 'grpo_qwen2.5_1.5b.py')])
+    run = dataclasses.replace(preset, **change)
     if plan.needs(run, cfg, 1, True)['peak'] <= 40e9:
         pytest.fail('the case fits as it is')
     said = plan.advice(run, cfg, 1, True, 40e9)
@@ -148,7 +200,7 @@ def test_the_one_knob_that_would_make_it_fit_is_named(change, knob):
 
 
 def test_sampling_is_planned_and_bad_machines_are_refused(tmp_path):
-    (tmp_path / 'config.json').write_text(json.dumps(RELEASED['Qwen2.5-7B'][0]))
+    (tmp_path / 'config.json').write_text(json.dumps(RELEASED['Qwen2.5-7B']))
     evaluate.main(evaluate.Config(checkpoint=str(tmp_path), dtype='bfloat16', slots=8, plan='1x24'))
     with pytest.raises(SystemExit, match='--dtype=bfloat16 fits'):
         evaluate.main(evaluate.Config(checkpoint=str(tmp_path), slots=8, plan='1x24'))
