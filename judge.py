@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import hub
 from data.tokenizer import Tokenizer
 from model import Transformer, cast_once
 from rewards import split_response
@@ -76,7 +77,7 @@ class Judge:
         if not path.exists():
             raise ValueError(f'{folder} holds no reward model: train one with python preference.py '
                              f'--out_dir={folder}')
-        about = json.loads(path.read_text())
+        about = hub.read_json(path)
         self.judged = about['judged']
         self.model = RewardModel.from_pretrained(folder, device=device)
         self.tokenizer = Tokenizer.from_pretrained(folder)

@@ -555,7 +555,7 @@ class Log:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         settings, now = self.folder / 'config.run.json', json.loads(json.dumps(asdict(cfg)))
-        before = json.loads(settings.read_text()) if step and settings.exists() else now
+        before = hub.read_json(settings) if step and settings.exists() else now
         for key in now:
             if before.get(key) != now[key]:
                 self.warn(f'{key} was {before.get(key)!r}; from step {step} on it is {now[key]!r}')
@@ -592,7 +592,7 @@ class Log:
         """The run's id, made at its start and kept beside its checkpoints: a run that begins again,
         or goes on in a copy of its folder, is another. A folder that was moved holds the same."""
         path, here = self.folder / 'wandb.json', str(self.folder.resolve())
-        known = json.loads(path.read_text()) if step and path.exists() else {}
+        known = hub.read_json(path) if step and path.exists() else {}
         copied = known and known['folder'] != here and (Path(known['folder']) / path.name).exists()
         if not known or copied:
             known = {'id': uuid.uuid4().hex[:12]}
