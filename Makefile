@@ -32,23 +32,23 @@ lint: .venv/tests   ## widths, unused names and the like, over every Python file
 	$(BIN)/ruff check .
 
 kernels: .venv/tests   ## compiles every Triton kernel in bf16 and float32 for sm_80, 86, 89, 90, 100 and 120 (no GPU needed; minutes) and prints what came out; Linux
-	$(PY) kernels/aot.py
+	$(PY) tools/aot.py
 
 test-slow: .venv/tests   ## full-length runs and kill loops
 	$(PY) -m pytest -q -m slow --durations=10
 
 bench: setup   ## speed beside other code, in ratios; make bench WHAT="train --rounds=7" for one comparison
 	$(BIN)/pip install -q -e '.[test,bench]'
-	$(PY) bench.py $(WHAT)
+	$(PY) tools/bench.py $(WHAT)
 
 bench-gpu: setup   ## everything that is measured on a GPU, in nine minutes
-	$(PY) bench.py gpu
+	$(PY) tools/bench.py gpu
 
 plot: setup   ## curves of a run: make plot RUN=out/r1/zero
-	$(PY) plots/metrics.py --run=$(RUN)
+	$(PY) tools/metrics.py --run=$(RUN)
 
 plot-budget: setup   ## accuracy against tokens spent, before and after RL: make plot-budget RUN=out/r1
-	$(PY) plots/budget.py --run=$(RUN)
+	$(PY) tools/budget.py --run=$(RUN)
 
 # ---- the recipe: each target is a file that its command writes last. What it waits for stands after a |, so that only whether
 # a file is there counts: a copy of $(RUN) has new dates in any order
@@ -123,7 +123,7 @@ REPORTED := $(RUN)/distill/config.json $(RUN)/student_rl/config.json $(STAGES:%=
   $(RUN)/reject/eval_sort.json $(RUN)/final/eval_sort.json
 stages: $(REPORTED)
 $(RUN)/report.json: | $(REPORTED)
-	$(PY) plots/report.py --run=$(RUN)
+	$(PY) tools/report.py --run=$(RUN)
 
 # ---- controls of RESULTS.md: as many SFT steps instead of RL; RL on a random reward; a base whose corpus holds no full search
 controls: $(RUN)/control_sft/eval.json $(RUN)/control_random/eval.json $(RUN)/nosearch/zero/eval.json $(RUN)/nosearch/base/eval.json

@@ -9,8 +9,9 @@ Every kernel's public function asks `fused(x)` and takes one of the two paths. T
 kernel, never for CPU tensors or under 'torch': the project runs where Triton does not exist (macOS). The one exception is
 Triton's interpreter, which runs kernels on CPU tensors, slowly: TRITON_INTERPRET=1 in the environment and kernels.use('triton').
 
-    python kernels/aot.py      compiles every kernel for six chips, sm_80 to sm_120, without a GPU: make kernels
-    python kernels/bench.py    checks and times every kernel on a GPU
+    python tools/aot.py             compiles every kernel for six chips, sm_80 to sm_120, without a
+                                    GPU: make kernels
+    python tools/kernel_bench.py    checks and times every kernel on a GPU
 
 For the first, each file's compile_cases(sm, x) yields what it launches on chip sm (80, 90, ...) for numbers of type x ('*bf16' or
 '*fp32') at the shapes of DeepSeek-V3 and a 1.5B dense model, in the same order on every chip:

@@ -16,7 +16,7 @@ from configurator import parse
 from data import pairs
 from data.countdown import prepare
 from model import Transformer
-from plots import report
+from tools import report
 
 ROOT = Path(__file__).resolve().parents[1]
 

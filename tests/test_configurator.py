@@ -114,9 +114,9 @@ def test_a_config_file_may_name_one_file_for_a_list_of_one(tmp_path):
     assert parse(Config, [write(tmp_path, "files = 'a.jsonl'")]).files == ['a.jsonl']
 
 
-SCRIPTS = ['sft.py', 'grpo.py', 'sample.py', 'evaluate.py', 'preference.py', 'bench.py',
+SCRIPTS = ['sft.py', 'grpo.py', 'sample.py', 'evaluate.py', 'preference.py', 'data/pairs.py',
            'data/countdown/prepare.py', 'data/filter.py', 'data/mix.py', 'data/teacher.py',
-           'plots/report.py', 'plots/budget.py']
+           'tools/bench.py', 'tools/report.py', 'tools/budget.py']
 
 
 @pytest.mark.parametrize('script', SCRIPTS)

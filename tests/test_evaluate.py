@@ -27,7 +27,7 @@ from evaluate import pass_at_k
 from graders import sandbox
 from kernels import fp8, packed
 from model import ModelConfig, Transformer
-from plots import budget
+from tools import budget
 from sample import Completion, Sampler, pick, uniform
 
 MODELS = {

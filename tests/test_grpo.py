@@ -511,7 +511,7 @@ def test_gradient_of_a_step_equals_the_formula_one_completion_at_a_time():
 @pytest.mark.slow
 def test_memory_of_the_log_probs_grows_with_the_chunk_and_not_with_tokens_times_vocabulary():
     pytest.importorskip('resource')
-    from bench import log_prob_memory
+    from tools.bench import log_prob_memory
     naive, small, large = (log_prob_memory(N, 65536, 16, chunk) for N, chunk in ((2048, 0), (1024, 64), (2048, 64)))
     assert naive > 2048 * 65536 * 4 * 2 / 2**30                                             # logits and their gradient: 1 GiB
     assert max(small, large) < 0.15 and abs(large - small) < 0.1                            # 64 x 65536 logits are 16 MiB; resident memory is coarse

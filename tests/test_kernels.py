@@ -16,8 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import bench
 import kernels
+from tools import bench
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -92,7 +92,7 @@ if hide:
     sys.modules['triton'] = None                    # import fails and find_spec finds nothing, as where it is not installed
 import torch, kernels
 from model import ModelConfig, Transformer
-import evaluate, sft, grpo
+import sample, evaluate, sft, grpo
 kernels.use(choice)
 for shape in (dict(num_nextn_predict_layers=1), dict(model_type='qwen3')):
     model = Transformer(ModelConfig(num_hidden_layers=2, hidden_size=32, **shape))
@@ -383,7 +383,8 @@ def test_model_samples_alike_on_both_paths(triton_path, shape):
 
 def aot(*args):
     env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
-    return subprocess.run([sys.executable, str(ROOT / 'kernels/aot.py'), *args], capture_output=True, text=True, env=env)
+    return subprocess.run([sys.executable, str(ROOT / 'tools/aot.py'), *args],
+                          capture_output=True, text=True, env=env)
 
 
 @needs_triton
@@ -412,7 +413,8 @@ def test_the_table_finds_faults():
     """Too much shared memory; spills beyond the allowance; a matrix kernel that misses the warpgroup instructions; an error of the compiler."""
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
-from kernels import aot, moe
+from kernels import moe
+from tools import aot
 name, fn, signature, constexprs, warps, stages, allowed = next(c for c in moe.compile_cases(90, '*bf16') if c[0].startswith('down V2'))
 def fault(warps=warps, stages=stages, allowed=allowed, sm=90, **changed):
     print(aot.compile_case((name, fn, signature, dict(constexprs, **changed), warps, stages, allowed), sm)['fault'])
@@ -429,7 +431,11 @@ fault(BK=60)
 
 
 def test_the_table_says_when_triton_is_missing():
-    code = f"import sys; sys.modules['triton'] = None; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['aot']; from kernels import aot; sys.exit(aot.main())"
+    code = f"""
+import sys; sys.modules['triton'] = None; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['aot']
+from tools import aot
+sys.exit(aot.main())
+"""
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert run.returncode == 2 and 'pip install triton' in run.stderr
 
@@ -547,14 +553,16 @@ def test_freed_memory_is_kept():
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == 'cpu', reason='no GPU')
 def test_bench_checks_pass_on_the_gpu():
-    run = subprocess.run([sys.executable, str(ROOT / 'kernels/bench.py'), '--phases=check'], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, str(ROOT / 'tools/kernel_bench.py'), '--phases=check'],
+                         capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 @needs_triton
 @pytest.mark.skipif(DEVICE == 'cuda', reason='the real one is run there')
 def test_bench_runs_in_small():
-    run = subprocess.run([sys.executable, str(ROOT / 'kernels/bench.py'), '--smoke=True'], capture_output=True, text=True,
+    run = subprocess.run([sys.executable, str(ROOT / 'tools/kernel_bench.py'), '--smoke=True'],
+                         capture_output=True, text=True,
                          env={**os.environ, 'TRITON_INTERPRET': '1'})
     assert run.returncode == 0, run.stdout + run.stderr
     for name in ('rms_norm', 'rope', 'swiglu', 'route', 'experts', 'fp8', 'linear_logprob', 'mla_attention', 'mla_decode'):
@@ -564,7 +572,7 @@ def test_bench_runs_in_small():
 def test_bench_tells_its_comparisons_and_refuses_what_they_do_not_take(capsys):
     bench.main(['--help'])
     told = capsys.readouterr().out
-    assert 'python bench.py train --rounds=7' in told and '--rounds=5' in told
+    assert 'python tools/bench.py train --rounds=7' in told and '--rounds=5' in told
     assert all(f'\n{f.__name__}: ' in told for f in [*bench.COMPARISONS, bench.gpu])
     for argv, said in ((['trian'], "no comparison 'trian'; there are train"),
                        (['train', '--rounds'], 'write --key=VALUE'),
@@ -576,8 +584,11 @@ def test_bench_tells_its_comparisons_and_refuses_what_they_do_not_take(capsys):
 
 
 def test_the_gpu_benchmarks_run_in_small():
-    run = subprocess.run([sys.executable, str(ROOT / 'bench.py'), 'gpu_train', 'decode', '--models=tiny', '--rows=1', '--tokens=32', '--steps=1', '--batches=2',
-                          '--prompt=8', '--new=8', '--dtype=float32'], capture_output=True, text=True, env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
+    flags = ['--models=tiny', '--rows=1', '--tokens=32', '--steps=1', '--batches=2', '--prompt=8',
+             '--new=8', '--dtype=float32']
+    command = [sys.executable, str(ROOT / 'tools/bench.py'), 'gpu_train', 'decode', *flags]
+    run = subprocess.run(command, capture_output=True, text=True,
+                         env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
     assert run.returncode == 0 and '"failed"' not in run.stdout, run.stdout + run.stderr
     assert run.stdout.count('"mfu"') == 3 and run.stdout.count('"share_of_bound"') == 1
 
@@ -588,8 +599,8 @@ def test_comparisons_compare_the_same_thing(comparison):
     small = {'train': ['--dtypes=float32', '--rows=1', '--tokens=32'],
              'sample': ['--prompts=2', '--samples=2', '--prompt=8', '--new=16',
                         '--lengths=ragged']}[comparison]
-    run = subprocess.run([sys.executable, str(ROOT / 'bench.py'), comparison, '--models=dense',
-                          '--rounds=1', *small], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, str(ROOT / 'tools/bench.py'), comparison,
+                          '--models=dense', '--rounds=1', *small], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert rows[-1]['ratio'] > 0
@@ -610,7 +621,7 @@ def troubled(cfg, phase, names, known, pipe):
 
 
 def test_a_case_that_dies_or_hangs_costs_only_itself(monkeypatch, capfd):
-    from kernels import bench
+    from tools import kernel_bench as bench
     monkeypatch.setattr(bench, 'work', troubled)
     cfg = bench.Config(patience=5.0)
     assert bench.each(cfg, 'check', ['one', 'dies', 'two', 'hangs', 'three'], None, time.time() + 600) == 2

@@ -4,8 +4,9 @@ Compiles every kernel in bfloat16 and in float32 for sm_80 (A100), 86 (3090, A10
 Exit status 1 if a kernel does not compile, needs more shared memory than a block may have, spills more registers than its file
 allows, or, a matrix kernel on sm_90, has no HGMMA instruction (float32 without tf32 has none anywhere).
 
-    python kernels/aot.py                          the whole table, on all cores: make kernels
-    python kernels/aot.py --sm=90 --only=rmsnorm   one architecture, the files or cases whose name holds the text
+    python tools/aot.py                          the whole table, on all cores: make kernels
+    python tools/aot.py --sm=90 --only=rmsnorm   one architecture, the files or cases whose name
+                                                 holds the text
 
 Columns: registers a thread, shared memory a block in KiB, spill instructions (LDL and STL) and those tolerated, and the
 matrix instructions: HGMMA and QGMMA (warpgroup, sm_90), HMMA (sm_80, 86, 89, 120), UTC*MMA (tensor memory, sm_100).
@@ -22,12 +23,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-if __package__ is None or __package__ == '':
-    sys.path[0] = str(Path(__file__).resolve().parents[1])   # `import kernels` from anywhere, and no kernels/x.py as a top-level x
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
+import kernels
 from kernels import room
 
-FILES = sorted(p.stem for p in Path(__file__).parent.glob('*.py') if p.stem not in ('__init__', 'aot', 'bench'))
+FILES = sorted(p.stem for p in Path(kernels.__file__).parent.glob('*.py') if p.stem != '__init__')
+JOBS = []   # [(file, chip, case)], which worker processes inherit: a case cannot be sent to them
 
 
 def compile_case(case, sm):
@@ -90,7 +92,7 @@ def cases(sms, only=''):
 
 
 def compile_job(i):
-    _, sm, case = jobs[i]
+    _, sm, case = JOBS[i]
     return compile_case(case, sm)
 
 
@@ -115,9 +117,10 @@ def main():
     if os.environ.pop('TRITON_INTERPRET', None):
         print('TRITON_INTERPRET is set; ignored here', file=sys.stderr)
     print(f'{"file":15} {"case":47} {"chip":7} regs     KiB    spills matrix')
-    jobs, faults = list(cases([int(sm) for sm in args.sm.split(',')], args.only)), 0
-    with multiprocessing.get_context('fork').Pool(initializer=globals().update, initargs=({'jobs': jobs},)) as pool:
-        for (file, *_), result in zip(jobs, pool.imap(compile_job, range(len(jobs)))):
+    JOBS[:] = cases([int(sm) for sm in args.sm.split(',')], args.only)
+    faults = 0
+    with multiprocessing.get_context('fork').Pool() as pool:
+        for (file, *_), result in zip(JOBS, pool.imap(compile_job, range(len(JOBS)))):
             faults += bool(result['fault'])
             print(row(file, result), flush=True)
     print(f'{faults} faults' if faults else 'all fit')

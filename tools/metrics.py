@@ -1,8 +1,8 @@
 """
 Curves of a run: every number of its metrics.jsonl that changes, a panel each, as out_dir/metrics.png (needs the [plot] extra).
 
-    python plots/metrics.py --run=out/r1/zero
-    python plots/metrics.py --run="['out/a', 'out/b']" --keys="['reward', 'length']" --out=both.png
+    python tools/metrics.py --run=out/r1/zero
+    python tools/metrics.py --run="['out/a', 'out/b']" --keys="['reward', 'length']" --out=both.png
     make plot RUN=out/r1/zero
 """
 

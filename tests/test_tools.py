@@ -1,10 +1,10 @@
-"""plots/metrics.py: what is drawn, and what is refused."""
+"""tools/metrics.py, report.py and budget.py: what is drawn, and what is refused."""
 import json
 
 import pytest
 
-from plots import budget, report
-from plots import metrics as plot
+from tools import budget, report
+from tools import metrics as plot
 
 
 @pytest.fixture

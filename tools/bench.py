@@ -2,10 +2,11 @@
 Comparisons with other code: the same weights, the same machine, each side in a process of its own, as its users run it, and in turn, so that
 the ratio holds where seconds do not.
 
-    python bench.py                       # every comparison
-    python bench.py train --rounds=7      # one of them; its parameters as --key=value
-    python bench.py train --only=nanoR1   # one side alone, to profile it
-    python bench.py gpu                   # what there is to measure on a GPU, in nine minutes: the kernels, training, decoding
+    python tools/bench.py                       # every comparison
+    python tools/bench.py train --rounds=7      # one of them; its parameters as --key=value
+    python tools/bench.py train --only=nanoR1   # one side alone, to profile it
+    python tools/bench.py gpu                   # what there is to measure on a GPU, in nine
+                                                # minutes: the kernels, training, decoding
     make bench
 
 Each comparison is a function below that yields rows (dicts) as they are measured; `main` prints them as JSON lines. The other
@@ -23,7 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script from anywhere
 from configurator import from_text  # before torch: says so where it is missing
 
 import torch
@@ -266,7 +270,7 @@ def gpu_train(models='1.5B,16B-A3B', sides='triton,torch,fp8', rows=2, tokens=40
     mfu: 6 x active parameters a token over the data sheet's rate; of_measured: over that of a large product here. triton and torch must lose alike."""
     import gc
     from types import SimpleNamespace
-    from sft import peak_tflops
+    from train import peak_tflops
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if device == 'cpu' and models != 'tiny':
         return
@@ -350,11 +354,15 @@ def gpu(seconds=530):
     """Everything that is measured on a GPU, each in a process of its own, so that none takes another's results with it."""
     if not torch.cuda.is_available():
         raise SystemExit('bench.py gpu: no GPU is visible')
-    ends, folder = time.time() + seconds, os.path.dirname(os.path.abspath(__file__))
-    for command, most in ((['kernels/bench.py', f'--seconds={0.55 * seconds:.0f}'], seconds), (['bench.py', 'gpu_train'], 0.23 * seconds), (['bench.py', 'decode'], seconds)):
+    ends = time.time() + seconds
+    for command, most in (
+            (['tools/kernel_bench.py', f'--seconds={0.55 * seconds:.0f}'], seconds),
+            (['tools/bench.py', 'gpu_train'], 0.23 * seconds),
+            (['tools/bench.py', 'decode'], seconds)):
         began, left = time.time(), ends - time.time()
         try:
-            code = subprocess.run([sys.executable, *command], cwd=folder, timeout=max(1, min(most, left))).returncode
+            code = subprocess.run([sys.executable, *command], cwd=ROOT,
+                                  timeout=max(1, min(most, left))).returncode
         except subprocess.TimeoutExpired:
             code = 'cut off'
         yield {'gpu': ' '.join(command), 'exit': code, 'seconds': round(time.time() - began)}
@@ -380,7 +388,7 @@ def dense_checkpoint(folder, size=2048):
 
 
 def peak_gib():
-    from sft import peak_memory
+    from train import peak_memory
     return round(peak_memory(torch.device('cpu')), 3)
 
 
@@ -510,7 +518,7 @@ def log_prob_memory(N, V, C, chunk):
     code = '''
 import os, sys, torch
 from kernels.linear_logprob import linear_logprob
-from sft import peak_memory
+from train import peak_memory
 cpu = torch.device('cpu')
 N, V, C, chunk = map(int, sys.argv[1:])
 torch.set_num_threads(1)
@@ -527,8 +535,9 @@ else:
 (-logp).sum().backward()
 print(peak_memory(cpu) - before)
 '''
-    folder = os.path.dirname(os.path.abspath(__file__))
-    return float(subprocess.run([sys.executable, '-c', code, *map(str, (N, V, C, chunk))], capture_output=True, text=True, check=True, cwd=folder).stdout)
+    command = [sys.executable, '-c', code, *map(str, (N, V, C, chunk))]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True,
+                                cwd=ROOT).stdout)
 
 
 def logits_memory(tokens=2048, vocabulary=131072, width=64):

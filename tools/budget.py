@@ -1,7 +1,7 @@
 """
 Test-time compute: accuracy against tokens spent on a problem, before and after RL, as RUN/budget.png and budget.json.
 
-    python plots/budget.py --run=out/r1                    # base and zero of `make r1`; needs the [plot] extra
+    python tools/budget.py --run=out/r1     # base and zero of `make r1`; needs the [plot] extra
     make plot-budget RUN=out/r1
 
 Four ways to spend: thinking cut at a budget or prolonged to one (budget forcing, one sample), and of 1, 2, 4, ... samples whose thinking is

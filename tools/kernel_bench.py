@@ -1,10 +1,13 @@
 """
 Checks and times every kernel on a GPU, in at most nine minutes:
 
-    python kernels/bench.py                       prints Markdown tables for RESULTS.md; exit status 1 if a check or a launch fails
-    python kernels/bench.py --only=experts        the cases whose name holds the text
-    python kernels/bench.py --phases=check        the checks alone; then come 'time' (beside eager PyTorch) and 'compile' (torch.compile)
-    TRITON_INTERPRET=1 python kernels/bench.py --smoke=True    tiny sizes in Triton's interpreter: tries the script, its times mean nothing
+    python tools/kernel_bench.py                   prints Markdown tables for RESULTS.md; exit
+                                                   status 1 if a check or a launch fails
+    python tools/kernel_bench.py --only=experts    the cases whose name holds the text
+    python tools/kernel_bench.py --phases=check    the checks alone; then come 'time' (beside eager
+                                                   PyTorch) and 'compile' (torch.compile)
+    TRITON_INTERPRET=1 python tools/kernel_bench.py --smoke=True    tiny sizes in Triton's
+                                interpreter: tries the script, its times mean nothing
 
 Every row is printed as soon as it is known, and the cases run in a process of their own that is replaced where one of them crashes or hangs:
 a kernel that does not work costs its own row.
@@ -27,8 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])   # `import kernels` from anywhere, and no kernels/x.py as a top-level x
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
 import torch                                             # noqa: E402
 
@@ -406,7 +408,8 @@ def each(cfg, phase, names, known, ends):
 def main(cfg):
     setup(cfg)
     if DEVICE == 'cpu' and not (cfg.smoke and kernels.interpreted()):
-        print('no GPU is visible; TRITON_INTERPRET=1 python kernels/bench.py --smoke=True tries the script without one', file=sys.stderr)
+        print('no GPU is visible; TRITON_INTERPRET=1 python tools/kernel_bench.py --smoke=True '
+              'tries the script without one', file=sys.stderr)
         return 2
     began = time.time()
     import triton

@@ -1,7 +1,8 @@
 """
 The last stage of `make r1`: reads what the other stages wrote and prints, plots and writes it up.
 
-    python plots/report.py --run=out/r1      # -> report.md, report.json, curves.png (needs the [plot] extra)
+    python tools/report.py --run=out/r1      # -> report.md, report.json, curves.png; needs the
+                                             # [plot] extra
 
 It computes nothing about models: accuracy, lengths and intervals come from each stage's eval.json
 (evaluate.py), curves and costs from metrics.jsonl (sft.py, grpo.py), wall-clock from seconds.txt
