@@ -121,7 +121,7 @@ def score(tokenizer, rows, completions, weights, stop=()):
 
 
 def evaluated(tokenizer, rows, prefill, scored, count=4):
-    """-> of the first problems the first sample, for Log.samples of sft.py"""
+    """-> of the first problems the first sample, for Log.samples of train.py"""
     prompts, _ = encode_prompts(tokenizer, rows[:count], prefill)
     return [(f'evaluation, problem {i}',
              {**s['rewards'], 'total': s['total'], 'tokens': s['length']},
