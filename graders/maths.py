@@ -18,7 +18,7 @@ import unicodedata
 from collections import Counter
 from fractions import Fraction
 
-from graders.units import compound, factors, number_of, split as split_words, unit_of
+from graders.units import compound, conversions, number_of, split_words, unit_of
 
 
 # ---------------------------------------------------------------- one spelling
@@ -1068,8 +1068,8 @@ def _same_rounded(g, p, clock):
     numeral, places = other[3], len(other[3].partition('.')[2])
     return ('.' in numeral or len(numeral.strip('-')) > 1) and any(
         _rounds_to(exact[1], r[3], clock) and len(r[3].partition('.')[2]) >= places and
-        factors(other[2], r[2]) for r in rounded) and bool(
-        factors(other[2], exact[2])) and _rounds_to(exact[1], numeral, clock)
+        conversions(other[2], r[2]) for r in rounded) and bool(
+        conversions(other[2], exact[2])) and _rounds_to(exact[1], numeral, clock)
 
 
 def _about(approximation, clock):
@@ -1080,7 +1080,7 @@ def _about(approximation, clock):
     for one in rounded:
         if exact[0] != 'scalar' or not one[0] == 'scalar' or not one[3]:
             continue
-        if exact[1].free_symbols or factors(exact[2], one[2])[:1] != [(1, 1, 0)]:
+        if exact[1].free_symbols or conversions(exact[2], one[2])[:1] != [(1, 1, 0)]:
             continue
         try:
             numbers = _Numbers(256, True, clock)
@@ -1156,7 +1156,7 @@ def _same_scalar(g, p, clock):
 def _same_quantity(g, p, clock):
     """Do two scalars agree in value, once their units are the same?"""
     sp, (_, a, one, numeral, _), (_, b, other, other_numeral, _) = _sympy(), g, p
-    pairs, units = factors(one, other), [words.units if words else {} for words in (one, other)]
+    pairs, units = conversions(one, other), [words.units if words else {} for words in (one, other)]
     if not pairs:
         return False
 
