@@ -100,13 +100,15 @@ $(RUN)/reward/config.json: | $(RUN)/reward/pairs.jsonl
 	$(call timed,$(PY) preference.py config/r1/reward.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/final/config.json: | $(RUN)/reject/config.json $(RUN)/reward/config.json
 	$(call timed,$(PY) grpo.py config/r1/final.py --seed=$(SEED) --threads=$(THREADS))
-# 7. distillation into a dense student, and RL on the same student as its control
+# 7. distillation into a dense student; its controls are SFT without a teacher and RL on the same student
 $(RUN)/student_base/config.json: | $(RUN)/data/test.jsonl
 	$(call timed,$(PY) sft.py config/r1/student_base.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/final/samples.jsonl: | $(RUN)/final/config.json
 	$(call evaluate,teacher,final,--out=$@)
 $(RUN)/distill/config.json: | $(RUN)/final/samples.jsonl $(RUN)/student_base/config.json
 	$(call timed,$(PY) sft.py config/r1/distill.py --seed=$(SEED) --threads=$(THREADS))
+$(RUN)/student_sft/config.json: | $(RUN)/student_base/config.json
+	$(call timed,$(PY) sft.py config/r1/student_sft.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/student_rl/config.json: | $(RUN)/student_base/config.json
 	$(call timed,$(PY) grpo.py config/r1/student_rl.py --seed=$(SEED) --threads=$(THREADS))
 # 8. evaluation on the held-out problems, and the report
@@ -117,9 +119,10 @@ $(RUN)/base/eval_search.json: | $(RUN)/base/config.json
 $(RUN)/%/eval_sort.json: | $(RUN)/%/config.json
 	$(call evaluate,eval_sort,$*,--summary=$@)
 
-STAGES := base zero cold rl reject final distill student_rl
+STAGES := base zero cold rl reject final student_base distill student_sft student_rl
 # models first: what others wait for goes before what nobody waits for
-REPORTED := $(RUN)/distill/config.json $(RUN)/student_rl/config.json $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json \
+REPORTED := $(RUN)/distill/config.json $(RUN)/student_rl/config.json $(RUN)/student_sft/config.json \
+  $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json \
   $(RUN)/reject/eval_sort.json $(RUN)/final/eval_sort.json
 stages: $(REPORTED)
 $(RUN)/report.json: | $(REPORTED)

@@ -1,8 +1,9 @@
-# Evaluation of a stage on the held-out problems: give --checkpoint, --summary and --out.
+# Evaluation of a stage on the three tests: number sets never seen (the figure), sets seen with
+# targets that were not, numbers beyond the training range. Give --checkpoint, --summary and --out.
 import os
 _run = os.environ.get('RUN', 'out/r1')
 
-data = [f'{_run}/data/test.jsonl']
+data = [f'{_run}/data/{name}.jsonl' for name in ('test', 'test_seen', 'test_beyond')]
 n = 8
 greedy = True
 temperature = 1.0

@@ -439,31 +439,32 @@ def solve_published(cfg):
 def for_real_models(cfg):
     """rl.jsonl and test.jsonl of three to six numbers; all problems of a set fall on one side."""
     rng = random.Random(cfg.seed)
-    by_set = {}
-    wanted = cfg.test_rows + cfg.rl_rows
-    for _ in range(50 * wanted):
+    wanted = {'test': cfg.test_rows, 'rl': cfg.rl_rows}
+    dealt = {'test': {}, 'rl': {}}     # {(sorted numbers, target): an expression}
+    side_of = {}                       # of a set of numbers
+    for _ in range(50 * sum(wanted.values())):
         numbers, target, solution = random_problem(rng, cfg)
-        by_set.setdefault(tuple(sorted(numbers)), {}).setdefault(target, solution)
-        if sum(map(len, by_set.values())) >= wanted:
+        numbers = tuple(sorted(numbers))
+        fill = 'test' if len(dealt['test']) < wanted['test'] else 'rl'
+        side = side_of.setdefault(numbers, fill)
+        if len(dealt[side]) < wanted[side]:
+            dealt[side].setdefault((numbers, target), solution)
+        if all(len(dealt[name]) == wanted[name] for name in wanted):
             break
-    dealt = {'test': [], 'rl': []}
-    for numbers, solutions in by_set.items():
-        side = 'test' if len(dealt['test']) < cfg.test_rows else 'rl'
-        dealt[side] += [(list(numbers), target, text) for target, text in solutions.items()]
-    dealt['test'] = dealt['test'][:cfg.test_rows]
-    if len(dealt['rl']) < cfg.rl_rows // 2:
-        raise ValueError(f'only {len(dealt["rl"])} problems are left for rl_rows={cfg.rl_rows} '
-                         f'beside test_rows={cfg.test_rows}: raise max_number or max_numbers')
+    else:
+        raise ValueError(f'only {len(dealt["test"])} and {len(dealt["rl"])} different problems '
+                         f'found for test_rows={cfg.test_rows} and rl_rows={cfg.rl_rows}: '
+                         'raise max_number or max_numbers')
     for name, orders in (('test', 1), ('rl', cfg.orders)):
         rows = []
         for _ in range(orders):
-            for numbers, target, solution in dealt[name]:
+            for (numbers, target), solution in dealt[name].items():
                 shuffled = rng.sample(numbers, len(numbers))
                 row = plain_problem(shuffled, target, solution)
                 rows.append({**row, 'id': f'countdown/{name}/{len(rows)}'})
         source.write(cfg.out_dir, f'{name}.jsonl', rows, files=[], dropped=Counter(), licence='MIT',
                      source=f'data/countdown/prepare.py, seed {cfg.seed}', example=name == 'rl')
-    count = Counter(len(numbers) for part in dealt.values() for numbers, *_ in part)
+    count = Counter(len(numbers) for part in dealt.values() for numbers, _ in part)
     print('numbers of a problem: ' + ', '.join(f'{n}: {count[n]}' for n in sorted(count)))
 
 
