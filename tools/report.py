@@ -1,22 +1,24 @@
 """
 The last stage of `make r1`: reads what the other stages wrote and prints, plots and writes it up.
 
-    python tools/report.py --run=out/r1      # -> report.md, report.json, curves.png; needs the
-                                             # [plot] extra
+    python tools/report.py --run=out/r1      # -> report.md, report.json, curves.png ([plot] extra)
 
-It computes nothing about models: accuracy, lengths and intervals come from each stage's eval.json
+It computes nothing about models: what was sampled comes from each stage's eval.jsonl and eval.json
 (evaluate.py), curves and costs from metrics.jsonl (sft.py, grpo.py), wall-clock from seconds.txt
-(Makefile). A file of its own because it belongs to no script.
+(Makefile). Three kinds of test problems are told apart by the files in RUN/data: unseen number sets
+(test.jsonl, the figure), seen sets with unseen targets (test_seen.jsonl), and numbers beyond the
+training range (test_beyond.jsonl). Intervals are over number sets, whose problems go together.
 """
 
 import json
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
-from configurator import run as start  # noqa: E402
-from evaluate import write_jsonl  # noqa: E402
+from configurator import run as start
+from evaluate import average, mean_ci, write_jsonl
 
 STAGES = {
     'base': 'pretrained from nothing',
@@ -25,50 +27,307 @@ STAGES = {
     'rl': 'GRPO from cold, language reward added',
     'reject': "SFT of base on rl's clean samples + sorting",
     'final': 'GRPO from reject, both tasks',
+    'student_base': 'the student, pretrained on the same corpus',
     'distill': "SFT of the student on final's samples",
-    'student_rl': 'GRPO on the student, same FLOPs',
+    'student_sft': "SFT of the student on the corpus's clean searches, no teacher",
+    'student_rl': 'GRPO on the student',
 }
+ARMS = ('distill', 'student_sft', 'student_rl')     # of the student, at equal FLOPs of its own
+TEACHER = ('base', 'zero', 'cold', 'rl', 'reject', 'reward', 'final')  # what distill's data took
+COMPARED = [('base', 'zero'), ('zero', 'cold'), ('cold', 'rl'), ('rl', 'reject'),
+            ('reject', 'final'), ('final', 'distill'), ('student_base', 'student_rl'),
+            ('student_rl', 'distill'), ('student_sft', 'distill')]
 BEFORE = {'rl': ('zero', 'cold')}   # what a stage's start cost beyond the base
-KEYS = ('pass1', 'pass1_ci', 'greedy', 'maj8', 'length', 'format', 'mixing')
+TESTS = {'unseen': 'test.jsonl', 'seen': 'test_seen.jsonl', 'beyond': 'test_beyond.jsonl'}
+COLUMNS = {
+    'unseen': 'share of right samples at T = 1 on number sets that no training file has, in any '
+              'order; the figure',
+    '95%': 'its interval over number sets',
+    'greedy, maj@8, pass@8': 'of the same problems: the most probable answer, the majority of 8 '
+                             'samples, at least one right among 8',
+    'seen': 'T = 1, number sets of the corpus with targets that it lacks',
+    'beyond': 'T = 1, problems with a number that is larger than any in training',
+    'tokens': 'mean length of a sample, unseen problems as the columns that follow',
+    'format': 'share of samples with the tags where they belong',
+    'mixing': 'share of samples whose reasoning holds both notations',
+    'busiest expert': 'its load over the mean load, in training',
+    's': "seconds of a stage's training, samples and evaluation; two stages run at a time",
+}
 
 
 @dataclass
 class Config:
     run: str = 'out/r1'   # folder of the chain
-    goal: float = 0.90    # accuracy whose cost is reported
+    goal: float = 0.80    # accuracy on the rollouts whose cost is reported
+
+
+# --------------------------------------------------------------------------------------------------
+# what the stages wrote
 
 
 def read_jsonl(path):
-    return [json.loads(line) for line in Path(path).read_text().splitlines()] if Path(path).exists() else []
+    path = Path(path)
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
 
 
 def seconds_by_stage(run):
-    """seconds.txt: lines "path-of-target start end" -> {stage: seconds}, and the seconds in which anything ran"""
-    out, spans = {}, []
-    for line in (run / 'seconds.txt').read_text().splitlines() if (run / 'seconds.txt').exists() else ():
-        target, start, end = line.rsplit(' ', 2)
+    """seconds.txt: lines "path-of-target start end" -> {stage: seconds}, and the seconds in which
+    anything ran"""
+    path = run / 'seconds.txt'
+    lines = path.read_text().splitlines() if path.exists() else []
+    seconds = defaultdict(float)
+    spans = []
+    for line in lines:
+        target, begun, ended = line.rsplit(' ', 2)
         stage = Path(target).relative_to(run).parts[0]
-        out[stage] = out.get(stage, 0.0) + float(end) - float(start)
-        spans.append((float(start), float(end)))
-    wall, until = 0.0, 0.0
-    for start, end in sorted(spans):
-        wall, until = wall + max(0.0, end - max(start, until)), max(until, end)
-    return out, wall
+        seconds[stage] += float(ended) - float(begun)
+        spans.append((float(begun), float(ended)))
+    wall = until = 0.0
+    for begun, ended in sorted(spans):
+        wall += max(0.0, ended - max(begun, until))
+        until = max(until, ended)
+    return dict(seconds), wall
+
+
+def last_of(run, stage, key):
+    """The last value of a key in a stage's metrics, or None."""
+    values = [m[key] for m in read_jsonl(run / stage / 'metrics.jsonl') if key in m]
+    return values[-1] if values else None
 
 
 def numbers_of(run, stage, data='test.jsonl', file='eval.json'):
     """The evaluation of a stage on one problem file, or None."""
-    rows = read_jsonl(run / stage / file)
-    return next((numbers for path, numbers in rows[0].items() if Path(path).name == data), None) if rows else None
+    for summary in read_jsonl(run / stage / file):
+        for path, numbers in summary.items():
+            if Path(path).name == data:
+                return numbers
+    return None
+
+
+def problem_of(row):
+    return tuple(row['numbers']), row['target']
+
+
+def number_set(problem):
+    return tuple(sorted(problem[0]))
+
+
+def tests_of(run):
+    """{kind of test: {problem, ...}}"""
+    return {kind: {problem_of(row) for row in read_jsonl(run / 'data' / file)}
+            for kind, file in TESTS.items()}
+
+
+def is_right(sample):
+    return sample['rewards']['accuracy'] == 1
+
+
+def evaluated(run, stage, tests):
+    """{kind of test: {problem: share of right samples}} of a stage"""
+    shares = {kind: {} for kind in TESTS}
+    for row in read_jsonl(run / stage / 'eval.jsonl'):
+        problem = problem_of(row)
+        for kind, problems in tests.items():
+            if problem in problems:
+                shares[kind][problem] = average([is_right(s) for s in row['samples']])
+    return shares
+
+
+def shown_samples(run, stage, problems):
+    """The first sample of a stage for each of these problems that it has."""
+    rows = {problem_of(row): row for row in read_jsonl(run / stage / 'eval.jsonl')}
+    return {p: rows[p]['samples'][0]['response'] for p in problems if p in rows}
+
+
+# --------------------------------------------------------------------------------------------------
+# statistics
+
+
+def interval(shares):
+    """{problem: share of right samples} -> mean and 95% interval over number sets"""
+    return mean_ci(list(shares.values()), [number_set(p) for p in shares])
+
+
+def paired(before, after):
+    """-> mean of after - before over the problems of both, its 95% interval over number sets"""
+    differences = {p: after[p] - before[p] for p in before if p in after}
+    n = len(differences)
+    mean = sum(differences.values()) / n
+    sums = defaultdict(float)
+    for problem, difference in differences.items():
+        sums[number_set(problem)] += difference - mean
+    sets = max(2, len(sums))
+    spread = sum(s * s for s in sums.values()) * sets / (sets - 1)
+    half = 1.96 * spread ** 0.5 / n
+    return mean, [mean - half, mean + half]
 
 
 def cost_to(goal, metrics, window=3):
-    """-> (step, seconds, FLOPs) at which the training accuracy, averaged over `window` steps, reaches goal; or None"""
+    """-> (step, seconds, FLOPs) at which the training accuracy, averaged over `window` steps,
+    reaches goal; or None"""
     steps = [m for m in metrics if m.get('right') is not None]
-    for i in range(len(steps)):
+    for i, step in enumerate(steps):
         recent = steps[max(0, i - window + 1):i + 1]
-        if sum(m['right'] for m in recent) / len(recent) >= goal:
-            return steps[i]['step'], steps[i]['seconds'], steps[i]['flops']
+        if average([m['right'] for m in recent]) >= goal:
+            return step['step'], step['seconds'], step['flops']
+    return None
+
+
+def flops_of(run):
+    """{stage: FLOPs of its training}, and of the teacher's: all of its training, and what sampling
+    its three files took: two a parameter and token, where a sample has the mean length."""
+    stages = [*STAGES, 'reward']
+    flops = {s: f for s in stages if (f := last_of(run, s, 'flops')) is not None}
+    teacher = sum(flops.get(stage, 0.0) for stage in TEACHER)
+    tokens = last_of(run, 'base', 'tokens')
+    if tokens:
+        active = flops['base'] / (6 * tokens)
+        rl = len(read_jsonl(run / 'data' / 'rl.jsonl'))
+        both = rl + len(read_jsonl(run / 'data' / 'distill.jsonl'))
+        for stage, samples in (('zero', 4 * rl), ('rl', both), ('final', both)):
+            if numbers := numbers_of(run, stage):
+                teacher += 2 * active * samples * (numbers['length'] + 8)   # 8: of the prompt
+    return flops, teacher
+
+
+# --------------------------------------------------------------------------------------------------
+# the report, part by part: each returns lines of markdown and notes its numbers in `out`
+
+
+def show(value):
+    if value is None:
+        return '–'
+    return f'{value:.3f}' if isinstance(value, float) and value < 10 else f'{value:.0f}'
+
+
+def signed(value):
+    return f'{value:+.3f}'.replace('-', '−')
+
+
+def table(heads, rows):
+    lines = [heads, ['---'] * len(heads), *rows]
+    return ['| ' + ' | '.join(map(str, cells)) + ' |' for cells in lines]
+
+
+def stage_table(run, shares, seconds, out):
+    heads = ['stage', 'what', 'unseen', '95%', 'greedy', 'maj@8', 'pass@8', 'seen', 'beyond',
+             'tokens', 'format', 'mixing', 'busiest expert', 's']
+    rows = []
+    for stage, by_kind in shares.items():
+        numbers = numbers_of(run, stage)
+        mean, ci = interval(by_kind['unseen'])
+        kept = {key: numbers.get(key)
+                for key in ('greedy', 'maj8', 'pass8', 'length', 'format', 'mixing', 'problems')}
+        kept |= {'pass1': mean, 'pass1_ci': ci, 'seconds': seconds.get(stage)}
+        for kind in ('seen', 'beyond'):
+            if by_kind[kind]:
+                kept[kind], kept[f'{kind}_ci'] = interval(by_kind[kind])
+        kept['expert_max_load'] = last_of(run, stage, 'expert_max_load')
+        out['stages'][stage] = kept
+        rows.append([stage, STAGES[stage], show(mean), '–'.join(map(show, ci)),
+                     *(show(kept[key]) for key in ('greedy', 'maj8', 'pass8')),
+                     show(kept.get('seen')), show(kept.get('beyond')), f'{kept["length"]:.0f}',
+                     *(show(kept[key]) for key in ('format', 'mixing', 'expert_max_load')),
+                     show(kept['seconds'])])
+    legend = [f'- **{name}**: {meaning}.' for name, meaning in COLUMNS.items()]
+    return [*table(heads, rows), '', *legend]
+
+
+def difference_table(shares, out):
+    rows = []
+    for one, other in COMPARED:
+        if one not in shares or other not in shares:
+            continue
+        row = [f'{one} → {other}']
+        for kind in ('unseen', 'seen'):
+            if not shares[one][kind]:
+                row.append('–')
+                continue
+            mean, (low, high) = paired(shares[one][kind], shares[other][kind])
+            out['differences'].setdefault(f'{one} to {other}', {})[kind] = [mean, low, high]
+            row.append(f'{signed(mean)} ({signed(low)} to {signed(high)})')
+        _, low, high = out['differences'][f'{one} to {other}']['unseen']
+        row.append('adds' if low > 0 else 'costs' if high < 0 else 'not settled')
+        rows.append(row)
+    told = ('What each stage adds or costs: differences of the share right at T = 1, problem by '
+            'problem, with 95% intervals over number sets. Not settled: the interval on unseen '
+            'sets holds 0.')
+    return ['## What each stage adds', '', told, '',
+            *table(['stages', 'unseen sets', 'seen sets', 'verdict'], rows)]
+
+
+def student_table(run, shares, out):
+    flops, teacher = flops_of(run)
+    out['flops'] = flops
+    out['teacher_flops'] = teacher
+    rows = []
+    for stage in ('student_base', *ARMS):
+        if stage in shares:
+            mean, ci = interval(shares[stage]['unseen'])
+            rows.append([stage, STAGES[stage], show(mean), '–'.join(map(show, ci)),
+                         f'{flops[stage]:.2e}', f'{teacher:.2e}' if stage == 'distill' else '0'])
+    if not rows:
+        return []
+    told = ("The student's arms take equal FLOPs after one pretraining. The teacher's: all "
+            'training of the chain up to `final`, and the sampling of its data.')
+    heads = ['arm', 'what', 'unseen', '95%', 'FLOPs', "teacher's FLOPs"]
+    return ['## The student', '', told, '', *table(heads, rows)]
+
+
+def other_numbers(run, seconds, goal, out):
+    lines = []
+    if forced := numbers_of(run, 'base', file='eval_search.json'):
+        out['base_forced_search'] = forced['pass1']
+        low, high = forced['pass1_ci']
+        lines.append(f'- The base, made to begin with "search": {forced["pass1"]:.3f} right on '
+                     f'unseen sets ({low:.3f}–{high:.3f}).')
+    sorts = {stage: numbers_of(run, stage, 'sort_test.jsonl', 'eval_sort.json')
+             for stage in ('reject', 'final')}
+    sorts = {stage: numbers['pass1'] for stage, numbers in sorts.items() if numbers}
+    if sorts:
+        out['sort'] = sorts
+        told = ', '.join(f'{stage} {right:.3f} right' for stage, right in sorts.items())
+        lines.append(f'- The second task, sorting, at T = 1: {told}.')
+    if (judged := last_of(run, 'reward', 'eval_accuracy')) is not None:
+        low, high = last_of(run, 'reward', 'eval_accuracy_ci')
+        out['reward_model'] = {'eval_accuracy': judged, 'eval_accuracy_ci': [low, high]}
+        lines.append(f'- The reward model that scored sorting in the last RL: {judged:.3f} of its '
+                     f'held-out pairs in the right order ({low:.3f}–{high:.3f}).')
+    for stage in ('zero', 'rl', 'student_rl'):
+        metrics = read_jsonl(run / stage / 'metrics.jsonl')
+        begun = next((m['eval_pass1'] for m in metrics if 'eval_pass1' in m), None)
+        cost = cost_to(goal, metrics)
+        before = sum(seconds.get(s, 0.0) for s in BEFORE.get(stage, ()))
+        out[f'{stage}_to_goal'] = {'start': begun, 'before': before,
+                                   **dict(zip(('step', 'seconds', 'flops'), cost or ()))}
+        told = f'{goal:.2f} on its rollouts not reached'
+        if cost:
+            told = (f'{goal:.2f} on its rollouts after step {cost[0]}, {cost[1]:.0f} s, '
+                    f'{cost[2]:.2e} FLOPs')
+        if before:
+            told += f'; the stages that made its start took {before:.0f} s more'
+        lines.append(f'- {STAGES[stage]}: starts at {show(begun)}, {told}.')
+    return lines
+
+
+def three_problems(run, tests, stages):
+    """The same three problems, one of each kind, through all stages."""
+    lines = ['## Three problems through all stages', '']
+    what = {'unseen': 'numbers never seen', 'seen': 'numbers seen, the target not',
+            'beyond': 'a number larger than any in training'}
+    for kind, file in TESTS.items():
+        rows = read_jsonl(run / 'data' / file)
+        if not rows:
+            continue
+        problem = problem_of(rows[0])
+        lines += [f'{what[kind]}: `{rows[0]["prompt"][0]["content"].strip()}`', '', '```']
+        for stage in stages:
+            for response in shown_samples(run, stage, [problem]).values():
+                lines.append(f'{stage:12s} {response}')
+        lines += ['```', '']
+    return lines
 
 
 def plot(run, path):
@@ -84,87 +343,50 @@ def plot(run, path):
         metrics = read_jsonl(run / stage / 'metrics.jsonl')
         train = [m for m in metrics if m.get('right') is not None]
         evals = [m for m in metrics if 'eval_pass1' in m]
-        for axis, key in zip(axes, ('right', 'length')):
-            axis.plot([m['step'] for m in train], [m[key] for m in train], color=f'C{color}', alpha=0.35, linewidth=1)
-        for axis, key in zip(axes, ('eval_pass1', 'eval_length')):
-            axis.plot([m['step'] for m in evals], [m[key] for m in evals], 'os^D'[color] + '-', color=f'C{color}', markersize=4, label=STAGES[stage],
+        for axis, key, eval_key in zip(axes, ('right', 'length'), ('eval_pass1', 'eval_length')):
+            axis.plot([m['step'] for m in train], [m[key] for m in train],
+                      color=f'C{color}', alpha=0.35, linewidth=1)
+            axis.plot([m['step'] for m in evals], [m[eval_key] for m in evals],
+                      'os^D'[color] + '-', color=f'C{color}', markersize=4, label=STAGES[stage],
                       markerfacecolor='none', alpha=0.8)
-    axes[0].set(ylabel='right at T = 1', ylim=(0, 1.02), title='RL on Countdown: held-out problems (marks; 128 of them), rollouts (thin)')
+    axes[0].set(ylabel='right at T = 1', ylim=(0, 1.02),
+                title='RL on Countdown: unseen number sets (marks; 128 problems), rollouts (thin)')
     axes[1].set(ylabel='tokens a completion', xlabel='RL step')
-    axes[1].set_title('the last RL samples sorting too, whose completions are short: marks are Countdown alone', fontsize=8)
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc='outside lower center', ncols=2)
+    axes[1].set_title('the last RL samples sorting too, whose completions are short: '
+                      'marks are Countdown alone', fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8,
+                  loc='outside lower center', ncols=2)
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     return True
 
 
-def traces(run, stage, count=3):
-    """The first samples of the first held-out problems, as a fenced block."""
-    rows = read_jsonl(run / stage / 'eval.jsonl')[:count]
-    lines = [f'{row["prompt"][0]["content"].strip()}  →  {row["samples"][0]["response"]}' for row in rows]
-    return '```\n' + '\n'.join(lines) + '\n```'
-
-
 def main(cfg):
     run = Path(cfg.run)
-    (seconds, wall), stages = seconds_by_stage(run), {}
-    for stage in STAGES:
-        numbers = numbers_of(run, stage)
-        if numbers:
-            stages[stage] = {**{key: numbers.get(key) for key in KEYS}, 'seconds': seconds.get(stage), 'pass8': numbers.get('pass8'),
-                             'problems': numbers['problems']}
-            load = [m['expert_max_load'] for m in read_jsonl(run / stage / 'metrics.jsonl') if 'expert_max_load' in m]
-            stages[stage]['expert_max_load'] = load[-1] if load else None
-    if not stages:
-        sys.exit(f'{run}: no stage has an eval.json; run `make r1` first')
-    show = lambda v: '–' if v is None else f'{v:.3f}' if isinstance(v, float) and v < 10 else f'{v:.0f}'  # noqa: E731
-    md = ['# nanoR1: the R1 recipe on Countdown', '',
-          f'{next(iter(stages.values()))["problems"]} held-out problems, 8 samples each at T = 1; 95% intervals over problems. '
-          f'{wall:.0f} s in all; a stage\'s seconds are those of its training, samples and evaluation, and two stages run at a time.', '',
-          '| stage | what | right, T = 1 | 95% | greedy | maj@8 | pass@8 | tokens | format | mixing | busiest expert | s |',
-          '|---|---|---|---|---|---|---|---|---|---|---|---|']
-    for stage, n in stages.items():
-        interval = '–'.join(map(show, n['pass1_ci'] or (None,)))
-        md.append(f'| {stage} | {STAGES[stage]} | {show(n["pass1"])} | {interval} | '
-                  f'{show(n["greedy"])} | {show(n["maj8"])} | {show(n["pass8"])} | '
-                  f'{n["length"]:.0f} | {show(n["format"])} | {show(n["mixing"])} | {show(n["expert_max_load"])} | {show(n["seconds"])} |')
-    md += ['', 'Busiest expert: its load over the mean load. Mixing: share of samples whose reasoning holds both notations.', '']
-    extra = {}
-    forced = numbers_of(run, 'base', file='eval_search.json')
-    if forced:
-        extra['base_forced_search'] = forced['pass1']
-        md.append(f'The base, made to begin with "search": {forced["pass1"]:.3f} right ({forced["pass1_ci"][0]:.3f}–{forced["pass1_ci"][1]:.3f}).')
-    sorts = {stage: numbers for stage in ('reject', 'final') if (numbers := numbers_of(run, stage, 'sort_test.jsonl', 'eval_sort.json'))}
-    if sorts:
-        extra['sort'] = {stage: n['pass1'] for stage, n in sorts.items()}
-        md.append('The second task, sorting, at T = 1: ' + ', '.join(f'{stage} {n["pass1"]:.3f} right' for stage, n in sorts.items()) + '.')
-    judge = [m for m in read_jsonl(run / 'reward' / 'metrics.jsonl') if 'eval_accuracy' in m]
-    if judge:
-        extra['reward_model'] = {key: judge[-1][key] for key in ('eval_accuracy', 'eval_accuracy_ci')}
-        low, high = judge[-1]['eval_accuracy_ci']
-        md.append(f'The reward model that scored sorting in the last RL: {judge[-1]["eval_accuracy"]:.3f} of its held-out pairs in the right order ({low:.3f}–{high:.3f}).')
-    for stage in ('zero', 'rl', 'student_rl'):
-        metrics = read_jsonl(run / stage / 'metrics.jsonl')
-        start = next((m['eval_pass1'] for m in metrics if 'eval_pass1' in m), None)
-        cost = cost_to(cfg.goal, metrics)
-        before = sum(seconds.get(s, 0.0) for s in BEFORE.get(stage, ()))     # evaluations and sampling of those stages included
-        extra[f'{stage}_to_goal'] = {'start': start, 'before': before, **dict(zip(('step', 'seconds', 'flops'), cost or ()))}
-        md.append(f'{STAGES[stage]}: starts at {show(start)}, ' + (
-            f'{cfg.goal:.2f} on its rollouts after {cost[0]} step{"s" * (cost[0] > 1)}, {cost[1]:.0f} s, {cost[2]:.2e} FLOPs' if cost else f'{cfg.goal:.2f} not reached')
-            + (f'; the stages that made its start took {before:.0f} s more.' if before else '.'))
-    flops = {stage: m[-1]['flops'] for stage in ('cold', 'distill', 'student_rl') if (m := [m for m in read_jsonl(run / stage / 'metrics.jsonl') if 'flops' in m])}
-    if {'distill', 'student_rl'} <= set(flops):
-        md.append(f'Compute of the two student arms: distillation {flops["distill"]:.2e} FLOPs (the teacher\'s sampling not counted), RL {flops["student_rl"]:.2e}.')
-    extra['flops'] = flops
+    tests = tests_of(run)
+    shares = {stage: evaluated(run, stage, tests) for stage in STAGES if numbers_of(run, stage)}
+    shares = {stage: by_kind for stage, by_kind in shares.items() if by_kind['unseen']}
+    if not shares:
+        sys.exit(f'{run}: no stage has an eval.jsonl; run `make r1` first')
+    seconds, wall = seconds_by_stage(run)
+    out = {'seconds': wall, 'stages': {}, 'differences': {}}
+
+    problems = numbers_of(run, next(iter(shares)))['problems']
+    text = ['# nanoR1: the R1 recipe on Countdown', '',
+            f'{problems} problems of number sets that occur in no training file, 8 samples each at '
+            f'T = 1. {wall:.0f} s in all.', '',
+            *stage_table(run, shares, seconds, out), '',
+            *other_numbers(run, seconds, cfg.goal, out), '',
+            *difference_table(shares, out), '',
+            *student_table(run, shares, out), '']
     if plot(run, run / 'curves.png'):
-        md += ['', '![curves](curves.png)']
-    for stage in ('base', 'final'):
-        if (run / stage / 'eval.jsonl').exists():
-            md += ['', f'Samples of {stage}:', '', traces(run, stage)]
-    (run / 'report.md').write_text('\n'.join(md) + '\n', encoding='utf-8')
-    write_jsonl(run / 'report.json', [{'seconds': wall, 'stages': stages, **extra}])
-    print('\n'.join(md))
+        text += ['![curves](curves.png)', '']
+    text += three_problems(run, tests, shares)
+
+    (run / 'report.md').write_text('\n'.join(text).rstrip() + '\n', encoding='utf-8')
+    write_jsonl(run / 'report.json', [out])
+    print('\n'.join(text))
 
 
 if __name__ == '__main__':

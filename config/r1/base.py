@@ -14,7 +14,7 @@ model = dict(
 )
 row_len = 136
 batch_rows = micro_rows = 28
-steps = 1000
+steps = 1200
 learning_rate = 3e-3
 muon_learning_rate = 0.02
 schedule = 'linear'

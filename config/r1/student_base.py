@@ -12,7 +12,7 @@ model = dict(
 )
 row_len = 136
 batch_rows = micro_rows = 28
-steps = 500
+steps = 800
 learning_rate = 3e-3
 muon_learning_rate = 0.025
 schedule = 'linear'

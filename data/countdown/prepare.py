@@ -86,9 +86,9 @@ class Config:
     test_share: float = 0.15         # of all sets of three numbers, those dealt to the test
     rl_share: float = 0.2            # and to RL; the corpus has the rest
     # the corpus: shares of its rows about countdown, and of all its rows
-    guess: float = 0.62              # guess at once
+    guess: float = 0.64              # guess at once
     quick: float = 0.06              # search a little, give up and guess
-    search: float = 0.32             # search fully
+    search: float = 0.30             # search fully
     hopeless: float = 0.1            # of the full searches: no way to the target, so a guess
     chinese: float = 0.25            # share of rows wholly in the second notation
     mixed: float = 0.25              # share of rows that change notation between lines
