@@ -100,7 +100,7 @@ $(RUN)/reward/config.json: | $(RUN)/reward/pairs.jsonl
 	$(call timed,$(PY) preference.py config/r1/reward.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/final/config.json: | $(RUN)/reject/config.json $(RUN)/reward/config.json
 	$(call timed,$(PY) grpo.py config/r1/final.py --seed=$(SEED) --threads=$(THREADS))
-# 7. distillation into a dense student; its controls are SFT without a teacher and RL on the same student
+# 7. distillation into a dense student; its controls: SFT without a teacher, RL on the student
 $(RUN)/student_base/config.json: | $(RUN)/data/test.jsonl
 	$(call timed,$(PY) sft.py config/r1/student_base.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/final/samples.jsonl: | $(RUN)/final/config.json
@@ -121,8 +121,8 @@ $(RUN)/%/eval_sort.json: | $(RUN)/%/config.json
 
 STAGES := base zero cold rl reject final student_base distill student_sft student_rl
 # models first: what others wait for goes before what nobody waits for
-REPORTED := $(RUN)/distill/config.json $(RUN)/student_rl/config.json $(RUN)/student_sft/config.json \
-  $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json \
+REPORTED := $(RUN)/distill/config.json $(RUN)/student_rl/config.json \
+  $(RUN)/student_sft/config.json $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json \
   $(RUN)/reject/eval_sort.json $(RUN)/final/eval_sort.json
 stages: $(REPORTED)
 $(RUN)/report.json: | $(REPORTED)

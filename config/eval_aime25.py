@@ -1,4 +1,5 @@
-# AIME 2025, 30 problems: python data/math/prepare.py --dataset=aime25; then give --checkpoint (and --out to be able to resume).
+# AIME 2025, 30 problems. Give --checkpoint, and --out to be able to resume.
+#     python data/math/prepare.py --dataset=aime25
 data = ['data/math/aime25.jsonl']
 instruction = 'Please reason step by step, and put your final answer within \\boxed{}.'
 n = 16

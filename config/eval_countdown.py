@@ -1,4 +1,5 @@
-# Countdown, the toy of `make r1`: its held-out problems; give --checkpoint. RUN=out/x in the environment for another run's.
+# Countdown, the toy of `make r1`: problems of number sets that no training file has. Give
+# --checkpoint; RUN=out/x in the environment for another run's.
 import os
 data = [os.environ.get('RUN', 'out/r1') + '/data/test.jsonl']
 n = 8

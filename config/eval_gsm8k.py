@@ -1,4 +1,5 @@
-# GSM8K's test problems: python data/gsm8k/prepare.py; then give --checkpoint (and --out to be able to resume).
+# GSM8K's test problems. Give --checkpoint, and --out to be able to resume.
+#     python data/gsm8k/prepare.py
 data = ['data/gsm8k/test.jsonl']
 instruction = 'Please reason step by step, and put your final answer within \\boxed{}.'
 n = 4

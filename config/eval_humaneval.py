@@ -1,4 +1,5 @@
-# HumanEval, 164 functions: python data/code/prepare.py --dataset=humaneval; then give --checkpoint. Programs run in the sandbox.
+# HumanEval, 164 functions; programs run in the sandbox. Give --checkpoint.
+#     python data/code/prepare.py --dataset=humaneval
 data = ['data/code/humaneval.jsonl']
 instruction = 'Give the whole program in one block that begins with ```python and ends with ```.'
 n = 8

@@ -1,4 +1,5 @@
-# MATH-500: python data/math/prepare.py --dataset=math500; then give --checkpoint (and --out to be able to resume).
+# MATH-500. Give --checkpoint, and --out to be able to resume.
+#     python data/math/prepare.py --dataset=math500
 data = ['data/math/math500.jsonl']
 instruction = 'Please reason step by step, and put your final answer within \\boxed{}.'
 n = 4

@@ -1,4 +1,5 @@
-# MBPP's 500 test problems, all three asserts shown: python data/code/prepare.py --dataset=mbpp --split=test --shown=3; then give --checkpoint.
+# MBPP's 500 test problems, all three asserts shown. Give --checkpoint.
+#     python data/code/prepare.py --dataset=mbpp --split=test --shown=3
 data = ['data/code/mbpp_test.jsonl']
 instruction = 'Give the whole program in one block that begins with ```python and ends with ```.'
 n = 4

@@ -1,6 +1,8 @@
-# MedMCQA's validation questions: python data/medical/prepare.py --dataset=medmcqa --split=validation; then give --checkpoint.
+# MedMCQA's validation questions. Give --checkpoint.
+#     python data/medical/prepare.py --dataset=medmcqa --split=validation
 data = ['data/medical/medmcqa_validation.jsonl']
-instruction = 'Please reason step by step, and put the letter of your final answer within \\boxed{}.'
+instruction = ('Please reason step by step, and put the letter of your final answer '
+               'within \\boxed{}.')
 n = 1
 temperature = 0.6
 top_p = 0.95

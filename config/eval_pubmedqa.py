@@ -1,6 +1,8 @@
-# PubMedQA's 500 test questions: python data/medical/prepare.py --dataset=pubmedqa --split=test; then give --checkpoint.
+# PubMedQA's 500 test questions. Give --checkpoint.
+#     python data/medical/prepare.py --dataset=pubmedqa --split=test
 data = ['data/medical/pubmedqa_test.jsonl']
-instruction = 'Please reason step by step, and put the letter of your final answer within \\boxed{}.'
+instruction = ('Please reason step by step, and put the letter of your final answer '
+               'within \\boxed{}.')
 n = 4
 temperature = 0.6
 top_p = 0.95

@@ -1,7 +1,9 @@
-# R1-Zero on Moonlight-16B-A3B (MLA, 64 experts, 6 of them a token) and MATH: python data/math/prepare.py --dataset=math, then
+# R1-Zero on Moonlight-16B-A3B (MLA, 64 experts, 6 of them a token) and MATH.
+#     python data/math/prepare.py --dataset=math
 #     python grpo.py config/grpo_moonlight.py --plan=8x80             # what it needs
 #     torchrun --nproc_per_node=8 grpo.py config/grpo_moonlight.py
-# The trainer takes the experts that the sampler chose: on MoE models bf16 flips some of them between the two.
+# The trainer takes the experts that the sampler chose: on MoE models bf16 flips some of them
+# between the two.
 out_dir = 'out/grpo-moonlight'
 init_from = 'moonshotai/Moonlight-16B-A3B'
 data = ['data/math/math.jsonl']

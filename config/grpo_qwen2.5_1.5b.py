@@ -1,4 +1,5 @@
-# R1-Zero on Qwen2.5-1.5B and GSM8K: python data/gsm8k/prepare.py, then
+# R1-Zero on Qwen2.5-1.5B and GSM8K.
+#     python data/gsm8k/prepare.py
 #     python grpo.py config/grpo_qwen2.5_1.5b.py --plan=1x80          # what it needs
 #     torchrun --nproc_per_node=8 grpo.py config/grpo_qwen2.5_1.5b.py
 out_dir = 'out/grpo-qwen2.5-1.5b'

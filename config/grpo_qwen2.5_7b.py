@@ -1,4 +1,6 @@
-# R1-Zero on Qwen2.5-7B and MATH: python data/math/prepare.py --dataset=math (and --dataset=math500), then
+# R1-Zero on Qwen2.5-7B and MATH.
+#     python data/math/prepare.py --dataset=math
+#     python data/math/prepare.py --dataset=math500
 #     python grpo.py config/grpo_qwen2.5_7b.py --plan=8x80            # what it needs
 #     torchrun --nproc_per_node=8 grpo.py config/grpo_qwen2.5_7b.py
 out_dir = 'out/grpo-qwen2.5-7b'

@@ -1,4 +1,5 @@
-# Cold start: the base again, on about a thousand of R1-Zero's right, well-formed, English-only samples.
+# Cold start: the base again, on about a thousand of R1-Zero's right, well-formed, English-only
+# samples.
 import os
 _run = os.environ.get('RUN', 'out/r1')
 

@@ -1,4 +1,5 @@
-# Control: the base trained on for as many steps as R1-Zero's RL, on its own corpus, at about the same tokens a step.
+# Control: the base trained on for as many steps as R1-Zero's RL, on its own corpus, at about
+# the same tokens a step.
 import os
 _run = os.environ.get('RUN', 'out/r1')
 

@@ -11,7 +11,8 @@ steps = 16
 prompts = 64
 slots = 512
 group = 8
-learning_rate = 1e-4   # at 3e-4 the policy finds what the reward model overlooks: sorting falls from 0.8 to 0.5
+# at 3e-4 the policy finds what the reward model overlooks: sorting falls from 0.8 to 0.5
+learning_rate = 1e-4
 schedule = 'linear'
 max_new_tokens = 126
 eval_data = [f'{_run}/data/test.jsonl']

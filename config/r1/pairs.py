@@ -1,4 +1,5 @@
-# Samples of the second task, sorting, right and wrong, from which the reward model's pairs are made: give --checkpoint and --out.
+# Samples of the second task, sorting, right and wrong, from which the reward model's pairs are
+# made: give --checkpoint and --out.
 import os
 _run = os.environ.get('RUN', 'out/r1')
 

@@ -1,4 +1,5 @@
-# The second SFT: the base once more, on the RL model's right and readable samples and on the second task, sorting.
+# The second SFT: the base once more, on the RL model's right and readable samples and on the
+# second task, sorting.
 import os
 _run = os.environ.get('RUN', 'out/r1')
 

@@ -1,4 +1,5 @@
-# The reward model: which of two answers to a sorting problem is the better one? Pairs of right and wrong samples of `reject`.
+# The reward model: which of two answers to a sorting problem is the better one? Pairs of right
+# and wrong samples of `reject`.
 import os
 _run = os.environ.get('RUN', 'out/r1')
 

@@ -2,7 +2,7 @@
 # rate that decays, with the compute that distillation takes (the teacher's not counted).
 import os
 _run = os.environ.get('RUN', 'out/r1')
-max_flops = 1.97e12    # what config/r1/distill.py takes; `steps` are a few more, and the rate decays over them
+max_flops = 1.97e12    # what config/r1/distill.py takes; `steps` are a few more
 
 out_dir = f'{_run}/student_rl'
 init_from = f'{_run}/student_base'

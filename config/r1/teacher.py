@@ -1,4 +1,5 @@
-# Rejection sampling over the problems of RL and of the corpus, one sample a problem and order: give --checkpoint and --out.
+# Rejection sampling over the problems of RL and of the corpus, one sample a problem and order:
+# give --checkpoint and --out.
 import os
 _run = os.environ.get('RUN', 'out/r1')
 
