@@ -23,16 +23,27 @@ import re
 import unicodedata
 from collections import Counter
 
+# ---------------------------------------------------------------- scripts
+
 LETTERS = r'A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u1e00-\u1eff'
-WORD = re.compile(  # one script a group; a run of letters is a word, but each Han, kana or hangul character is one
+WORD = re.compile(  # one script a group; a run of letters, or one Han, kana or hangul character
     rf"(?P<latin>[{LETTERS}]+(?:['\u2019-][{LETTERS}]+)*)"
     r'|(?P<han>[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])'
-    r'|(?P<kana>[\u3041-\u3096\u30a1-\u30fa])|(?P<hangul>[\u1100-\u11ff\u3131-\u3163\uac00-\ud7a3])'
-    r'|(?P<cyrillic>[\u0400-\u052f]+)|(?P<greek>[\u0370-\u03ff\u1f00-\u1fff]+)|(?P<hebrew>[\u05d0-\u05ea]+)'
-    r'|(?P<arabic>[\u0620-\u06d3\u06fa-\u06ff\u0750-\u077f]+)|(?P<devanagari>[\u0900-\u0963]+)'
-    r'|(?P<thai>[\u0e01-\u0e4e]+)|(?P<other>[^\W\d_])')
-SCRIPT_LANGUAGES = {'kana': 'ja', 'hangul': 'ko', 'cyrillic': 'ru', 'greek': 'el', 'arabic': 'ar', 'hebrew': 'he',
-                    'devanagari': 'hi', 'thai': 'th'}
+    r'|(?P<kana>[\u3041-\u3096\u30a1-\u30fa])'
+    r'|(?P<hangul>[\u1100-\u11ff\u3131-\u3163\uac00-\ud7a3])'
+    r'|(?P<cyrillic>[\u0400-\u052f]+)'
+    r'|(?P<greek>[\u0370-\u03ff\u1f00-\u1fff]+)'
+    r'|(?P<hebrew>[\u05d0-\u05ea]+)'
+    r'|(?P<arabic>[\u0620-\u06d3\u06fa-\u06ff\u0750-\u077f]+)'
+    r'|(?P<devanagari>[\u0900-\u0963]+)'
+    r'|(?P<thai>[\u0e01-\u0e4e]+)'
+    r'|(?P<other>[^\W\d_])')
+SCRIPT_LANGUAGES = {
+    'kana': 'ja', 'hangul': 'ko', 'cyrillic': 'ru', 'greek': 'el', 'arabic': 'ar', 'hebrew': 'he',
+    'devanagari': 'hi', 'thai': 'th'}
+
+# ---------------------------------------------------------------- words in Latin letters
+
 ENGLISH = '''
 the of and is are was were to that this with for we it its if then which have has had be been by
 from so can could now let but not as per he she his her they them their you your my me us our at
@@ -110,10 +121,17 @@ FUNCTION_WORDS = {  # frequent in one of these languages, rare in formulas
                'suoyi yinwei xian ranhou hou dengyu yao you hao le bu xia he da an dao xianzai',
 }
 LANGUAGES = sorted({*FUNCTION_WORDS, *SCRIPT_LANGUAGES.values(), 'zh'})
-KNOWN = {}  # word -> the languages whose function word it is
-for _language, _words in FUNCTION_WORDS.items():
-    for _word in sorted(set(_words.split())):
-        KNOWN.setdefault(_word, []).append(_language)
+
+
+def _languages_of_words():
+    known = {}
+    for language, words in FUNCTION_WORDS.items():
+        for word in sorted(set(words.split())):
+            known.setdefault(word, []).append(language)
+    return known
+
+
+KNOWN = _languages_of_words()  # word -> the languages whose function word it is
 LOANS = set('plus minus total problem list item factor matrix vector variable group class limit '
             'graph normal radius system test real prime main term set line per'.split())
 UNITS = set('cm mm km kg mg ml ft lb lbs oz min max sec hr mph gcd lcm mod log sin cos tan cot exp '
@@ -121,6 +139,62 @@ UNITS = set('cm mm km kg mg ml ft lb lbs oz min max sec hr mph gcd lcm mod log s
 ENGLISH_LOOKS = re.compile(  # half a word of English
     r"(?:ing|ed|tions?|sions?|ly|ness|ments?|ght|cks?|ies|ous|ful|ism|ist|ical|ive"
     r"|['\u2019]s|n['\u2019]t)$|^(?:th|wh)|ough")
+
+
+def _language_of(words, default, fewest, share):
+    """The language of words in Latin letters: the one of which there are most function words, each
+    counted once, and two or more; else `default`, or 'und' where `fewest` words or more tell and
+    none is of that language, or, as it is English, no more than `share` of them are or look it."""
+    words = list(dict.fromkeys(words))  # in their order, which decides between equals
+    lower = [w for w in dict.fromkeys(map(str.lower, words)) if w not in UNITS]
+    votes = Counter()
+    for word in lower:
+        votes.update(KNOWN.get(word, ()))
+    english = votes.pop('en', 0)
+    loans = len([w for w in lower if w in LOANS])
+
+    # another language than English
+    best = max(votes, key=votes.get, default=default)
+    if votes[best] >= 2 and votes[best] > max(english - loans, votes[default]):
+        return best
+
+    # English, the default, or none that is known
+    telling = [w for w in words if _tells(w)]
+    if default == 'en':
+        likeness = english - loans / 2 + _looks(words, telling)
+        return 'en' if _may_be_english(telling, likeness, fewest, share) else 'und'
+    if english >= 2 and english > votes[default] and english >= 0.3 * len(telling):
+        return 'en'
+    if len(telling) >= fewest and not votes[default]:
+        return 'und'
+    return default
+
+
+def _tells(word):
+    """Whether a word says something of its language: no unit, name or variable."""
+    lower = word.lower()
+    if lower in UNITS:
+        return False
+    return lower in KNOWN or word.islower() and (len(word) > 2 or not word.isascii())
+
+
+def _looks(words, telling):
+    """How much like English the words look that are no function words of English: half a word for
+    an ending of English, a word less for a letter that English has not."""
+    unknown = [w for w in telling if 'en' not in KNOWN.get(w.lower(), ())]
+    endings = len([w for w in unknown if ENGLISH_LOOKS.search(w)])
+    foreign = len([w for w in words if w[0].islower() and not w.replace('\u2019', '').isascii()])
+    return endings / 2 - foreign
+
+
+def _may_be_english(telling, likeness, fewest, share):
+    is_enough = len(telling) >= fewest or len(telling) == fewest - 1 and likeness <= 0
+    are_variables = all(len(w) < 4 for w in telling)
+    return not is_enough or are_variables or likeness > share * len(telling)
+
+
+# ---------------------------------------------------------------- the words of a text
+
 GREEK_TEXT = re.compile(  # an accent, or the sigma at the end of a word
     '[\u03ac-\u03af\u03c2\u03ca-\u03ce\u0386\u0388-\u038f\u1f00-\u1fff]')
 NEUTRAL = {'```': '```', '`': '`', '$$': '$$', '\\(': '\\)', '\\[': '\\]', '$': '$',
@@ -133,7 +207,9 @@ OPENER = re.compile(
 def _without_formulas(text):
     """text with the Latin and Greek letters of its code and LaTeX blanked; words of other scripts
     there still count."""
-    kept, pos, absent = [], 0, set()
+    kept = []
+    pos = 0
+    absent = set()  # openers that are never closed any more
     for m in OPENER.finditer(text):
         opener = m[0]
         if m.start() < pos or opener in absent:
@@ -144,37 +220,29 @@ def _without_formulas(text):
             absent.add(opener)
             continue
         inside = text[m.end():end]
-        if opener == '$' and (inside[:1].isspace() or inside[-1:].isspace() or '\n' in inside):
-            continue  # money: $5 and $10
-        kept += [text[pos:m.start()], re.sub(rf'[{LETTERS}\u0370-\u03ff]+', ' ', inside)]
+        if opener == '$' and _is_money(inside):
+            continue
+        kept.append(text[pos:m.start()])
+        kept.append(re.sub(rf'[{LETTERS}\u0370-\u03ff]+', ' ', inside))
         pos = end + len(closer)
     return re.sub(r'\\[A-Za-z]+', ' ', ''.join(kept) + text[pos:])
 
 
-def _vote(words, default, fewest, share):
-    """The language of words in Latin letters: the one of which there are most function words, each
-    counted once, and two or more; else `default`, or 'und' where `fewest` words or more tell and
-    none is of that language, or, as it is English, no more than `share` of them are or look it."""
-    words = list(dict.fromkeys(words))  # in their order, which decides between equals
-    lower = [w for w in dict.fromkeys(map(str.lower, words)) if w not in UNITS]
-    votes = Counter(language for w in lower for language in KNOWN.get(w, ()))
-    english, loans = votes.pop('en', 0), sum(w in LOANS for w in lower)
-    best = max(votes, key=votes.get, default=default)
-    if votes[best] >= 2 and votes[best] > max(english - loans, votes[default]):
-        return best
-    foreign = sum(w[0].islower() and not w.replace('\u2019', '').isascii() for w in words)
-    telling = [w for w in words if w.lower() not in UNITS and (
-        w.lower() in KNOWN or w.islower() and (len(w) > 2 or not w.isascii()))]
-    if default != 'en':
-        if english >= 2 and english > votes[default] and english >= 0.3 * len(telling):
-            return 'en'
-        return 'und' if len(telling) >= fewest and not votes[default] else default
-    unknown = [w for w in telling if 'en' not in KNOWN.get(w.lower(), ())]
-    looks = sum(bool(ENGLISH_LOOKS.search(w)) for w in unknown)
-    alike = english - foreign + (looks - loans) / 2
-    enough = len(telling) >= fewest or len(telling) == fewest - 1 and alike <= 0
-    variables = all(len(w) < 4 for w in telling)
-    return 'und' if enough and alike <= share * len(telling) and not variables else 'en'
+def _is_money(inside):
+    """What stands between the dollars of $5 and $10."""
+    return inside[:1].isspace() or inside[-1:].isspace() or '\n' in inside
+
+
+def _words_of(sentence):
+    """{script: its words}, without variables: single Latin letters, Greek ones without accents."""
+    words = {}
+    is_greek = GREEK_TEXT.search(sentence)
+    for m in WORD.finditer(sentence):
+        script = m.lastgroup
+        is_variable = script == 'latin' and len(m[0]) == 1 or script == 'greek' and not is_greek
+        if not is_variable:
+            words.setdefault(script, []).append(m[0])
+    return words
 
 
 def language_counts(text, target):
@@ -183,24 +251,25 @@ def language_counts(text, target):
     kana; Latin words are in the language that their sentence shows, or else the whole text, or
     else in the target."""
     if target not in LANGUAGES:
-        raise ValueError(f"unknown language {target!r} in the row: use one of {', '.join(LANGUAGES)}")
-    sentences = []
-    for sentence in re.split(r'[\n.!?;。！？；]', _without_formulas(unicodedata.normalize('NFKC', text))):
-        words, greek = {}, GREEK_TEXT.search(sentence)
-        for m in WORD.finditer(sentence):
-            if m.lastgroup == 'greek' and not greek or m.lastgroup == 'latin' and len(m[0]) == 1:
-                continue
-            words.setdefault(m.lastgroup, []).append(m[0])
-        sentences.append(words)
-    latin = [w for words in sentences for w in words.get('latin', ())]
-    whole = _vote(latin, target if target in FUNCTION_WORDS else 'en', 4, 0.2)
+        known = ', '.join(LANGUAGES)
+        raise ValueError(f'unknown language {target!r} in the row: use one of {known}')
+    text = _without_formulas(unicodedata.normalize('NFKC', text))
+    sentences = [_words_of(sentence) for sentence in re.split(r'[\n.!?;。！？；]', text)]
+
+    latin = []
+    for words in sentences:
+        latin += words.get('latin', ())
+    default = target if target in FUNCTION_WORDS else 'en'
+    whole = _language_of(latin, default, fewest=4, share=0.2)
+
     counts = Counter()
     for words in sentences:
         for script, found in words.items():
             if script == 'latin':
-                language = _vote(found, whole, 5, 0.1)
+                language = _language_of(found, whole, fewest=5, share=0.1)
             elif script == 'han':
-                language = 'ja' if 10 * len(words.get('kana', ())) > len(found) else 'zh'
+                kana = len(words.get('kana', ()))
+                language = 'ja' if 10 * kana > len(found) else 'zh'
             else:
                 language = SCRIPT_LANGUAGES.get(script, script)
             counts[language] += len(found)

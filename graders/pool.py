@@ -1,12 +1,14 @@
 """
-A pool of processes for calls that may hang or die: a call that takes too long is killed with its process, a call whose process
-was killed is tried once more in a new one, and the others never notice.
+A pool of processes for calls that may hang or die: a call that takes too long is killed with its
+process, a call whose process was killed is tried once more in a new one, and the others never
+notice.
 
     with Pool(workers=4, seconds=60) as pool:
-        values = pool.map('math', 'gcd', [(4, 6), (9, 12)])        # [2, 3]; a failed call's value is an exception
+        values = pool.map('math', 'gcd', [(4, 6), (9, 12)])    # [2, 3]
 
-The workers are plain interpreters that import the function's module and nothing else, so that they start fast, hold no GPU
-memory, and inherit no threads or locks; concurrent.futures breaks as a whole when one of its workers dies.
+A failed call's value is an exception. The workers are plain interpreters that import the function's
+module and nothing else, so that they start fast, hold no GPU memory, and inherit no threads or
+locks; concurrent.futures breaks as a whole when one of its workers dies.
 """
 import importlib
 import os
@@ -24,8 +26,11 @@ class Died(RuntimeError):
     """The process of a call was killed, twice."""
 
 
+# ---------------------------------------------------------------- in a worker
+
 def serve():
-    """A worker: reads (module, function, arguments) from stdin, writes (True, value) or (False, exception) to what was stdout."""
+    """Reads (module, function, arguments) from stdin, and writes what the function returned or
+    raised to what was stdout, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     answers = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)                                 # whatever a function prints is no answer
@@ -35,28 +40,48 @@ def serve():
         except EOFError:
             return
         try:
-            answer = True, getattr(importlib.import_module(module), name)(*args)
+            value = getattr(importlib.import_module(module), name)(*args)
         except Exception as error:
-            answer = False, error
+            value = error
         try:
-            answer = pickle.dumps(answer)
+            answer = pickle.dumps(value)
         except Exception as error:
-            answer = pickle.dumps((False, TypeError(f'{name} returned what cannot be sent: {error}')))
+            answer = pickle.dumps(TypeError(f'{name} returned what cannot be sent: {error}'))
         answers.write(answer)
         answers.flush()
 
 
-class Worker:
-    def __init__(self):
-        command = 'import sys; sys.path.insert(0, sys.argv[1]); from graders import pool; pool.serve()'
-        self.process = subprocess.Popen([sys.executable, '-c', command, str(Path(__file__).resolve().parents[1])],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-        self.call = self.end = None
+# ---------------------------------------------------------------- here
 
-    def send(self, call, task, seconds):
-        self.call, self.end = call, time.monotonic() + seconds
+class Call:
+    """A call of a map: a function's module, its name and arguments, and what came of it."""
+
+    def __init__(self, module, name, args):
+        self.task = module, name, args
+        self.name = name
+        self.tries = 0
+        self.value = None
+
+
+class Worker:
+    """A process, and the call that it is busy with."""
+
+    COMMAND = 'import sys; sys.path.insert(0, sys.argv[1]); from graders import pool; pool.serve()'
+
+    def __init__(self):
+        root = str(Path(__file__).resolve().parents[1])
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', self.COMMAND, root], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        self.call = None
+        self.end = None  # when the call has taken too long
+
+    def send(self, call, seconds):
+        self.call = call
+        self.end = time.monotonic() + seconds
+        call.tries += 1
         try:
-            pickle.dump(task, self.process.stdin)
+            pickle.dump(call.task, self.process.stdin)
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # it died while idle; reading says so
@@ -79,54 +104,70 @@ class Pool:
     HOPELESS = 4
 
     def __init__(self, workers, seconds=60.0):
-        self.seconds, self.workers = seconds, [Worker() for _ in range(workers)]
+        self.seconds = seconds
+        self.workers = [Worker() for _ in range(workers)]
 
     def map(self, module, name, arguments):
-        """-> list of values of `module.name(*args)` in order; of a failed call the exception: what the function raised,
-        TimeoutError, or Died."""
-        values, waiting, tries = [None] * len(arguments), deque(range(len(arguments))), [0] * len(arguments)
-        left, slow = len(arguments), 0
-        while left:
-            if slow == len(arguments) - left and slow >= max(self.HOPELESS, len(self.workers)):
+        """-> list of values of `module.name(*args)` in order; of a failed call the exception: what
+        the function raised, TimeoutError, or Died."""
+        calls = [Call(module, name, args) for args in arguments]
+        waiting = deque(calls)
+        slow = 0  # calls that took too long
+        while waiting or self.busy():
+            ended = len(calls) - len(waiting) - len(self.busy())
+            if waiting and slow == ended and slow >= max(self.HOPELESS, len(self.workers)):
+                said = f'not tried: the first {slow} took more than {self.seconds} s each'
                 for call in waiting:
-                    said = f'not tried: the first {slow} took more than {self.seconds} s each'
-                    values[call] = TimeoutError(said)
-                left, waiting = left - len(waiting), deque()
-                if not left:
-                    break
+                    call.value = TimeoutError(said)
+                waiting.clear()
+                continue
+
             for worker in self.workers:
                 if worker.call is None and waiting:
-                    call = waiting.popleft()
-                    tries[call] += 1
-                    worker.send(call, (module, name, arguments[call]), self.seconds)
-            busy = [worker for worker in self.workers if worker.call is not None]
-            patience = max(0.0, min(worker.end for worker in busy) - time.monotonic())
-            poll = select.poll()
-            for worker in busy:
-                poll.register(worker.process.stdout, select.POLLIN)
-            ready = {descriptor for descriptor, _ in poll.poll(patience * 1000)}
-            for worker in busy:
-                call, again = worker.call, False
-                if worker.process.stdout.fileno() in ready:
-                    try:
-                        good, value = pickle.load(worker.process.stdout)
-                        worker.call = None
-                    except (EOFError, pickle.UnpicklingError):
-                        self.replace(worker)
-                        again, value = tries[call] < 2, Died(f'the process that ran {name} was killed twice')
+                    worker.send(waiting.popleft(), self.seconds)
+
+            ready = self.wait()
+            for worker in self.busy():
+                if worker in ready:
+                    self.receive(worker, waiting)
                 elif time.monotonic() > worker.end:
-                    self.replace(worker)
-                    said = f'{name} took more than {self.seconds} s'
-                    value, slow = TimeoutError(said), slow + 1
-                    if slow == 1:
-                        print(f'{said}; its process was ended', file=sys.stderr)
-                else:
-                    continue
-                if again:
-                    waiting.appendleft(call)
-                else:
-                    values[call], left = value, left - 1
-        return values
+                    slow += 1
+                    self.give_up(worker, aloud=slow == 1)
+        return [call.value for call in calls]
+
+    def busy(self):
+        return [worker for worker in self.workers if worker.call is not None]
+
+    def wait(self):
+        """Until a worker answers or dies, or a call has taken too long -> the workers to read."""
+        busy = self.busy()
+        poll = select.poll()
+        for worker in busy:
+            poll.register(worker.process.stdout, select.POLLIN)
+        patience = min(worker.end for worker in busy) - time.monotonic()
+        ready = {descriptor for descriptor, _ in poll.poll(max(0.0, patience) * 1000)}
+        return [worker for worker in busy if worker.process.stdout.fileno() in ready]
+
+    def receive(self, worker, waiting):
+        """Takes what a worker answers; where its process died, its call is tried once more."""
+        call = worker.call
+        try:
+            call.value = pickle.load(worker.process.stdout)
+            worker.call = None
+        except (EOFError, pickle.UnpicklingError):
+            self.replace(worker)
+            if call.tries < 2:
+                waiting.appendleft(call)
+            else:
+                call.value = Died(f'the process that ran {call.name} was killed twice')
+
+    def give_up(self, worker, aloud):
+        """Ends a call that took too long, with its process."""
+        said = f'{worker.call.name} took more than {self.seconds} s'
+        worker.call.value = TimeoutError(said)
+        self.replace(worker)
+        if aloud:
+            print(f'{said}; its process was ended', file=sys.stderr)
 
     def replace(self, worker):
         worker.kill()
