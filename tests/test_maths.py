@@ -1,7 +1,9 @@
-"""math_reward: pairs written by hand, the real answers of MATH-500 and GSM8K, hostile input, threads and processes."""
+"""math_reward: pairs written by hand, the real answers of MATH-500 and GSM8K, hostile input,
+threads and processes."""
 import builtins
 import json
 import multiprocessing
+import re
 import statistics
 import threading
 import time
@@ -9,231 +11,562 @@ from pathlib import Path
 
 import pytest
 
-from graders import maths
 import rewards
+from graders import maths
 from graders.maths import math_equal
 from rewards import math_reward
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
-SAME = [
-    # numbers
-    ("5", "5"), ("5", " 5 "), ("5", "5."), ("5", "05"), ("-5", "−5"), ("5", "+5"), ("5", "5.0"), ("0.4", ".4"),
-    ("0", "-0"),
-    ("1000", "1,000"), ("1000", "1{,}000"), ("1000", "1\\,000"), ("10,\\!080", "10080"),
-    ("11,\\! 111,\\! 100", "11111100"),
-    ("7425000", "7,425,000"), ("1000.99", "1,000.99"), ("1000", "1 000"), ("0,111", "0.111"),
-    ("1200000", "1.2 \\times 10^6"), ("0.00005", "5\\cdot10^{-5}"), ("1.5e-7", "1.5 × 10⁻⁷"), ("32000", "3.2e4"),
-    ("2^{99}", "633825300114114700748351602688"), ("4.5", "4\\frac{1}{2}"), ("5", "\\boxed{5}"),
-    ("18", "#### 18"), ("18", "The answer is 18."), ("18", "$18$"), ("18", "\\(18\\)"), ("18", "\\[ 18 \\]"),
-    ("3.50", "3.5"),
-    # fractions
-    ("\\frac{1}{2}", "1/2"), ("\\frac{1}{2}", "0.5"), ("\\frac{1}{2}", ".5"), ("\\frac12", "\\dfrac{1}{2}"),
-    ("\\frac{1}{2}", "½"),
-    ("\\frac{1}{2}", "\\tfrac12"), ("\\frac{1}{2}", "\\frac{2}{4}"), ("-\\frac{1}{2}", "\\frac{-1}{2}"),
-    ("\\frac 59", "5/9"),
-    ("-\\frac{1}{2}", "\\frac{1}{-2}"), ("\\frac{270}7", "270 / 7"), ("\\frac9{19}", "9/19"),
-    ("3/56", "\\frac{3}{56}"),
-    ("\\dfrac{1}{29,\\!322,\\!216}", "1/29322216"), ("1\\frac{4}{5}", "9/5"), ("1\\frac{4}{5}", "1 4/5"),
-    ("137 \\frac{1}{2}", "137.5"),
-    ("-1\\frac12", "-1.5"), ("1½", "3/2"), ("0.\\overline{3}", "1/3"), ("0.1\\overline{6}", "\\frac{1}{6}"),
-    ("\\frac{1}{12}", "0.083333333333"), ("1/3", "0.3333333333333333"), ("3:4", "3/4"), ("7:32", "7 : 32"),
-    # percent, money, units, degrees
-    ("28\\%", "28"), ("28", "28%"), ("28\\%", "28 percent"), ("28\\%", "0.28"), ("0.28", "28\\%"),
-    ("28\\%", "28 pct"),
-    ("\\$32,\\!348", "32348"), ("\\$18.90", "18.9"), ("18.90", "$18.90"), ("18", "\\$18"), ("18", "18 dollars"),
-    ("$5", "5 dollars"),
-    ("10", "10 weeks"), ("10", "10\\text{ cm}"), ("864 \\mbox{ inches}^2", "864"),
-    ("864 \\mbox{ inches}^2", "864 square inches"),
-    ("15\\mbox{ cm}^2", "15 cm²"), ("5.4 \\text{ cents}", "5.4"), ("\\frac{270}7\\text{ degrees}", "\\frac{270}{7}"),
-    ("90^\\circ", "90"), ("90", "90°"), ("90^\\circ", "90 degrees"), ("90^{\\circ}", "\\frac{\\pi}{2}"),
-    ("30^\\circ", "\\pi/6 radians"),
-    ("125 miles", "125\\textnormal{ miles}"), ("5 m", "5 meters"), ("10 km", "10 kilometers"),
-    ("5000000", "5 million"),
-    ("9", "9 years old"), ("20", "USD 20"), ("20", "₹20"), ("20 rupees", "Rs. 20"), ("20", "20 ₹"), ("-5 euros", "-EUR 5"), ("10", "10 J"),
-    ("10 joules", "10 J"), ("9 years", "9 years old"), ("05:00", "5:00"), ("10:15", "2:3"), ("7:32", "7/32"), ("3:30", "3:30 pm"), ("3 hours", "3 hrs"), ("240\\text{ ways.}", "240"), ("20 \\text{ square units}", "20"), ("60", "60 km/h"),
-    # roots, powers, constants
-    ("11\\sqrt2", "11\\sqrt{2}"), ("\\sqrt{8}", "2\\sqrt2"), ("\\frac{\\sqrt{3}}{3}", "\\frac{1}{\\sqrt{3}}"),
-    ("√3", "\\sqrt{3}"),
-    ("3\\sqrt{13}", "\\sqrt{117}"), ("3\\sqrt{13}", "3*sqrt(13)"), ("\\sqrt[3]{8}", "2"), ("2", "\\sqrt{4}"),
-    ("4^{3/2}", "8"),
-    ("\\sqrt{2}+\\sqrt{5}", "\\sqrt5+\\sqrt2"), ("\\sqrt{5+2\\sqrt6}", "\\sqrt2+\\sqrt3"),
-    ("\\frac{9}{4}\\pi", "9π/4"), ("\\pi", "pi"),
-    ("\\frac{1+\\sqrt5}{2}", "0.5 + \\sqrt{1.25}"), ("288 \\pi", "288π"), ("18+2\\pi", "2(\\pi + 9)"),
-    ("\\frac{20000}{\\pi}", "20000/\\pi"),
-    ("2^{10}", "2^10"), ("2^{10}", "1024"), ("2^{2^3}", "256"), ("x^{-1}", "1/x"), ("5!", "120"),
-    ("\\binom{5}{2}", "10"),
-    ("6 - 5i", "-5i + 6"), ("i^2", "-1"), ("\\sqrt{-4}", "2i"), ("(1+i)^2", "2i"), ("e^{i\\pi}", "-1"),
-    ("1 - \\frac{1}{\\mathrm{e}}", "1-1/e"),
-    ("\\log_2 8", "3"), ("\\ln e^2", "2"), ("\\log_{10} 1000", "3"), ("\\sin 30^\\circ", "1/2"),
-    ("\\cos(\\pi/3)", "\\frac12"),
-    ("\\sin^2 x + \\cos^2 x", "1"), ("\\tan^2(y)+1", "\\sec^2(y)"), ("\\cot x", "\\frac{\\cos x}{\\sin x}"),
-    ("|-3|", "3"),
-    ("2 \\sin b \\cos a", "\\sin(a+b) - \\sin(a-b)"), ("\\sin^{-1}(1)", "\\frac{\\pi}{2}"),
-    ("\\lfloor 3.7 \\rfloor", "3"), ("\\infty", "∞"),
-    ("\\lceil \\sqrt{4} \\rceil", "2"), ("\\arctan 1", "\\pi/4"), ("\\frac{\\ln 9}{\\ln 3}", "2"),
-    ("\\exp(2)", "e^2"), ("2^{-99}", "0.5^{99}"),
-    # expressions
-    ("p - q", "-q+p"), ("(x+1)^2", "x^2+2x+1"), ("(a+5)(b+2)", "(b+2)(a+5)"), ("(a+5)(b+2)", "ab + 2a + 5b + 10"),
-    ("3R^2", "3*R**2"),
-    ("6r^2-4r-24", "2(3r^2-2r-12)"), ("\\frac{x+2}{7}", "\\frac{x}{7}+\\frac{2}{7}"), ("x^{5}", "x·x⁴"),
-    ("5r^5", "5 r^{5}"),
-    ("\\frac{11+9a}{20}", "0.45a + 0.55"), ("\\sqrt{x^2}", "|x|"),
-    ("\\frac{1}{3\\sqrt[3]{x}^2}", "\\frac{1}{3x^{2/3}}"),
-    ("x_1 + x_2", "x_{2}+x_{1}"), ("\\alpha\\beta", "\\beta \\alpha"), ("2\\ln x", "\\ln x^2"),
-    ("\\frac{x^2-1}{x-1}", "x+1"), ("f(x)", "f(x)"),
-    ("x^8 + x^7 + x + 1", "1+x+x^7+x^8"), ("\\sqrt{ab}", "\\sqrt{a}\\sqrt{b}"),
-    ("\\log(x-9)", "-\\log\\frac{1}{x-9}"), ("-x", "- x"),
-    # equations
-    ("x=5", "5"), ("5", "x = 5"), ("5", "5 = x"), ("x=5", "x = 5.0"), ("y = 2x + 3", "y=3+2x"),
-    ("y = 2x + 3", "2x + 3"), ("7", "3+4=7"),
-    ("y = 2x + 3", "2x - y + 3 = 0"), ("5x - 7y + 11z + 4 = 0", "-5x+7y-11z=4"),
-    ("x^2/4 + y^2/3 = 1", "3x^2+4y^2=12"), ("f(x)=1", "1"),
-    ("1/3", "x = \\frac13 \\approx 0.333"), ("11", "x \\approx 11"), ("|AB|=1", "1"), ("V_{1}:V_{2}=11:21", "11:21"),
-    ("\\frac{NO}{BO}=\\frac{1}{\\sqrt{6}}", "\\frac{1}{\\sqrt{6}}"), ("(p,q)=(3,2)", "(3,2)"),
-    ("\\angle ABC = 30^\\circ", "30"),
-    # lists and sets
-    ("1,-2", "-2, 1"), ("3, 5, 7", "3,5,7"), ("3, 5, 7", "\\{3, 5, 7\\}"), ("6 \\text{ and } 8", "6,8"),
-    ("19, 46, and 82", "19, 46, \\text{ and } 82"),
-    ("21,16 or 11", "11, 16, 21"), ("\\{1\\pm\\sqrt{5},-2\\}", "\\{-2, 1-\\sqrt5, 1+\\sqrt5\\}"),
-    ("1 \\pm \\sqrt{19}", "1+\\sqrt{19}, 1-\\sqrt{19}"),
-    ("\\pm 2021", "-2021, 2021"), ("x=1, x=2", "1, 2"), ("x = 1 \\text{ or } x = 2", "x=2 or x=1"),
-    ("n=1,2,3", "1,2,3"), ("\\emptyset", "\\{\\}"),
-    ("x=3, y=4", "y=4, x=3"), ("x=3, y=4", "3, 4"), ("(3,4)", "x=3, y=4"), ("-12;-11;-10", "\\{-12, -11, -10\\}"),
-    ("\\{5\\}", "5"), ("(2,3)", "y=3, x=2"), ("(5,\\pi)", "r=5, \\theta=\\pi"), ("(2,19)", "a_{37}=19, a_3=2"), ("(2,3)", "m=2,n=3"), ("2,3", "b=3, a=2"),
-    ("p=5,q=2;p=7,q=2", "(7,2),(5,2)"), ("(11,7)or(7,11)", "(7,11),\\ (11,7)"), ("100,200,300", "100, 200, 300"),
-    ("{1,2,3}", "1,2,3"),
-    ("(1,2),(3,4)", "(3,4), (1,2), (1,2)"), ("\\{1,1,2\\}", "\\{1,2\\}"),
-    ("x = \\frac{-1 \\pm \\sqrt{13}}{4}", "\\frac{-1-\\sqrt{13}}{4}, \\frac{\\sqrt{13}-1}{4}"),
-    ("a_3 = 2, a_{37} = 19", "a_{37} = 19, \\quad a_3 = 2"), ("W(n) = 1 \\text{ and } W(n) = -1", "W(x)=1orW(x)=-1"),
-    # tuples, intervals, inequalities
-    ("(3,4)", "(3, 4)"), ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3, π/2)"), ("(1,\\frac{9}{2})", "(1, 4.5)"),
-    ("(0;0;1)", "(0,0,1)"),
-    ("[0,1)", "\\left[0,1\\right)"), ("(2,\\infty)", "(2, +\\infty)"), ("x \\in [-2,7]", "[-2,7]"),
-    ("[-2,7]", "-2 \\le x \\le 7"),
-    ("(2,\\infty)", "x > 2"), ("(-\\infty, 0]", "x \\leq 0"), ("x \\geq 5", "5 \\leq x"), ("x < 1", "-x > -1"),
-    ("2x < 4", "x < 2"),
-    ("(0,9) \\cup (9,36)", "(9,36)\\cup(0,9)"), ("(-\\infty, 2) \\cup (3, \\infty)", "x < 2 \\text{ or } x > 3"),
-    ("0<f(x)<1", "(0,1)"),
-    ("x \\neq 3", "x != 3"), ("\\mathbb{R}", "(-\\infty,\\infty)"), ("\\{-1\\} \\cup [0,7)", "[0,7) \\cup \\{-1\\}"),
-    ("7 \\ge x \\ge -2", "[-2,7]"),
-    ("\\left(\\frac{3}{5},\\frac{8}{3}\\right]", "(0.6, 8/3]"), ("(1,000, 2)", "(1000, 2)"),
-    # matrices
-    ("\\begin{pmatrix} 1 & 0 \\\\ 0 & 1 \\end{pmatrix}", "\\begin{bmatrix}1&0\\\\0&1\\end{bmatrix}"),
 
-    ("\\begin{pmatrix} -1/3 \\\\ 2/3 \\end{pmatrix}",
-     "\\begin{pmatrix} -\\frac{1}{3} \\\\ \\frac{2}{3} \\\\ \\end{pmatrix}"),
+def lines(text, cells=2):
+    """'gold | answer', one a line -> tuples of texts; lines that begin with '# ' are headings"""
+    rows = [line for line in text.strip('\n').split('\n') if not line.startswith('# ')]
+    return [tuple(cell.strip() for cell in row.split(' | ', cells - 1)) for row in rows]
 
-    ("\\begin{pmatrix}1 & 2 \\\\3 & 4\\end{pmatrix}", "\\left[\\begin{array}{cc}1 & 2 \\\\3 & 4\\end{array}\\right]"),
-    ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "(1,2)"), ("\\langle 1, 2 \\rangle", "(1,2)"),
-    # words and letters
-    ("\\text{Evelyn}", "Evelyn"), ("\\text{even}", "Even"), ("\\text{(C)}", "C"), ("\\text{(C)}", "(C)"),
-    ("\\textbf{(E)}", "E"),
-    ("\\text{two lines}", "two  lines."), ("\\text{Softball, Kickball}", "kickball and softball"),
-    ("4:30\\text{ p.m.}", "4:30 p.m."),
-    ("52_8", "52_{8}"), ("52_8", "52"), ("\\text{odd}", "odd"),
-    ("F_n = \\sum_{k=0}^{n-1} F_k", "F_n = \\sum_{k=0}^{n-1} F_k"),
-    # sums and products of matrices, |x|, numbers left out, ratios, n!, number words, letter and value
-    ("1 \\leq |z| \\leq \\frac{3}{2}", "[-\\frac{3}{2}, -1] \\cup [1, \\frac{3}{2}]"), ("0<|x-2|<1", "(1,2)\\cup(2,3)"),
-    ("5", "\\text{five}"), ("(-\\infty,-1)\\cup(1,\\infty)", "|x|>1"), ("(-1,1)", "|x|<1"),
-    ("\\mathbb{R}\\setminus\\{0\\}", "(-\\infty,0)\\cup(0,\\infty)"),
-    ("\\begin{pmatrix}2&4\\\\6&8\\end{pmatrix}", "2\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}"),
-    ("\\begin{pmatrix}2&3\\\\3&5\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}+\\begin{pmatrix}1&1\\\\0&1\\end{pmatrix}"),
-    ("\\begin{pmatrix}3\\\\7\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}\\begin{pmatrix}1\\\\1\\end{pmatrix}"),
-    ("B", "\\textbf{(B)}"), ("B", "\\textbf{(B)}\\ 12"), ("25 \\pmod{7}", "25 \\pmod 7"), ("\\overline{AB}", "AB"),
-    ("\\begin{pmatrix}4&3\\\\2&1\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}-\\begin{pmatrix}-3&-1\\\\1&3\\end{pmatrix}"),
-    ("\\begin{pmatrix}-1&-2\\end{pmatrix}", "-\\begin{pmatrix}1&2\\end{pmatrix}"),
-    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}1&2\\end{pmatrix}^T"),
-    ("\\begin{pmatrix}7&10\\\\15&22\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}^2"),
-    ("\\begin{pmatrix}x&2x\\end{pmatrix}", "x\\begin{pmatrix}1&2\\end{pmatrix}"), ("(1,5)", "|x-3|<2"),
-    ("(-5,-1)", "|x+3|<2"), ("[1,5]", "|x-3|\\le 2"), ("(-\\infty,1]\\cup[5,\\infty)", "|x-3|\\ge2"),
-    ("(-\\infty,-2)\\cup(2,\\infty)", "2<|x|"), ("(-2,2)", "2>|x|"), ("|x|<3", "-3<x<3"),
-    ("x\\neq 0", "(-\\infty,0)\\cup(0,\\infty)"), ("x \\ne 0", "\\mathbb R\\setminus\\{0\\}"),
-    ("\\mathbb{R}\\setminus\\{1,-1\\}", "(-\\infty,-1)\\cup(-1,1)\\cup(1,\\infty)"),
-    ("A", "\\text{(A) } \\frac{1}{2}"), ("3", "\\text{three}"), ("\\text{zero}", "0"), ("\\overline{CD}", "CD"),
-    ("7 \\pmod{11}", "7 \\pmod 11"), ("\\ln|x|+C", "\\ln |x| + C"), ("1:2:3", "1:2:3"), ("n!", "n(n-1)!"),
-    ("7", "seven"), ("1:2:3", "2:4:6"), ("\\binom{n}{k}", "\\binom{n}{n-k}"), ("n!\\sqrt{x}", "\\sqrt{x}\\,n!"),
+
+# ---------------------------------------------------------------- pairs that say the same, or not
+
+SAME = lines(r'''
+# numbers
+5 | 5
+5 | 5.
+5 | 05
+-5 | −5
+5 | +5
+5 | 5.0
+0.4 | .4
+0 | -0
+1000 | 1,000
+1000 | 1{,}000
+1000 | 1\,000
+10,\!080 | 10080
+11,\! 111,\! 100 | 11111100
+7425000 | 7,425,000
+1000.99 | 1,000.99
+1000 | 1 000
+0,111 | 0.111
+1200000 | 1.2 \times 10^6
+0.00005 | 5\cdot10^{-5}
+1.5e-7 | 1.5 × 10⁻⁷
+32000 | 3.2e4
+2^{99} | 633825300114114700748351602688
+4.5 | 4\frac{1}{2}
+5 | \boxed{5}
+18 | #### 18
+18 | The answer is 18.
+18 | $18$
+18 | \(18\)
+18 | \[ 18 \]
+3.50 | 3.5
+# fractions
+\frac{1}{2} | 1/2
+\frac{1}{2} | 0.5
+\frac{1}{2} | .5
+\frac12 | \dfrac{1}{2}
+\frac{1}{2} | ½
+\frac{1}{2} | \tfrac12
+\frac{1}{2} | \frac{2}{4}
+-\frac{1}{2} | \frac{-1}{2}
+\frac 59 | 5/9
+-\frac{1}{2} | \frac{1}{-2}
+\frac{270}7 | 270 / 7
+\frac9{19} | 9/19
+3/56 | \frac{3}{56}
+\dfrac{1}{29,\!322,\!216} | 1/29322216
+1\frac{4}{5} | 9/5
+1\frac{4}{5} | 1 4/5
+137 \frac{1}{2} | 137.5
+-1\frac12 | -1.5
+1½ | 3/2
+0.\overline{3} | 1/3
+0.1\overline{6} | \frac{1}{6}
+\frac{1}{12} | 0.083333333333
+1/3 | 0.3333333333333333
+3:4 | 3/4
+7:32 | 7 : 32
+# percent, money, units, degrees
+28\% | 28
+28 | 28%
+28\% | 28 percent
+28\% | 0.28
+0.28 | 28\%
+28\% | 28 pct
+\$32,\!348 | 32348
+\$18.90 | 18.9
+18.90 | $18.90
+18 | \$18
+18 | 18 dollars
+$5 | 5 dollars
+10 | 10 weeks
+10 | 10\text{ cm}
+864 \mbox{ inches}^2 | 864
+864 \mbox{ inches}^2 | 864 square inches
+15\mbox{ cm}^2 | 15 cm²
+5.4 \text{ cents} | 5.4
+\frac{270}7\text{ degrees} | \frac{270}{7}
+90^\circ | 90
+90 | 90°
+90^\circ | 90 degrees
+90^{\circ} | \frac{\pi}{2}
+30^\circ | \pi/6 radians
+125 miles | 125\textnormal{ miles}
+5 m | 5 meters
+10 km | 10 kilometers
+5000000 | 5 million
+9 | 9 years old
+20 | USD 20
+20 | ₹20
+20 rupees | Rs. 20
+20 | 20 ₹
+-5 euros | -EUR 5
+10 | 10 J
+10 joules | 10 J
+9 years | 9 years old
+05:00 | 5:00
+10:15 | 2:3
+7:32 | 7/32
+3:30 | 3:30 pm
+3 hours | 3 hrs
+240\text{ ways.} | 240
+20 \text{ square units} | 20
+60 | 60 km/h
+# roots, powers, constants
+11\sqrt2 | 11\sqrt{2}
+\sqrt{8} | 2\sqrt2
+\frac{\sqrt{3}}{3} | \frac{1}{\sqrt{3}}
+√3 | \sqrt{3}
+3\sqrt{13} | \sqrt{117}
+3\sqrt{13} | 3*sqrt(13)
+\sqrt[3]{8} | 2
+2 | \sqrt{4}
+4^{3/2} | 8
+\sqrt{2}+\sqrt{5} | \sqrt5+\sqrt2
+\sqrt{5+2\sqrt6} | \sqrt2+\sqrt3
+\frac{9}{4}\pi | 9π/4
+\pi | pi
+\frac{1+\sqrt5}{2} | 0.5 + \sqrt{1.25}
+288 \pi | 288π
+18+2\pi | 2(\pi + 9)
+\frac{20000}{\pi} | 20000/\pi
+2^{10} | 2^10
+2^{10} | 1024
+2^{2^3} | 256
+x^{-1} | 1/x
+5! | 120
+\binom{5}{2} | 10
+6 - 5i | -5i + 6
+i^2 | -1
+\sqrt{-4} | 2i
+(1+i)^2 | 2i
+e^{i\pi} | -1
+1 - \frac{1}{\mathrm{e}} | 1-1/e
+\log_2 8 | 3
+\ln e^2 | 2
+\log_{10} 1000 | 3
+\sin 30^\circ | 1/2
+\cos(\pi/3) | \frac12
+\sin^2 x + \cos^2 x | 1
+\tan^2(y)+1 | \sec^2(y)
+\cot x | \frac{\cos x}{\sin x}
+|-3| | 3
+2 \sin b \cos a | \sin(a+b) - \sin(a-b)
+\sin^{-1}(1) | \frac{\pi}{2}
+\lfloor 3.7 \rfloor | 3
+\infty | ∞
+\lceil \sqrt{4} \rceil | 2
+\arctan 1 | \pi/4
+\frac{\ln 9}{\ln 3} | 2
+\exp(2) | e^2
+2^{-99} | 0.5^{99}
+# expressions
+p - q | -q+p
+(x+1)^2 | x^2+2x+1
+(a+5)(b+2) | (b+2)(a+5)
+(a+5)(b+2) | ab + 2a + 5b + 10
+3R^2 | 3*R**2
+6r^2-4r-24 | 2(3r^2-2r-12)
+\frac{x+2}{7} | \frac{x}{7}+\frac{2}{7}
+x^{5} | x·x⁴
+5r^5 | 5 r^{5}
+\frac{11+9a}{20} | 0.45a + 0.55
+\sqrt{x^2} | |x|
+\frac{1}{3\sqrt[3]{x}^2} | \frac{1}{3x^{2/3}}
+x_1 + x_2 | x_{2}+x_{1}
+\alpha\beta | \beta \alpha
+2\ln x | \ln x^2
+\frac{x^2-1}{x-1} | x+1
+f(x) | f(x)
+x^8 + x^7 + x + 1 | 1+x+x^7+x^8
+\sqrt{ab} | \sqrt{a}\sqrt{b}
+\log(x-9) | -\log\frac{1}{x-9}
+-x | - x
+# equations
+x=5 | 5
+5 | x = 5
+5 | 5 = x
+x=5 | x = 5.0
+y = 2x + 3 | y=3+2x
+y = 2x + 3 | 2x + 3
+7 | 3+4=7
+y = 2x + 3 | 2x - y + 3 = 0
+5x - 7y + 11z + 4 = 0 | -5x+7y-11z=4
+x^2/4 + y^2/3 = 1 | 3x^2+4y^2=12
+f(x)=1 | 1
+1/3 | x = \frac13 \approx 0.333
+11 | x \approx 11
+|AB|=1 | 1
+V_{1}:V_{2}=11:21 | 11:21
+\frac{NO}{BO}=\frac{1}{\sqrt{6}} | \frac{1}{\sqrt{6}}
+(p,q)=(3,2) | (3,2)
+\angle ABC = 30^\circ | 30
+# lists and sets
+1,-2 | -2, 1
+3, 5, 7 | 3,5,7
+3, 5, 7 | \{3, 5, 7\}
+6 \text{ and } 8 | 6,8
+19, 46, and 82 | 19, 46, \text{ and } 82
+21,16 or 11 | 11, 16, 21
+\{1\pm\sqrt{5},-2\} | \{-2, 1-\sqrt5, 1+\sqrt5\}
+1 \pm \sqrt{19} | 1+\sqrt{19}, 1-\sqrt{19}
+\pm 2021 | -2021, 2021
+x=1, x=2 | 1, 2
+x = 1 \text{ or } x = 2 | x=2 or x=1
+n=1,2,3 | 1,2,3
+\emptyset | \{\}
+x=3, y=4 | y=4, x=3
+x=3, y=4 | 3, 4
+(3,4) | x=3, y=4
+-12;-11;-10 | \{-12, -11, -10\}
+\{5\} | 5
+(2,3) | y=3, x=2
+(5,\pi) | r=5, \theta=\pi
+(2,19) | a_{37}=19, a_3=2
+(2,3) | m=2,n=3
+2,3 | b=3, a=2
+p=5,q=2;p=7,q=2 | (7,2),(5,2)
+(11,7)or(7,11) | (7,11),\ (11,7)
+100,200,300 | 100, 200, 300
+{1,2,3} | 1,2,3
+(1,2),(3,4) | (3,4), (1,2), (1,2)
+\{1,1,2\} | \{1,2\}
+x = \frac{-1 \pm \sqrt{13}}{4} | \frac{-1-\sqrt{13}}{4}, \frac{\sqrt{13}-1}{4}
+a_3 = 2, a_{37} = 19 | a_{37} = 19, \quad a_3 = 2
+W(n) = 1 \text{ and } W(n) = -1 | W(x)=1orW(x)=-1
+# tuples, intervals, inequalities
+(3,4) | (3, 4)
+\left( 3, \frac{\pi}{2} \right) | (3, π/2)
+(1,\frac{9}{2}) | (1, 4.5)
+(0;0;1) | (0,0,1)
+[0,1) | \left[0,1\right)
+(2,\infty) | (2, +\infty)
+x \in [-2,7] | [-2,7]
+[-2,7] | -2 \le x \le 7
+(2,\infty) | x > 2
+(-\infty, 0] | x \leq 0
+x \geq 5 | 5 \leq x
+x < 1 | -x > -1
+2x < 4 | x < 2
+(0,9) \cup (9,36) | (9,36)\cup(0,9)
+(-\infty, 2) \cup (3, \infty) | x < 2 \text{ or } x > 3
+0<f(x)<1 | (0,1)
+x \neq 3 | x != 3
+\mathbb{R} | (-\infty,\infty)
+\{-1\} \cup [0,7) | [0,7) \cup \{-1\}
+7 \ge x \ge -2 | [-2,7]
+\left(\frac{3}{5},\frac{8}{3}\right] | (0.6, 8/3]
+(1,000, 2) | (1000, 2)
+# matrices
+\begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix} | \begin{bmatrix}1&0\\0&1\end{bmatrix}
+\begin{pmatrix}1 & 2 \\3 & 4\end{pmatrix} | \left[\begin{array}{cc}1 & 2 \\3 & 4\end{array}\right]
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} | (1,2)
+\langle 1, 2 \rangle | (1,2)
+# words and letters
+\text{Evelyn} | Evelyn
+\text{even} | Even
+\text{(C)} | C
+\text{(C)} | (C)
+\textbf{(E)} | E
+\text{two lines} | two  lines.
+\text{Softball, Kickball} | kickball and softball
+4:30\text{ p.m.} | 4:30 p.m.
+52_8 | 52_{8}
+52_8 | 52
+\text{odd} | odd
+F_n = \sum_{k=0}^{n-1} F_k | F_n = \sum_{k=0}^{n-1} F_k
+# sums and products of matrices, |x|, numbers left out, ratios, n!, number words, letter and value
+1 \leq |z| \leq \frac{3}{2} | [-\frac{3}{2}, -1] \cup [1, \frac{3}{2}]
+0<|x-2|<1 | (1,2)\cup(2,3)
+5 | \text{five}
+(-\infty,-1)\cup(1,\infty) | |x|>1
+(-1,1) | |x|<1
+\mathbb{R}\setminus\{0\} | (-\infty,0)\cup(0,\infty)
+\begin{pmatrix}2&4\\6&8\end{pmatrix} | 2\begin{pmatrix}1&2\\3&4\end{pmatrix}
+B | \textbf{(B)}
+B | \textbf{(B)}\ 12
+25 \pmod{7} | 25 \pmod 7
+\overline{AB} | AB
+\begin{pmatrix}-1&-2\end{pmatrix} | -\begin{pmatrix}1&2\end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1&2\end{pmatrix}^T
+\begin{pmatrix}7&10\\15&22\end{pmatrix} | \begin{pmatrix}1&2\\3&4\end{pmatrix}^2
+\begin{pmatrix}x&2x\end{pmatrix} | x\begin{pmatrix}1&2\end{pmatrix}
+(1,5) | |x-3|<2
+(-5,-1) | |x+3|<2
+[1,5] | |x-3|\le 2
+(-\infty,1]\cup[5,\infty) | |x-3|\ge2
+(-\infty,-2)\cup(2,\infty) | 2<|x|
+(-2,2) | 2>|x|
+|x|<3 | -3<x<3
+x\neq 0 | (-\infty,0)\cup(0,\infty)
+x \ne 0 | \mathbb R\setminus\{0\}
+\mathbb{R}\setminus\{1,-1\} | (-\infty,-1)\cup(-1,1)\cup(1,\infty)
+A | \text{(A) } \frac{1}{2}
+3 | \text{three}
+\text{zero} | 0
+\overline{CD} | CD
+7 \pmod{11} | 7 \pmod 11
+\ln|x|+C | \ln |x| + C
+1:2:3 | 1:2:3
+n! | n(n-1)!
+7 | seven
+1:2:3 | 2:4:6
+\binom{n}{k} | \binom{n}{n-k}
+n!\sqrt{x} | \sqrt{x}\,n!
+''') + [
+    ('5', ' 5 '),
+    (r'\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}',
+     r'\begin{pmatrix} -\frac{1}{3} \\ \frac{2}{3} \\ \end{pmatrix}'),
+    (r'\begin{pmatrix}2&3\\3&5\end{pmatrix}',
+     r'\begin{pmatrix}1&2\\3&4\end{pmatrix}+\begin{pmatrix}1&1\\0&1\end{pmatrix}'),
+    (r'\begin{pmatrix}3\\7\end{pmatrix}',
+     r'\begin{pmatrix}1&2\\3&4\end{pmatrix}\begin{pmatrix}1\\1\end{pmatrix}'),
+    (r'\begin{pmatrix}4&3\\2&1\end{pmatrix}',
+     r'\begin{pmatrix}1&2\\3&4\end{pmatrix}-\begin{pmatrix}-3&-1\\1&3\end{pmatrix}'),
 ]
 
-DIFFERENT = [
-    # one digit, one sign, one place
-    ("5", "6"), ("5", "-5"), ("5", "50"), ("5", "0.5"), ("12", "21"), ("1000", "1,00"), ("1000", "1, 000"),
-    ("1/2", "1/3"), ("1/2", "2"),
-    ("1/2", "-1/2"), ("1\\frac12", "1/2"), ("3/2", "1 1/3"), ("2.5", "2.05"), ("32349", "32, 349"),
-    ("12.345", "12,345"), ("123", "1 2 3"),
-    # tiny differences
-    ("2^{-99}", "2^{-98}"), ("\\frac{1}{2^{99}}", "\\frac{1}{2^{98}}"), ("\\frac{1}{2004!}", "\\frac{1}{2006!}"),
-    ("\\frac{1}{2004!}", "0"),
-    ("10^{-300}", "0"), ("10^{-300}", "10^{-301}"), ("e^{-1000}", "e^{-1001}"), ("e^{-1000}", "0"),
-    ("2^{10000}", "2^{10000}+1"),
-    ("\\sqrt{2}", "\\sqrt{2}+10^{-60}"), ("\\sqrt{2}", "\\sqrt{2}+10^{-500}"),
-    ("\\sqrt{2}", "1.4142135623730950488016887242096980785696718753769480"),
-    ("\\pi", "3.14159"), ("\\pi", "\\frac{355}{113}"), ("\\pi", "22/7"), ("1/3", "0.333"), ("1/3", "0.333333"),
-    ("1/3", "0.3333333334"),
-    ("e^{\\pi\\sqrt{163}}", "262537412640768744"), ("0.1", "0.1000000001"), ("3", "2.9999999999"),
-    ("1", "0.99999999999999999999"),
-    ("x", "x+10^{-40}"), ("x^2", "x^2 + 10^{-90}x"), ("\\sin x", "x - x^3/6 + x^5/120 - x^7/5040"),
-    ("1/5120", "1/28800"),
-    ("\\sin(10^{-30})", "10^{-30}"), ("100000000000000000000", "100000000000000000001"),
-    ("\\sqrt{10^{40}+1}", "10^{20}"),
-    # units, percent
-    ("5 cents", "5 dollars"), ("5 cm", "5 m"), ("\\$10", "10 cents"), ("15 cm^2", "15 cm^3"), ("28\\%", "2.8"),
-    ("90^\\circ", "9"), ("5", "5 million"),
-    ("10", "10 or 11 weeks"), ("18", "18 dollars and 5 cents"), ("5", "5 not 6"), ("3 hours", "3 minutes"),
-    ("5", "5 dozen"), ("2", "2x"), ("2", "2ab"),
-    # expressions
-    ("x+1", "x+2"), ("x+1", "t+1"), ("x^2", "x^3"), ("xy", "xz"), ("f(x)", "f(y)"), ("\\sqrt{x^2}", "x"),
-    ("\\frac{1}{x}", "\\frac{1}{x^2}"),
-    ("e^{x}", "e^{2x}"), ("\\sin x", "\\cos x"), ("2-2p", "2p-2"), ("\\ln x", "\\log_{10} x"), ("x", "X"),
-    ("a^2+b^2", "(a+b)^2"), ("3\\sqrt{2}", "2\\sqrt{3}"),
-    ("6-5i", "6+5i"), ("4", "4\\sqrt{2}"), ("1\\sqrt{19}", "1"), ("x", "1"), ("0", "x"),
-    ("\\sqrt{2}", "\\pm\\sqrt{2}"), ("4", "\\frac{34}{16}+\\frac{\\sqrt{1358}}{16}"),
-    # equations
-    ("x=5", "x=6"), ("x=5", "y=5"), ("x=5", "x=x"), ("y=2x+3", "y=2x-3"), ("y=2x+3", "2x+4"), ("a+3z=0", "0"),
-    ("2x+z=1", "1"), ("7=11a+c", "11a+c"),
-    ("5", "x = 5 = 6"), ("5", "2x = 5"), ("y=x", "y^2=xy"), ("x+y=1", "0=0"), ("x=5", "0=0"), ("1", "7=8"),
-    ("8", "7=8"), ("x^2=4", "4"), ("5", "6 \\approx 5"),
-    # lists, sets, tuples, intervals
-    ("1,-2", "1,2"), ("1,2", "1"), ("1", "1,2"), ("1,2", "1,2,3"), ("1728", "1331 and 1728"), ("1,2,2", "1,1,2"),
-    ("\\{1,2\\}", "(1,2)"), ("(1,2)", "\\{1,2\\}"),
-    ("(1,2)", "(2,1)"), ("(1,2)", "1,2"), ("(1,2)", "[1,2]"), ("[0,1)", "(0,1]"), ("[0,9)", "[0,1)"),
-    ("(2,\\infty)", "[2,\\infty)"), ("(1,2)", "(1,2,3)"), ("12", "1,2"),
-    ("x > 5", "x < 5"), ("x \\geq 5", "x > 5"), ("x > 5", "y > 5"), ("x < 1", "x > -1"), ("2x < 4", "x < 4"),
-    ("(-\\infty,2)", "2x<2"), ("x<1", "1"), ("[-2,7]", "-2 < x < 7"),
-    ("(0,9) \\cup (9,36)", "(0,36)"), ("x=3, y=4", "x=4, y=3"), ("x=3, y=4", "4, 3"), ("(3,4)", "x=4, y=3"),
-    ("\\pm 2021", "2021"), ("1 \\pm \\sqrt{19}", "1 + \\sqrt{19}"),
-    ("(37,3,3),(17,3)", "(37,3,3,13),(17,3)"), ("\\emptyset", "0"), ("\\emptyset", "\\{0\\}"), ("x \\neq 3", "3"),
-    ("12:00", "1:00"), ("3:30", "1:10"), ("3:30 pm", "1:10 pm"), ("3:30", "2:20"), ("(2,3)", "y=2, x=3"), ("2,3", "y=2, x=3"), ("(1,2,3)", "x=1, z=2, y=3"),
-    ("(2,19)", "a_3=19, a_{37}=2"), ("USD 20", "€20"), ("₹20", "20 dollars"), ("20", "USD 20 or 30"), ("10", "10 j"), ("10", "10J"), ("9", "old 9"),
-("(1,2),(3,4)", "(1,2),(4,3)"),
-    ("x<2 or x>3", "2<x<3"), ("\\mathbb{R}", "0"), ("(-6, 10)", "[-6, 10]"), ("D=(0,1)", "D=(0,1.5)"),
-    # matrices
-    ("\\begin{pmatrix}1 & 2 \\\\3 & 4\\end{pmatrix}", "\\begin{pmatrix}1 & 2 \\\\3 & 5\\end{pmatrix}"),
-    ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "(2,1)"),
-    ("\\begin{pmatrix}1 & 2 \\\\3 & 4\\end{pmatrix}", "(1,2,3,4)"),
-    ("\\begin{pmatrix}1 & 2\\end{pmatrix}", "\\begin{pmatrix}1 \\\\ 2\\end{pmatrix}"),
-    # words
-    ("\\text{Evelyn}", "Briana"), ("\\text{even}", "odd"), ("\\text{(C)}", "B"), ("\\text{(C)}", "C, D"),
-    ("\\text{(C)}", "A B C D"), ("5", "five apples"), ("52_8", "53"), ("52_8", "52_9"), ("42", "52_8"),
-    ("5", ""), ("5", "?"), ("5", "\\frac{5}{0}"), ("5", "\\frac{0}{0}"), ("0", "1/\\infty"), ("1/0", "2/0"),
-    ("5", "the number of apples"), ("\\infty", "-\\infty"), ("5", "5, 5, 6"),
-    ("F_n = \\sum_{k=0}^{n-1} F_k", "F_n = \\sum_{k=0}^{n-2} F_k"), ("5", "5 5"), ("55", "5 5"),
-    ("\\tan 90^\\circ", "1/0"), ("5", "\u200b"), ("10", "1\u200b1"),
-    # sums and products of matrices, |x|, numbers left out, ratios, n!
-    ("1<|z|\\leq 2", "[-2,-1] \\cup [1,2]"), ("1<|z|<2", "(1,2)"), ("0<|x-2|<1", "(1,3)"), ("2<|x|", "(-2,2)"), ("1<|x|<2", "1<|y|<2"),
-    ("(-1,1)", "|x|\\leq 1"),
-    ("\\begin{pmatrix}2&3\\\\3&5\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}+\\begin{pmatrix}1&1\\\\0&2\\end{pmatrix}"),
-    ("\\begin{pmatrix}3\\\\8\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}\\begin{pmatrix}1\\\\1\\end{pmatrix}"),
-    ("\\begin{pmatrix}1&2\\end{pmatrix}", "-\\begin{pmatrix}1&2\\end{pmatrix}"),
-    ("\\begin{pmatrix}1&4\\\\9&16\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}^2"),
-    ("\\begin{pmatrix}x&2x\\end{pmatrix}", "x\\begin{pmatrix}1&3\\end{pmatrix}"), ("(1,5)", "|x+3|<2"),
-    ("(-\\infty,1]\\cup[5,\\infty)", "|x-3|>2"), ("|x|<3", "x<3"), ("|x|<3", "|y|<3"), ("|x|>3", "|x|<3"),
-    ("x\\neq 0", "x\\ne1"), ("\\mathbb{R}\\setminus\\{1,-1\\}", "(-\\infty,-1)\\cup(1,\\infty)"),
-    ("3", "\\text{thirteen}"), ("2", "\\text{two or three}"), ("\\overline{CD}", "CE"), ("\\overline{z}", "z"),
-    ("7 \\pmod{11}", "7\\pmod{13}"), ("7 \\pmod{11}", "8 \\pmod{11}"), ("\\ln|x|+C", "\\ln|x|"), ("1:2:3", "1:3:2"),
-    ("n!", "(n-1)!"), ("n!x", "n!|x|"), ("\\binom{n}{k}", "\\binom{n}{k+1}"), ("1:2:3", "(1,2,3)"),
-    ("1:2:3", "2:4:5"), ("A", "(A) or (B)"),
-    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}1&2\\end{pmatrix}^2"), ("x-1", "|x-1|"),
+DIFFERENT = lines(r'''
+# one digit, one sign, one place
+5 | 6
+5 | -5
+5 | 50
+5 | 0.5
+12 | 21
+1000 | 1,00
+1000 | 1, 000
+1/2 | 1/3
+1/2 | 2
+1/2 | -1/2
+1\frac12 | 1/2
+3/2 | 1 1/3
+2.5 | 2.05
+32349 | 32, 349
+12.345 | 12,345
+123 | 1 2 3
+# tiny differences
+2^{-99} | 2^{-98}
+\frac{1}{2^{99}} | \frac{1}{2^{98}}
+\frac{1}{2004!} | \frac{1}{2006!}
+\frac{1}{2004!} | 0
+10^{-300} | 0
+10^{-300} | 10^{-301}
+e^{-1000} | e^{-1001}
+e^{-1000} | 0
+2^{10000} | 2^{10000}+1
+\sqrt{2} | \sqrt{2}+10^{-60}
+\sqrt{2} | \sqrt{2}+10^{-500}
+\sqrt{2} | 1.4142135623730950488016887242096980785696718753769480
+\pi | 3.14159
+\pi | \frac{355}{113}
+\pi | 22/7
+1/3 | 0.333
+1/3 | 0.333333
+1/3 | 0.3333333334
+e^{\pi\sqrt{163}} | 262537412640768744
+0.1 | 0.1000000001
+3 | 2.9999999999
+1 | 0.99999999999999999999
+x | x+10^{-40}
+x^2 | x^2 + 10^{-90}x
+\sin x | x - x^3/6 + x^5/120 - x^7/5040
+1/5120 | 1/28800
+\sin(10^{-30}) | 10^{-30}
+100000000000000000000 | 100000000000000000001
+\sqrt{10^{40}+1} | 10^{20}
+# units, percent
+5 cents | 5 dollars
+5 cm | 5 m
+\$10 | 10 cents
+15 cm^2 | 15 cm^3
+28\% | 2.8
+90^\circ | 9
+5 | 5 million
+10 | 10 or 11 weeks
+18 | 18 dollars and 5 cents
+5 | 5 not 6
+3 hours | 3 minutes
+5 | 5 dozen
+2 | 2x
+2 | 2ab
+# expressions
+x+1 | x+2
+x+1 | t+1
+x^2 | x^3
+xy | xz
+f(x) | f(y)
+\sqrt{x^2} | x
+\frac{1}{x} | \frac{1}{x^2}
+e^{x} | e^{2x}
+\sin x | \cos x
+2-2p | 2p-2
+\ln x | \log_{10} x
+x | X
+a^2+b^2 | (a+b)^2
+3\sqrt{2} | 2\sqrt{3}
+6-5i | 6+5i
+4 | 4\sqrt{2}
+1\sqrt{19} | 1
+x | 1
+0 | x
+\sqrt{2} | \pm\sqrt{2}
+4 | \frac{34}{16}+\frac{\sqrt{1358}}{16}
+# equations
+x=5 | x=6
+x=5 | y=5
+x=5 | x=x
+y=2x+3 | y=2x-3
+y=2x+3 | 2x+4
+a+3z=0 | 0
+2x+z=1 | 1
+7=11a+c | 11a+c
+5 | x = 5 = 6
+5 | 2x = 5
+y=x | y^2=xy
+x+y=1 | 0=0
+x=5 | 0=0
+1 | 7=8
+8 | 7=8
+x^2=4 | 4
+5 | 6 \approx 5
+# lists, sets, tuples, intervals
+1,-2 | 1,2
+1,2 | 1
+1 | 1,2
+1,2 | 1,2,3
+1728 | 1331 and 1728
+1,2,2 | 1,1,2
+\{1,2\} | (1,2)
+(1,2) | \{1,2\}
+(1,2) | (2,1)
+(1,2) | 1,2
+(1,2) | [1,2]
+[0,1) | (0,1]
+[0,9) | [0,1)
+(2,\infty) | [2,\infty)
+(1,2) | (1,2,3)
+12 | 1,2
+x > 5 | x < 5
+x \geq 5 | x > 5
+x > 5 | y > 5
+x < 1 | x > -1
+2x < 4 | x < 4
+(-\infty,2) | 2x<2
+x<1 | 1
+[-2,7] | -2 < x < 7
+(0,9) \cup (9,36) | (0,36)
+x=3, y=4 | x=4, y=3
+x=3, y=4 | 4, 3
+(3,4) | x=4, y=3
+\pm 2021 | 2021
+1 \pm \sqrt{19} | 1 + \sqrt{19}
+(37,3,3),(17,3) | (37,3,3,13),(17,3)
+\emptyset | 0
+\emptyset | \{0\}
+x \neq 3 | 3
+12:00 | 1:00
+3:30 | 1:10
+3:30 pm | 1:10 pm
+3:30 | 2:20
+(2,3) | y=2, x=3
+2,3 | y=2, x=3
+(1,2,3) | x=1, z=2, y=3
+(2,19) | a_3=19, a_{37}=2
+USD 20 | €20
+₹20 | 20 dollars
+20 | USD 20 or 30
+10 | 10 j
+10 | 10J
+9 | old 9
+(1,2),(3,4) | (1,2),(4,3)
+x<2 or x>3 | 2<x<3
+\mathbb{R} | 0
+(-6, 10) | [-6, 10]
+D=(0,1) | D=(0,1.5)
+# matrices
+\begin{pmatrix}1 & 2 \\3 & 4\end{pmatrix} | \begin{pmatrix}1 & 2 \\3 & 5\end{pmatrix}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} | (2,1)
+\begin{pmatrix}1 & 2 \\3 & 4\end{pmatrix} | (1,2,3,4)
+\begin{pmatrix}1 & 2\end{pmatrix} | \begin{pmatrix}1 \\ 2\end{pmatrix}
+# words
+\text{Evelyn} | Briana
+\text{even} | odd
+\text{(C)} | B
+\text{(C)} | C, D
+\text{(C)} | A B C D
+5 | five apples
+52_8 | 53
+52_8 | 52_9
+42 | 52_8
+5 | ?
+5 | \frac{5}{0}
+5 | \frac{0}{0}
+0 | 1/\infty
+1/0 | 2/0
+5 | the number of apples
+\infty | -\infty
+5 | 5, 5, 6
+F_n = \sum_{k=0}^{n-1} F_k | F_n = \sum_{k=0}^{n-2} F_k
+5 | 5 5
+55 | 5 5
+\tan 90^\circ | 1/0
+# sums and products of matrices, |x|, numbers left out, ratios, n!
+1<|z|\leq 2 | [-2,-1] \cup [1,2]
+1<|z|<2 | (1,2)
+0<|x-2|<1 | (1,3)
+2<|x| | (-2,2)
+1<|x|<2 | 1<|y|<2
+(-1,1) | |x|\leq 1
+\begin{pmatrix}1&2\end{pmatrix} | -\begin{pmatrix}1&2\end{pmatrix}
+\begin{pmatrix}1&4\\9&16\end{pmatrix} | \begin{pmatrix}1&2\\3&4\end{pmatrix}^2
+\begin{pmatrix}x&2x\end{pmatrix} | x\begin{pmatrix}1&3\end{pmatrix}
+(1,5) | |x+3|<2
+(-\infty,1]\cup[5,\infty) | |x-3|>2
+|x|<3 | x<3
+|x|<3 | |y|<3
+|x|>3 | |x|<3
+x\neq 0 | x\ne1
+\mathbb{R}\setminus\{1,-1\} | (-\infty,-1)\cup(1,\infty)
+3 | \text{thirteen}
+2 | \text{two or three}
+\overline{CD} | CE
+\overline{z} | z
+7 \pmod{11} | 7\pmod{13}
+7 \pmod{11} | 8 \pmod{11}
+\ln|x|+C | \ln|x|
+1:2:3 | 1:3:2
+n! | (n-1)!
+n!x | n!|x|
+\binom{n}{k} | \binom{n}{k+1}
+1:2:3 | (1,2,3)
+1:2:3 | 2:4:5
+A | (A) or (B)
+\begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1&2\end{pmatrix}^2
+x-1 | |x-1|
+''') + [
+    ('5', ''), ('5', '\u200b'), ('10', '1\u200b1'),
+    (r'\begin{pmatrix}2&3\\3&5\end{pmatrix}',
+     r'\begin{pmatrix}1&2\\3&4\end{pmatrix}+\begin{pmatrix}1&1\\0&2\end{pmatrix}'),
+    (r'\begin{pmatrix}3\\8\end{pmatrix}',
+     r'\begin{pmatrix}1&2\\3&4\end{pmatrix}\begin{pmatrix}1\\1\end{pmatrix}'),
 ]
 
 # Pairs of the kinds that the tests of public graders hold, one a line.
@@ -1498,32 +1831,35 @@ x \ge 0 | \text{all nonnegative real numbers}
 '''
 
 
-def lines(text):
-    return [tuple(side.strip() for side in line.split(' | ', 1)) for line in text.strip('\n').split('\n')]
-
-
 SAME_PAIRS = SAME + lines(MORE_SAME) + lines(WORDS_SAME)
 DIFFERENT_PAIRS = DIFFERENT + lines(MORE_DIFFERENT) + lines(WORDS_DIFFER)
 
 HOSTILE = [
-    "9**9**9**9", "9^{9^{9^{9}}}", "9!!!!!!!!", "(((9!)!)!)!", "10^{10^{10}}", "2^{300000}", "\\binom{10^9}{10^8}",
-    "4000!*3999!", "*".join(["(2^{60000}+1)"] * 60), "+".join(f"1/(2^{{60000}}+{i})" for i in range(50)),
-    "((x+1)^{500}+1)^{500}", "(x+y+z)^{200000}", "\\sqrt{x}^{99999}", "1e9999", "1e999999999", "(1e4999)^{4999}",
-    "1" * 990, "1." * 490, "1_" * 490, "(" * 495 + ")" * 495, "(" * 490 + "1" + ")" * 490, "{" * 990, "√" * 990,
-    "\\frac" * 198, "\\frac{1}{" * 90 + "x" + "}" * 90, "-" * 990 + "1", "2" + "!" * 990, "x" + "^x" * 490,
-    "x" + "^{x" * 240 + "}" * 240, "|" * 990, "|x" * 490, "sin " * 240 + "x", "\\sin(" * 140 + "x" + ")" * 140,
-    "e^{e^{e^{e^{e}}}}", "e^{10^9}", "\\sin(10^{9999})", "\\ln(10^{4999})", "\\sqrt{10^{4999}+1}",
-    "\\arctan(" * 20 + "10^{4999}" + ")" * 20, "+".join(f"\\sqrt{{{i}}}" for i in range(2, 110)), "1/0", "0^0", "∞-∞",
-    "0*∞", "*".join(f"\\sin({i})" for i in range(100)), "+".join(f"\\ln(10^{{1200}}+{i})" for i in range(2, 60)),
-    "i^i^i^i^i^i", "1,2" * 330, "1," * 490 + "1", "(1,2)," * 160 + "(3,4)", "\\{" * 330 + "\\}" * 330, "1&" * 490,
-    "∪" * 990, "(1,2)∪" * 160 + "(3,4)", "x=" * 490 + "1", "x<" * 490 + "1", "1 \\pm " * 140 + "2", "a" * 990,
-    "ab " * 330, "1 ab " * 190, "1" + " " * 980 + "a", "1 000" * 190, "1 " * 490 + "/ 3", "\\text{" * 160 + "}" * 160,
-    "0." + "3" * 450 + "\\overline{" + "3" * 450 + "}", "%" * 990, "=" * 990, "≈" * 990, "\u0301" * 990, "½" * 990,
-    "⟦1&2⏎3&4⟧" * 100, "⟦" + "1&" * 20 + "1⟧+" * 20, "+".join(["⟦9⟧^3"] * 150), "⟦" + "9!&" * 300 + "1⟧⟦" + "1⏎" * 30 + "1⟧",
-    "-".join(["⟦" + "x^{99}&" * 9 + "1⟧"] * 9), "(-∞,∞)∖⦃" + "9!," * 300 + "1⦄", "|x-" + "9!" * 400 + "|<1", "n!" * 490, "1:" * 490 + "2",
-    "1" * 500 + "." + "1" * 499, "⑪" * 500 + "." + "⑪" * 499, "1" * 495 + "." + "1" * 495 + "...", "⑪" * 200 + "." + "⑪" * 200, "ﷺ" * 999, "1²" * 490,
+    "9**9**9**9", "9^{9^{9^{9}}}", "9!!!!!!!!", "(((9!)!)!)!", "10^{10^{10}}", "2^{300000}",
+    "\\binom{10^9}{10^8}", "4000!*3999!", "*".join(["(2^{60000}+1)"] * 60),
+    "+".join(f"1/(2^{{60000}}+{i})" for i in range(50)), "((x+1)^{500}+1)^{500}",
+    "(x+y+z)^{200000}", "\\sqrt{x}^{99999}", "1e9999", "1e999999999", "(1e4999)^{4999}",
+    "1" * 990, "1." * 490, "1_" * 490, "(" * 495 + ")" * 495, "(" * 490 + "1" + ")" * 490,
+    "{" * 990, "√" * 990, "\\frac" * 198, "\\frac{1}{" * 90 + "x" + "}" * 90, "-" * 990 + "1",
+    "2" + "!" * 990, "x" + "^x" * 490, "x" + "^{x" * 240 + "}" * 240, "|" * 990, "|x" * 490,
+    "sin " * 240 + "x", "\\sin(" * 140 + "x" + ")" * 140, "e^{e^{e^{e^{e}}}}", "e^{10^9}",
+    "\\sin(10^{9999})", "\\ln(10^{4999})", "\\sqrt{10^{4999}+1}",
+    "\\arctan(" * 20 + "10^{4999}" + ")" * 20, "+".join(f"\\sqrt{{{i}}}" for i in range(2, 110)),
+    "1/0", "0^0", "∞-∞", "0*∞", "*".join(f"\\sin({i})" for i in range(100)),
+    "+".join(f"\\ln(10^{{1200}}+{i})" for i in range(2, 60)), "i^i^i^i^i^i", "1,2" * 330,
+    "1," * 490 + "1", "(1,2)," * 160 + "(3,4)", "\\{" * 330 + "\\}" * 330, "1&" * 490,
+    "∪" * 990, "(1,2)∪" * 160 + "(3,4)", "x=" * 490 + "1", "x<" * 490 + "1",
+    "1 \\pm " * 140 + "2", "a" * 990, "ab " * 330, "1 ab " * 190, "1" + " " * 980 + "a",
+    "1 000" * 190, "1 " * 490 + "/ 3", "\\text{" * 160 + "}" * 160,
+    "0." + "3" * 450 + "\\overline{" + "3" * 450 + "}", "%" * 990, "=" * 990, "≈" * 990,
+    "\u0301" * 990, "½" * 990, "⟦1&2⏎3&4⟧" * 100, "⟦" + "1&" * 20 + "1⟧+" * 20,
+    "+".join(["⟦9⟧^3"] * 150), "⟦" + "9!&" * 300 + "1⟧⟦" + "1⏎" * 30 + "1⟧",
+    "-".join(["⟦" + "x^{99}&" * 9 + "1⟧"] * 9), "(-∞,∞)∖⦃" + "9!," * 300 + "1⦄",
+    "|x-" + "9!" * 400 + "|<1", "n!" * 490, "1:" * 490 + "2", "1" * 500 + "." + "1" * 499,
+    "⑪" * 500 + "." + "⑪" * 499, "1" * 495 + "." + "1" * 495 + "...",
+    "⑪" * 200 + "." + "⑪" * 200, "ﷺ" * 999, "1²" * 490,
     # cases, determinants, congruences, conditions, units and words
-    "\\$1 " * 240, "$" * 3+"1 dollar"*100, "1 " + "km " * 320, "1 " + "km^2 s^{-1} " * 80,
+    "\\$1 " * 240, "$" * 3 + "1 dollar" * 100, "1 " + "km " * 320, "1 " + "km^2 s^{-1} " * 80,
     "1" + "/km" * 330, "1 per mille " * 80, "\\begin{cases}" * 70,
     "\\begin{cases}" * 30 + "\\end{cases}" * 30, "⟬" * 990, "⟬" * 490 + "1" + "⟭" * 490,
     "⟪" * 990, "⟪" * 490 + "1" + "⟫" * 490, "⟪" + "1&1&1&1⏎" * 100 + "⟫",
@@ -1531,18 +1867,20 @@ HOSTILE = [
     "(mod 7)" * 140, "1 mod " * 160, "x≡1," * 240 + "2 (mod 7)", "k∈Z," * 240,
     "3k, " * 200 + "k ∈ Z", "where " * 160 + "k integer", "x>1," * 240 + "x<5",
     "x≠1," * 240 + "x≠2", ",".join(f"x≠{i}" for i in range(150)),
-    ",".join(f"x≠\\sqrt{{{i}}}" for i in range(90)), "|x|>1,"*150+"|x|<5", "0.\\dot1\\dot8" * 80,
-    "0.(1)" * 190, "\\dot1" * 190, "one hundred " * 80, "a half " * 140, "twenty-" * 140 + "one",
-    "≡" * 990, "≈" .join(["1.5"] * 240), "x≈" * 490 + "1", "1 \\approx 1.0 " * 70,
-    "3" + "万" * 990, "3 " + "万亿" * 490, "3 " + "平方" * 490 + "米", "5 " + "half " * 190,
-    "5 googol " * 110, "5 " + "googol " * 130, "5 " + "dozen " * 160, "5" + " squared" * 120,
+    ",".join(f"x≠\\sqrt{{{i}}}" for i in range(90)), "|x|>1," * 150+"|x|<5",
+    "0.\\dot1\\dot8" * 80, "0.(1)" * 190, "\\dot1" * 190, "one hundred " * 80, "a half " * 140,
+    "twenty-" * 140 + "one", "≡" * 990, "≈".join(["1.5"] * 240), "x≈" * 490 + "1",
+    "1 \\approx 1.0 " * 70, "3" + "万" * 990, "3 " + "万亿" * 490,
+    "3 " + "平方" * 490 + "米", "5 " + "half " * 190, "5 googol " * 110,
+    "5 " + "googol " * 130, "5 " + "dozen " * 160, "5" + " squared" * 120,
     "9" * 400 + " " + "cubed " * 90, "\\text{" + "ab " * 300 + "}", "\\text{ab}" * 110,
     "⟬" + "x&x>1⏎" * 160 + "⟭", "⟬" + "x=1⏎" * 240 + "⟭",
     "\\left\\{\\begin{array}{l}" * 40, "\\begin{aligned}" * 60, "5 " + "a-" * 480 + "a",
-    "5 " + "é" * 990, "5" + "'" * 990, "5 " + "pound " * 160, "5 " + "pound ton degree year " * 40,
-    "tg" * 490, "ctg " * 240, "(" * 400 + "5 km" + ")" * 400, "{x|" * 300, "\\{3k|k∈Z," * 80,
-    "k integer " * 95, "∈" * 990, " ∈" * 490, "k ∈ " * 240, ", k∈" * 240 + ")"*10,
-    "²" * 990, "\x00", "\\" * 990, "x" * 10 ** 6, "(" * 10 ** 6, "$" * 10 ** 6,
+    "5 " + "é" * 990, "5" + "'" * 990, "5 " + "pound " * 160,
+    "5 " + "pound ton degree year " * 40, "tg" * 490, "ctg " * 240,
+    "(" * 400 + "5 km" + ")" * 400, "{x|" * 300, "\\{3k|k∈Z," * 80, "k integer " * 95,
+    "∈" * 990, " ∈" * 490, "k ∈ " * 240, ", k∈" * 240 + ")" * 10, "²" * 990, "\x00",
+    "\\" * 990, "x" * 10 ** 6, "(" * 10 ** 6, "$" * 10 ** 6,
 ]
 
 
@@ -1581,7 +1919,10 @@ def test_words_that_differ(gold, answer):
 
 
 def test_a_comma_in_the_gold_is_no_decimal_comma():
-    assert not math_equal("1,5", "1.5") and not math_equal("12,34", "12.34") and math_equal("1,5", "5, 1") and math_equal("1.5", "1,5")
+    assert not math_equal("1,5", "1.5")
+    assert not math_equal("12,34", "12.34")
+    assert math_equal("1,5", "5, 1")
+    assert math_equal("1.5", "1,5")
 
 
 def test_math_reward():
@@ -1729,16 +2070,12 @@ The right-angled one? | right-angled | Right-angled
 '''
 
 
-def triples(text):
-    return [tuple(line.split(' | ', 2)) for line in text.strip('\n').split('\n')]
-
-
 def as_messages(prompt):
     return [{'role': 'system', 'content': 'Reason step by step.'},
             {'role': 'user', 'content': prompt + '\nPut the final answer within \\boxed{}.'}]
 
 
-@pytest.mark.parametrize('prompt, gold, answer', triples(ECHOES))
+@pytest.mark.parametrize('prompt, gold, answer', lines(ECHOES, 3))
 def test_the_question_is_not_its_own_answer(prompt, gold, answer):
     for given in (prompt, as_messages(prompt)):
         row = {'answer': gold, 'prompt': given}
@@ -1750,7 +2087,7 @@ def test_the_question_is_not_its_own_answer(prompt, gold, answer):
     assert math_reward(f'\\boxed{{{answer}}}', {'answer': answer, 'prompt': prompt}) == 1
 
 
-@pytest.mark.parametrize('prompt, gold, answer', triples(NO_ECHOES))
+@pytest.mark.parametrize('prompt, gold, answer', lines(NO_ECHOES, 3))
 def test_what_the_prompt_holds_may_be_the_answer(prompt, gold, answer):
     for given in (prompt, as_messages(prompt)):
         assert math_reward(f'\\boxed{{{answer}}}', {'answer': gold, 'prompt': given}) == 1
@@ -1793,17 +2130,27 @@ def rows(path):
     return [json.loads(line) for line in (SHARED / path).read_text().splitlines()]
 
 
+def paraphrases(gold):
+    yield f"${gold}$"
+    yield f"\\( {gold} \\)."
+    yield f"\\boxed{{{gold}}}"
+    yield gold.replace("\\frac", "\\dfrac")
+    yield gold.replace(" ", "  ")
+    yield gold.replace("\\left", "").replace("\\right", "")
+    yield gold.replace("\\!", "")
+
+
 def test_math500_paraphrases_and_neighbours():
     golds = [r["answer"] for r in rows("data/math500/test.jsonl")]
     assert len(golds) == 500
     for gold in golds:
-        for paraphrase in (f"${gold}$", f"\\( {gold} \\).", gold.replace("\\frac", "\\dfrac"), gold.replace(" ", "  "),
-                           gold.replace("\\left", "").replace("\\right", ""), gold.replace("\\!", ""),
-                           f"\\boxed{{{gold}}}"):
-            assert math_reward(f"\\boxed{{{paraphrase}}}", {"answer": gold}) == 1, (gold, paraphrase)
-        digit = next((i for i, c in enumerate(gold) if c.isdigit()), None)
-        if digit is not None:
-            changed = gold[:digit] + str((int(gold[digit]) + 1) % 10) + gold[digit + 1:]
+        for paraphrase in paraphrases(gold):
+            reward = math_reward(f"\\boxed{{{paraphrase}}}", {"answer": gold})
+            assert reward == 1, (gold, paraphrase)
+        first_digit = re.search(r"\d", gold)
+        if first_digit:
+            digit = (int(first_digit[0]) + 1) % 10
+            changed = gold[:first_digit.start()] + str(digit) + gold[first_digit.end():]
             assert math_reward(f"\\boxed{{{changed}}}", {"answer": gold}) == 0, (gold, changed)
 
 
@@ -1817,20 +2164,30 @@ def test_gsm8k_paraphrases_and_neighbours():
     for row in rows("data/gsm8k/test.jsonl")[:400]:
         gold = row["answer"].split("####")[1].strip()
         n = int(gold.replace(",", ""))
-        for right in (n, f"{n:,}", f"\\${n}", f"${n:,}", f"{n}.00", f"{n} dollars", f"{n}\\text{{ apples}}", f"x = {n}",
-                      f"#### {n}", f"The answer is {n}.", f"{2 * n}/2", f"{n} \\text{{ cm}}^2"):
+        rights = [
+            n, f"{n:,}", f"{n}.00", f"{2 * n}/2", f"\\${n}", f"${n:,}", f"{n} dollars",
+            f"{n}\\text{{ apples}}", f"{n} \\text{{ cm}}^2",
+            f"x = {n}", f"#### {n}", f"The answer is {n}."]
+        for right in rights:
             assert math_reward(f"<answer>{right}</answer>", {"answer": gold}) == 1, (gold, right)
-        for wrong in (n + 1, -n - 1, 10 * n + 1, f"{n}.5", f"{n} or {n + 1}", f"{n}, {n + 2}", f"{n} and {n + 1}",
-                      f"{n}1", f"not {n}"):
+        wrongs = [
+            n + 1, -n - 1, 10 * n + 1, f"{n}.5", f"{n}1", f"not {n}",
+            f"{n} or {n + 1}", f"{n}, {n + 2}", f"{n} and {n + 1}"]
+        for wrong in wrongs:
             assert math_reward(f"<answer>{wrong}</answer>", {"answer": gold}) == 0, (gold, wrong)
 
 
 # ---------------------------------------------------------------- bounds and safety
 
-@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20].encode("ascii", "replace").decode())
+def beginning(text):
+    return text[:20].encode("ascii", "replace").decode()
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=beginning)
 def test_hostile_input_is_bounded(text):
-    math_equal("1/3", "\\sqrt{2}")  # the import of sympy is not what is timed
-    for gold, answer in (("5", text), (text, text + "*1"), ("x^2+1", text), ("\\sqrt{2}", text), ("1,2", text)):
+    math_equal("1/3", "\\sqrt{2}")   # the import of sympy is not what is timed
+    pairs = [(gold, text) for gold in ("5", "x^2+1", "\\sqrt{2}", "1,2")]
+    for gold, answer in [*pairs, (text, text + "*1")]:
         start = time.process_time()
         math_equal(gold, answer)
         assert time.process_time() - start < 2
@@ -1865,6 +2222,13 @@ def test_model_text_is_never_evaluated(monkeypatch, tmp_path):
     assert not target.exists()
 
 
+@pytest.mark.parametrize("text", [
+    "(x^2<1)∩(2,3)", "\\left\\{\\begin{array}{l}\\end{array}\\right.",
+])
+def test_what_cannot_be_read_equals_nothing_and_raises_nothing(text):
+    assert not math_equal("5", text) and not math_equal(text, "5")
+
+
 def test_a_timeout_scores_zero_and_is_counted(monkeypatch):
     monkeypatch.setattr(maths, "SECONDS", 0.0)
     before = rewards.FAILURES["math", "TimeoutError"]
@@ -1873,8 +2237,9 @@ def test_a_timeout_scores_zero_and_is_counted(monkeypatch):
 
 
 def grade_all():
-    return [math_equal(*pair) for pair in SAME] == [True] * len(SAME) and \
-        [math_equal(*pair) for pair in DIFFERENT] == [False] * len(DIFFERENT)
+    missed = [pair for pair in SAME if not math_equal(*pair)]
+    fooled = [pair for pair in DIFFERENT if math_equal(*pair)]
+    return not missed and not fooled
 
 
 def test_threads():
@@ -1900,9 +2265,13 @@ def test_not_below_math_verify():
     math_verify = pytest.importorskip("math_verify")
 
     def theirs(gold, answer):
-        return math_verify.verify(math_verify.parse(f"\\boxed{{{gold}}}"), math_verify.parse(f"\\boxed{{{answer}}}"))
+        parsed = [math_verify.parse(f"\\boxed{{{text}}}") for text in (gold, answer)]
+        return math_verify.verify(*parsed)
 
     missed = [pair for pair in SAME_PAIRS if not theirs(*pair)]
     fooled = [pair for pair in DIFFERENT_PAIRS if theirs(*pair)]
-    print(f"Math-Verify: {len(missed)} of {len(SAME_PAIRS)} missed, {len(fooled)} of {len(DIFFERENT_PAIRS)} taken for right")
-    assert len(missed) + len(fooled) > 0  # with Math-Verify 0.9 about a fifth of the same and a seventh of the others; ours none, by the tests above
+    print(f"Math-Verify: {len(missed)} of {len(SAME_PAIRS)} missed, "
+          f"{len(fooled)} of {len(DIFFERENT_PAIRS)} taken for right")
+    # With Math-Verify 0.9 about a fifth of the same and a seventh of the others; ours none, by the
+    # tests above.
+    assert len(missed) + len(fooled) > 0
