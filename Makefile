@@ -1,6 +1,7 @@
-# make r1     the whole recipe on the toy, into out/r1, on 2 CPU cores. Run again after an interruption: finished stages are
-#             skipped, whatever the dates of their files, unfinished ones go on from their last checkpoint. To have a stage
-#             anew remove its folder, and those of the stages that start from it.
+# make r1     the whole recipe on the toy, into out/r1, on 2 CPU cores. Run again after an
+#             interruption: finished stages are skipped, whatever the dates of their files,
+#             unfinished ones go on from their last checkpoint. To have a stage anew remove its
+#             folder, and those of the stages that start from it.
 #             make r1 RUN=out/r1-2 SEED=2 for another run beside it.
 # make test   the test suite
 PYTHON ?= python3
@@ -11,7 +12,8 @@ export OMP_NUM_THREADS := $(THREADS)
 export RUN ?= out/r1
 SEED ?= 1
 
-.PHONY: setup lint test test-slow kernels bench bench-gpu plot plot-budget r1 stages controls
+.PHONY: setup lint test test-slow kernels bench bench-gpu plot plot-budget
+.PHONY: r1 teacher students stages controls
 .DELETE_ON_ERROR:
 
 setup: .venv/stamp   ## the virtual environment .venv, with what running needs
@@ -31,13 +33,15 @@ test: .venv/tests   ## everything but the slow tests
 lint: .venv/tests   ## widths, unused names and the like, over every Python file
 	$(BIN)/ruff check .
 
-kernels: .venv/tests   ## compiles every Triton kernel in bf16 and float32 for sm_80, 86, 89, 90, 100 and 120 (no GPU needed; minutes) and prints what came out; Linux
+# in bf16 and float32 for sm_80, 86, 89, 90, 100 and 120; no GPU needed, minutes, Linux
+kernels: .venv/tests   ## compiles every Triton kernel and prints what came out
 	$(PY) tools/aot.py
 
 test-slow: .venv/tests   ## full-length runs and kill loops
 	$(PY) -m pytest -q -m slow --durations=10
 
-bench: setup   ## speed beside other code, in ratios; make bench WHAT="train --rounds=7" for one comparison
+# make bench WHAT="train --rounds=7" for one comparison
+bench: setup   ## speed beside other code, in ratios
 	$(BIN)/pip install -q -e '.[test,bench]'
 	$(PY) tools/bench.py $(WHAT)
 
@@ -47,25 +51,40 @@ bench-gpu: setup   ## everything that is measured on a GPU, in nine minutes
 plot: setup   ## curves of a run: make plot RUN=out/r1/zero
 	$(PY) tools/metrics.py --run=$(RUN)
 
-plot-budget: setup   ## accuracy against tokens spent, before and after RL: make plot-budget RUN=out/r1
+# make plot-budget RUN=out/r1
+plot-budget: setup   ## accuracy against tokens spent, before and after RL
 	$(PY) tools/budget.py --run=$(RUN)
 
-# ---- the recipe: each target is a file that its command writes last. What it waits for stands after a |, so that only whether
-# a file is there counts: a copy of $(RUN) has new dates in any order
-# $(call timed,command): run it, and note target, start and end in seconds.txt for the report, after Ctrl-C too; an older report
-# no longer holds
-timed = @mkdir -p $(RUN); $(if $(findstring /control_,$@),,rm -f $(RUN)/report.json;) echo '$(1)'; trap : INT; start=$$(date +%s); $(1); code=$$?; \
-	echo "$@ $$start $$(date +%s)" >> $(RUN)/seconds.txt; exit $$code
+# ---- the recipe: each target is a file that its command writes last. What it waits for stands
+# after a |, so that only whether a file is there counts: a copy of $(RUN) has new dates in any
+# order
+
+# $(call timed,command): run it, and note target, start and end in seconds.txt for the report, after
+# Ctrl-C too. An older report no longer holds, but for a control.
+timed = @mkdir -p $(RUN); \
+  $(if $(findstring /control_,$@),,rm -f $(RUN)/report.json;) \
+  echo '$(1)'; \
+  trap : INT; start=$$(date +%s); $(1); code=$$?; \
+  echo "$@ $$start $$(date +%s)" >> $(RUN)/seconds.txt; \
+  exit $$code
 # $(call evaluate,config,stage,more): samples of a stage, or its evaluation
 evaluate = $(call timed,$(PY) evaluate.py config/r1/$(1).py \
   --threads=$(THREADS) --checkpoint=$(RUN)/$(2) $(3))
 
-# The base fills all cores. After it two things run at a time, on half of them each, since sampling rows this small cannot use more: the
-# chain of RL and SFT beside the students and the evaluations of what is finished.
+# The base fills all cores. After it two things run at a time, on half of them each, since sampling
+# rows this small cannot use more: the teacher's chain beside the students, then the evaluations.
+HALF = $$(( $(THREADS) > 1 ? $(THREADS) / 2 : 1 ))
 r1: setup
 	@$(MAKE) --no-print-directory $(RUN)/base/config.json
-	@$(MAKE) --no-print-directory -j2 THREADS=$$(( $(THREADS) > 1 ? $(THREADS) / 2 : 1 )) stages
+	@$(MAKE) --no-print-directory -j2 THREADS=$(HALF) teacher students
+	@$(MAKE) --no-print-directory -j2 THREADS=$(HALF) stages
 	@$(MAKE) --no-print-directory $(RUN)/report.json
+
+teacher:
+	@$(MAKE) --no-print-directory $(RUN)/final/samples.jsonl
+students:
+	@$(MAKE) --no-print-directory $(RUN)/student_rl/config.json $(RUN)/student_sft/config.json \
+	  $(RUN)/base/eval.json $(RUN)/base/eval_search.json
 
 $(RUN)/data/test.jsonl:
 	$(call timed,$(PY) data/countdown/prepare.py --out_dir=$(RUN)/data --seed=$(SEED) $(CORPUS))
@@ -89,7 +108,8 @@ $(RUN)/rl/samples.jsonl: | $(RUN)/rl/config.json
 	$(call evaluate,teacher,rl,--out=$@)
 $(RUN)/reject/config.json: | $(RUN)/rl/samples.jsonl
 	$(call timed,$(PY) sft.py config/r1/reject.py --seed=$(SEED) --threads=$(THREADS))
-# 6. a reward model of sorted and badly sorted answers, and the last RL, over both tasks: countdown is checked, sorting is judged by it
+# 6. a reward model of sorted and badly sorted answers, and the last RL, over both tasks: countdown
+# is checked, sorting is judged by it
 $(RUN)/reward/samples.jsonl: | $(RUN)/reject/config.json
 	$(call evaluate,pairs,reject,--out=$@)
 FROM_SAMPLES = --samples=$(RUN)/reward/samples.jsonl --tokenizer=$(RUN)/reject \
@@ -120,7 +140,6 @@ $(RUN)/%/eval_sort.json: | $(RUN)/%/config.json
 	$(call evaluate,eval_sort,$*,--summary=$@)
 
 STAGES := base zero cold rl reject final student_base distill student_sft student_rl
-# models first: what others wait for goes before what nobody waits for
 REPORTED := $(RUN)/distill/config.json $(RUN)/student_rl/config.json \
   $(RUN)/student_sft/config.json $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/base/eval_search.json \
   $(RUN)/reject/eval_sort.json $(RUN)/final/eval_sort.json
@@ -128,8 +147,10 @@ stages: $(REPORTED)
 $(RUN)/report.json: | $(REPORTED)
 	$(PY) tools/report.py --run=$(RUN)
 
-# ---- controls of RESULTS.md: as many SFT steps instead of RL; RL on a random reward; a base whose corpus holds no full search
-controls: $(RUN)/control_sft/eval.json $(RUN)/control_random/eval.json $(RUN)/nosearch/zero/eval.json $(RUN)/nosearch/base/eval.json
+# ---- controls of RESULTS.md: as many SFT steps instead of RL; RL on a random reward; a base whose
+# corpus holds no full search
+controls: $(RUN)/control_sft/eval.json $(RUN)/control_random/eval.json \
+  $(RUN)/nosearch/zero/eval.json $(RUN)/nosearch/base/eval.json
 $(RUN)/control_sft/config.json: | $(RUN)/base/config.json
 	$(call timed,$(PY) sft.py config/r1/control_sft.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/control_random/config.json: | $(RUN)/base/config.json
