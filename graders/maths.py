@@ -900,6 +900,7 @@ def inequality(sides, operators, clock, depth):
 
 
 def brackets(low_closed, high_closed):
+    """'[)' for 0 ≤ x < 1"""
     return ('[' if low_closed else '(') + (']' if high_closed else ')')
 
 
@@ -939,9 +940,11 @@ def within_distance(distance, sides, operators, clock, depth):
     inner = sides[0]
     inner_closed = operators[0] == '≤'
     if outer == '∞':
-        low, high = read('-∞', clock, depth), read('∞', clock, depth)
+        low = read('-∞', clock, depth)
+        high = read('∞', clock, depth)
     else:
-        low, high = end('-', outer), end('+', outer)
+        low = end('-', outer)
+        high = end('+', outer)
     below = Tuple(brackets(outer_closed, inner_closed), [low, end('-', inner)])
     above = Tuple(brackets(inner_closed, outer_closed), [end('+', inner), high])
     return Union([below, above])
@@ -1494,7 +1497,8 @@ class Numbers:
 
     def approximate(self, name, args, given):
         """args: numbers of mpmath's; given: the same, those that are exact as Fractions"""
-        mp, x = self.mp, args[0]
+        mp = self.mp
+        x = args[0]
         if name != 'Mul' and any(map(mp.isinf, args)):
             raise ValueError('arithmetic with infinity')
         if name == 'Add':
