@@ -282,8 +282,11 @@ def check_fit(path: Path, weights, states: list, targets: dict, optimizers: list
         raise ValueError(f'{path}: {len(states)} optimizers in the checkpoint, '
                          f'{len(optimizers)} in the script')
     for i, (old, optimizer) in enumerate(zip(states, optimizers)):
-        found = [[names.get(p) for p in group['params']] for group in optimizer.param_groups]
-        if [group['params'] for group in old['param_groups']] != found:
+        saved_groups = [group['params'] for group in old['param_groups']]
+        own_groups = []
+        for group in optimizer.param_groups:
+            own_groups.append([names.get(p) for p in group['params']])
+        if saved_groups != own_groups:
             raise ValueError(f'{path}: the parameter groups of optimizer {i} '
                              f'({type(optimizer).__name__}) differ')
 

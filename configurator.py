@@ -249,22 +249,25 @@ def help_text(cls) -> str:
     """Usage, and under each heading a line for each key: --key, type, default, comment."""
     annotations = typing.get_type_hints(cls)
     comments, headings = written(cls)
-    groups = {}   # heading -> rows of four cells, in the order of first appearance
+    rows = []
+    groups = {}   # heading -> rows under it, in the order of first appearance
     for f in dataclasses.fields(cls):
         default = default_of(f)
         shown = 'required' if default is dataclasses.MISSING else repr(default)
         row = (f'--{f.name}', name_of(annotations[f.name]), shown, comments.get(f.name, ''))
+        rows.append(row)
         groups.setdefault(headings.get(f.name, ''), []).append(row)
 
-    lines = [f'usage: {Path(sys.argv[0]).name} [config/file.py ...] [--key=VALUE ...]', '']
-    rows = [row for group in groups.values() for row in group]
-    widths = [min(max(len(row[i]) for row in rows), 32) for i in range(3)] + [0]
+    *columns, _ = zip(*rows)
+    widths = [min(max(map(len, column)), 32) for column in columns]
+    lines = [f'usage: {Path(sys.argv[0]).name} [config/file.py ...] [--key=VALUE ...]']
     for heading, group in groups.items():
+        lines.append('')
         if heading:
-            lines += ['', heading] if lines[-1] else [heading]
-        for row in group:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths)]
-            lines.append('  ' + '  '.join(cells).rstrip())
+            lines.append(heading)
+        for *cells, comment in group:
+            cells = [cell.ljust(width) for cell, width in zip(cells, widths)]
+            lines.append('  ' + '  '.join([*cells, comment]).rstrip())
     return '\n'.join(lines)
 
 

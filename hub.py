@@ -410,8 +410,9 @@ def checkpoint_files(folder):
     others = [name for name in present if name not in named]
     for name in named:
         if name not in present:
-            advice = f'if the model is in {others[0]}, remove the index' if others else \
-                'download it again'
+            advice = 'download it again'
+            if others:
+                advice = f'if the model is in {others[0]}, remove the index'
             raise FileNotFoundError(f'{folder / name} is named by {index.name} but does not exist; '
                                     + advice)
     if not present:
@@ -497,16 +498,15 @@ def check_tensors(cfg, places, files, folder):
 
 def faults(name, shape, files):
     """What is wrong with a tensor of this name, which config.json gives this shape: a list"""
-    if name not in files:
-        wrong = [f'missing {name}']
-        dtype = None
-    else:
-        _, found, dtype = files[name]
-        wrong = []
-        if found != shape:
-            wrong.append(f'misshapen {name}: {found} in the file, {shape} by config.json')
-        elif dtype not in ('F64', 'F32', 'F16', 'BF16', 'F8_E4M3'):
-            wrong.append(f'{dtype} is no dtype to load: {name}')
+    wrong = []
+    _, found, dtype = files.get(name, (None, None, None))
+    if dtype is None:
+        wrong.append(f'missing {name}')
+    elif found != shape:
+        wrong.append(f'misshapen {name}: {found} in the file, {shape} by config.json')
+    elif dtype not in ('F64', 'F32', 'F16', 'BF16', 'F8_E4M3'):
+        wrong.append(f'{dtype} is no dtype to load: {name}')
+
     if name + '_scale_inv' in files:
         _, found, _ = files[name + '_scale_inv']
         blocks = [-(-n // BLOCK) for n in shape]
