@@ -62,14 +62,18 @@ def local_folder(source, files=FILES, wanted='such model'):
                                 f'{reason[:300]}') from error
 
 
-def read_json(path):
+def read_json(path, default=None):
+    """default: what is returned where there is no such file, None for a FileNotFoundError.
+    ValueError names a file that is not JSON."""
+    if default is not None and not Path(path).exists():
+        return default
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise FileNotFoundError(f'{path} does not exist; a checkpoint is a folder with config.json '
                                 'and *.safetensors') from None
     except ValueError as error:
-        raise ValueError(f'{path}: not valid JSON: {error}') from None
+        raise ValueError(f'{path} is not JSON: {error}') from None
 
 
 # ---- config.json: what its keys mean ----

@@ -452,7 +452,7 @@ def test_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match='no "weight_map"'):
         Transformer.from_pretrained(tmp_path)
     index.write_text('{')
-    with pytest.raises(ValueError, match='not valid JSON'):
+    with pytest.raises(ValueError, match='model.safetensors.index.json is not JSON'):
         Transformer.from_pretrained(tmp_path)
 
 
