@@ -18,6 +18,7 @@ would stay mapped, and count as a second copy.
 Left out: pickled weights (*.bin), quantised formats other than FP8 in blocks of 128.
 """
 import json
+import math
 import os
 import re
 import shutil
@@ -321,6 +322,78 @@ def warn_of_keys(config, kind, where):
                       'needs one of them, its results are not those of its release', stacklevel=2)
 
 
+CHOICES = {
+    'topk_method': ('greedy', 'group_limited_greedy', 'noaux_tc'),
+    'scoring_func': ('softmax', 'sigmoid'),
+}
+MAY_BE_0 = 'first_k_dense_replace', 'num_nextn_predict_layers'
+
+
+def check_values(cfg, where):
+    """cfg: ModelConfig. ValueError names the first value that cannot be right."""
+    for f in fields(cfg):
+        check_type(f.name, f.type, getattr(cfg, f.name), where)
+    for name, choices in CHOICES.items():
+        value = getattr(cfg, name)
+        if value not in choices:
+            raise ValueError(f'{where}: {name} must be one of {", ".join(choices)}, got {value!r}')
+    if (cfg.qk_rope_head_dim if cfg.mla else cfg.head_dim) % 2:
+        raise ValueError(f'{where}: the rotated width of a head must be even')
+    if cfg.rope_scaling:
+        check_scaling(cfg.rope_scaling, where)
+    if cfg.mla and cfg.n_routed_experts:
+        check_groups_of_experts(cfg, where)
+    if not cfg.mla and cfg.num_attention_heads % cfg.num_key_value_heads:
+        raise ValueError(
+            f'{where}: num_attention_heads={cfg.num_attention_heads} is not a multiple of '
+            f'num_key_value_heads={cfg.num_key_value_heads}')
+    if cfg.num_nextn_predict_layers > 1:
+        raise ValueError(f'{where}: num_nextn_predict_layers={cfg.num_nextn_predict_layers}; '
+                         'at most 1 is supported')
+
+
+def check_type(name, kind, value, where):
+    """kind: int, float, or what isinstance takes. bool is no number."""
+    if kind is int:
+        low = 0 if name in MAY_BE_0 else 1
+        if type(value) is not int or value < low:
+            raise ValueError(f'{where}: {name} must be an integer >= {low}, got {value!r}')
+    elif kind is float:
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise ValueError(f'{where}: {name} must be a number >= 0, got {value!r}')
+    elif not isinstance(value, kind):
+        said = getattr(kind, '__name__', kind)
+        raise ValueError(f'{where}: {name} must be {said}, got {value!r}')
+
+
+def check_scaling(s, where):
+    """s: rope_scaling, of which the type is known"""
+    def is_number(value):
+        return type(value) in (int, float)
+
+    needed = ['factor', 'original_max_position_embeddings']
+    if s.get('rope_type') == 'llama3':
+        needed += ['low_freq_factor', 'high_freq_factor']
+    wrong = [name for name in needed if not is_number(s.get(name)) or s[name] <= 0]
+    if wrong:
+        raise ValueError(
+            f'{where}: rope_scaling needs a number > 0 for {", ".join(wrong)}, got {s}')
+    for name, value in s.items():
+        right = type(value) is bool if name == 'truncate' else is_number(value)
+        if name != 'rope_type' and not right:
+            raise ValueError(f'{where}: rope_scaling: {name} cannot be {value!r}')
+
+
+def check_groups_of_experts(cfg, where):
+    E, n_group, topk_group = cfg.n_routed_experts, cfg.n_group, cfg.topk_group
+    if E % n_group or topk_group > n_group:
+        raise ValueError(f'{where}: {E} experts do not split into n_group={n_group} '
+                         f'of which topk_group={topk_group}')
+    if cfg.num_experts_per_tok > E // n_group * topk_group:
+        raise ValueError(f'{where}: num_experts_per_tok={cfg.num_experts_per_tok} exceeds '
+                         'the experts to choose from')
+
+
 def rope_in(config, where):
     """
     Takes rope_parameters, rope_scaling and rope_theta out of config -> the base, and the scaling
@@ -534,6 +607,34 @@ def copies_of_shared(cfg):
         copies[f'{mtp}.embed_tokens.weight'] = embedding
         copies[f'{mtp}.shared_head.head.weight'] = head
     return copies
+
+
+def adapt_to_files(cfg, files, folder, changes):
+    """Changes a ModelConfig, read with these changes from folder's config.json, where the tensors
+    in the files say otherwise: a warning says what, but where config.json leaves it open."""
+    mtp_layer = f'model.layers.{cfg.num_hidden_layers}.'
+    if cfg.num_nextn_predict_layers and not any(name.startswith(mtp_layer) for name in files):
+        warnings.warn(f'{folder}: config.json promises an MTP layer, the files hold none '
+                      '(transformers drops it); the model has none', stacklevel=2)
+        cfg.num_nextn_predict_layers = 0
+    if cfg.mla and mtp_layer + 'eh_proj.weight' in files:
+        keys = {'num_nextn_predict_layers', 'num_mtp_layers', *changes}
+        if not keys & read_json(folder / 'config.json').keys():
+            cfg.num_nextn_predict_layers = 1
+    if cfg.tie_word_embeddings and differ(files, 'lm_head.weight', 'model.embed_tokens.weight'):
+        warnings.warn(
+            f'{folder}: config.json ties the head to the embedding, but lm_head.weight '
+            'in the files is another: the model has the head of the files, untied (as '
+            'transformers 5 does)',
+            stacklevel=2
+        )
+        cfg.tie_word_embeddings = False
+
+
+def stored_dtype(files):
+    """Of the embedding, which is BF16 in an FP8 checkpoint; float32 for others than halves"""
+    halves = {'F16': torch.float16, 'BF16': torch.bfloat16}
+    return halves.get(files['model.embed_tokens.weight'][2], torch.float32)
 
 
 def differ(files, a, b):

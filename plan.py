@@ -22,7 +22,6 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -30,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import hub
 from configurator import first_rank
 from kernels import cpu
-from kernels.mla_attention import document_mask
+from kernels.attention import Mask
 from model import Layer, ModelConfig, Transformer
 
 GIB = 2**30
@@ -171,12 +170,11 @@ def saved_bytes(cfg, index, work):
         x = torch.empty(*shape, cfg.hidden_size, dtype=seen, requires_grad=True)
         half = (cfg.qk_rope_head_dim if cfg.mla else cfg.head_dim) // 2
         rope = torch.empty(*shape, 1, half), torch.empty(*shape, 1, half)
-        mask = None      # of documents: inside Triton's kernel, elsewhere a tensor
-        if not (work.gpu and work.triton):
-            mask = document_mask(torch.zeros(shape, dtype=torch.int64))
+        mask = Mask.causal()
         given = [*rope, *layer.parameters()]
-        if mask is not None:
-            given.append(mask)
+        if not (work.gpu and work.triton):      # documents need a table outside Triton's kernel
+            mask = Mask.documents(torch.zeros(shape, dtype=torch.int64))
+            given.append(mask.visible)
         outside = {tensor.untyped_storage()._cdata for tensor in given}
 
         kept = {}   # storages by address; to hold one keeps its address from being used again
@@ -188,25 +186,14 @@ def saved_bytes(cfg, index, work):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            layer(x, lambda attn, h: attn(h, rope, mask))
+            layer(x, rope, mask)
         return sum(storage.nbytes() for storage in kept.values())
 
 
 @contextmanager
 def fake_tensors(gpu):
     """Within, tensors have shapes and no numbers, and layers compute as on a GPU, or a CPU."""
-    def to_one_expert(chosen, E):   # without numbers there is no sorting: one keeps as much
-        return chosen.flatten(), chosen, [(0, chosen.numel())]
-
-    patch = mock.patch.object
-    longest = 0 if gpu else cpu.Attention.LONGEST   # a GPU never keeps attention's probabilities
-    with (
-        FakeTensorMode(),
-        patch(cpu.Experts, 'layout', to_one_expert),
-        patch(cpu, 'ONEDNN', False),   # its operators have no fake version: they would compute
-        patch(cpu.SwiGLU, 'PIECE', 2**62),
-        patch(cpu.Attention, 'LONGEST', longest),
-    ):
+    with FakeTensorMode(), cpu.on_fake_tensors(keep_probabilities=not gpu):
         yield
 
 

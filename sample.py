@@ -48,8 +48,8 @@ from data.prompts import encode_prompts, instructed, visible
 from data.source import made_by, missing, read_rows
 from data.tokenizer import Tokenizer
 from kernels import cpu, fused, working_dtype
+from kernels.cpu_sampling import onednn_weights
 from kernels.mla_decode import mla_decode
-from kernels.packed import packed
 from model import Transformer
 
 
@@ -381,7 +381,8 @@ class Sampler:
         self.check(prompts, n, limits, temperature, top_p, top_k, min_p, unbiased)
         how = dict(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, entropy=entropy)
         results = [[None] * n for _ in prompts]
-        with packed(self.model, min(self.slots, len(prompts) * n), free_memory(self.device)):
+        rows = min(self.slots, len(prompts) * n)
+        with onednn_weights(self.model, rows, free_memory(self.device)):
             run = Run(self, prompts, min(self.slots, len(prompts) * n), limits, seed, keys, routes, how, results)
             queue = deque((p, s) for p in range(len(prompts)) for s in range(n))
             while run.m or queue:

@@ -244,7 +244,7 @@ def let_go(model):
 class Unsharded:
     """`with Unsharded(model):` gathers every FSDP unit for sampling and lets go of it afterwards
     (unshard is not recursive). Ranks may run different things within, or nothing, as long as no
-    hook of FSDP is called: see model.called."""
+    hook of FSDP is called: see Transformer."""
 
     def __init__(self, model):
         self.units = [m for m in model.modules() if isinstance(m, FSDPModule)]

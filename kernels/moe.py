@@ -31,7 +31,9 @@ def experts(x, gate_up, down, weights, chosen):
     """x [N, C], gate_up [E, 2I, C], down [E, C, I] of one dtype, weights [N, K] float32, chosen [N, K] -> [N, C]"""
     if fused(x):
         return Experts.apply(x, gate_up, down, weights, chosen)
-    return (cpu.Experts.apply if cpu.trains(x) else experts_reference)(x, gate_up, down, weights, chosen)
+    if cpu.trains(x):
+        return cpu.experts(x, gate_up, down, weights, chosen)
+    return experts_reference(x, gate_up, down, weights, chosen)
 
 
 def experts_reference(x, gate_up, down, weights, chosen):
@@ -43,7 +45,7 @@ def experts_reference(x, gate_up, down, weights, chosen):
     gu = F.grouped_mm(x.index_select(0, order // K), gate_up.transpose(1, 2), offs=ends)
     y = F.grouped_mm(swiglu_reference(*gu.chunk(2, dim=-1)), down.transpose(1, 2), offs=ends)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(N * K, device=order.device))
-    return cpu.Experts.combine(y, back.view(N, K), weights)
+    return cpu.combine(y, back.view(N, K), weights)
 
 
 @jit

@@ -22,7 +22,7 @@ def apply_rope(x, rope, interleaved):
     if fused(x):
         return Rope.apply(x, *rope, interleaved)
     if cpu.trains(x):
-        return cpu.Rope.apply(x, *rope, interleaved)
+        return cpu.apply_rope(x, rope, interleaved)
     return rope_reference(x, *rope, interleaved)
 
 

@@ -458,8 +458,8 @@ def test_a_linear_layer_by_onednn(shape, bias, monkeypatch):
     from kernels import cpu
     monkeypatch.setattr(cpu, 'ONEDNN', True)
     monkeypatch.setattr(cpu, 'FEWEST', 0)
-    calls, apply = [], cpu.Linear.apply
-    monkeypatch.setattr(cpu.Linear, 'apply', lambda *args: calls.append(1) or apply(*args))
+    calls, apply = [], cpu.CpuLinear.apply
+    monkeypatch.setattr(cpu.CpuLinear, 'apply', lambda *args: calls.append(1) or apply(*args))
     torch.manual_seed(0)
     inputs = [torch.randn(shape, requires_grad=True), torch.randn(4, 7, requires_grad=True)] + [torch.randn(4, requires_grad=True)] * bias
     y, expected = cpu.linear(*inputs), F.linear(*(exact := [t.detach().double().requires_grad_() for t in inputs]))
@@ -474,10 +474,10 @@ def test_a_linear_layer_by_onednn(shape, bias, monkeypatch):
 @pytest.mark.parametrize('piece', [1, 20, 2**17])
 def test_swiglu_by_pieces(piece, monkeypatch):
     from kernels import cpu
-    monkeypatch.setattr(cpu.SwiGLU, 'PIECE', piece)
+    monkeypatch.setattr(cpu, 'SWIGLU_PIECE', piece)
     torch.manual_seed(0)
     both = torch.randn(3, 5, 8, requires_grad=True)
-    h = cpu.SwiGLU.apply(*both.chunk(2, -1))
+    h = cpu.swiglu(*both.chunk(2, -1))
     exact = both.detach().double().requires_grad_()
     gate, up = exact.chunk(2, -1)
     expected, g = F.silu(gate) * up, torch.randn(3, 4, 5).mT
@@ -496,16 +496,16 @@ def test_experts_on_a_cpu(N, E, K, dtype, monkeypatch):
         monkeypatch.setattr(cpu, 'FEWEST', 0)
     inputs = [t.detach().cpu().requires_grad_(t.requires_grad) for t in some_experts(N, 24, 16, E, K, dtype)]
     inputs[3] = inputs[3].detach().float().requires_grad_()
-    calls, apply = [], cpu.Experts.apply
-    monkeypatch.setattr(cpu.Experts, 'apply', lambda *args: calls.append(1) or apply(*args))
+    calls, apply = [], cpu.CpuExperts.apply
+    monkeypatch.setattr(cpu.CpuExperts, 'apply', lambda *args: calls.append(1) or apply(*args))
     compare(experts, experts_one_by_one, inputs, 5e-6 if dtype == torch.float32 else 2e-2)
-    assert calls and len(cpu.Experts.layout(inputs[4], E)[2]) == E
+    assert calls and len(cpu.rows_by_expert(inputs[4], E)[2]) == E
 
 
 def test_rows_of_experts_are_filled_up():
-    from kernels.cpu import Experts
+    from kernels.cpu import rows_by_expert
     chosen = torch.tensor([[0, 2]] * 200 + [[2, 0]] * 56 + [[2, 3]] * 3)          # counts 256, 0, 259, 3; a sixteenth of the mean is 8
-    tokens, rows, spans = Experts.layout(chosen, 4)
+    tokens, rows, spans = rows_by_expert(chosen, 4)
     assert spans == [(0, 256), (256, 256), (256, 520), (520, 528)]
     assert torch.equal(tokens[rows], torch.arange(259)[:, None].expand(-1, 2)) and rows.unique().numel() == rows.numel() == 518
     for e, (a, b) in enumerate(spans):

@@ -1,4 +1,5 @@
-"""model.py against transformers: stored logits of the shared fixtures where they are, and random models built here."""
+"""model.py against transformers: stored logits of the shared fixtures where they are, and random
+models built here."""
 import json
 import math
 import shutil
@@ -10,25 +11,42 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from sample import Cache, Region
+import plan
+from kernels import cpu
 from model import (ModelConfig, Transformer, rope_frequencies, sequence_balance_loss,
                    update_router_bias)
+from sample import Cache, Region, Sampler
 
 FIXTURES = Path(__file__).resolve().parents[2] / 'shared' / 'fixtures'
-NAMES = ['deepseek-v3', 'deepseek-v3-fp8', 'moonlight', 'deepseek-v2-lite', 'deepseek-v2', 'qwen2', 'qwen3', 'llama3']
+NAMES = ['deepseek-v3', 'deepseek-v3-fp8', 'moonlight', 'deepseek-v2-lite', 'deepseek-v2',
+         'qwen2', 'qwen3', 'llama3']
 
-SMALL = dict(vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
-             max_position_embeddings=64, initializer_range=0.2)
-MLA = dict(SMALL, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=12, n_routed_experts=8,
-           num_experts_per_tok=3, moe_intermediate_size=16, first_k_dense_replace=1)
-YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16, beta_fast=32, beta_slow=1, mscale=0.707, mscale_all_dim=0.707)
-LLAMA3 = dict(rope_type='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+SMALL = dict(
+    vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+    intermediate_size=48, max_position_embeddings=64, initializer_range=0.2)
+MLA = dict(
+    SMALL, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=12,
+    n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=16, first_k_dense_replace=1)
+YARN = dict(
+    rope_type='yarn', factor=4.0, original_max_position_embeddings=16, beta_fast=32, beta_slow=1,
+    mscale=0.707, mscale_all_dim=0.707)
+LLAMA3 = dict(
+    rope_type='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=16)
 FAMILIES = {
-    'v3': dict(MLA, model_type='deepseek_v3', q_lora_rank=24, n_group=4, topk_group=2, routed_scaling_factor=2.5, rope_scaling=YARN),
-    'moonlight': dict(MLA, model_type='deepseek_v3', n_shared_experts=2, routed_scaling_factor=2.4, rms_norm_eps=1e-5),
-    'v2': dict(MLA, model_type='deepseek_v2', q_lora_rank=24, topk_method='group_limited_greedy', scoring_func='softmax',
-               norm_topk_prob=False, n_group=4, topk_group=2, routed_scaling_factor=4.0, rope_scaling=YARN),
-    'v2-lite': dict(MLA, model_type='deepseek_v2', topk_method='greedy', scoring_func='softmax', norm_topk_prob=False),
+    'v3': dict(
+        MLA, model_type='deepseek_v3', q_lora_rank=24, n_group=4, topk_group=2,
+        routed_scaling_factor=2.5, rope_scaling=YARN),
+    'moonlight': dict(
+        MLA, model_type='deepseek_v3', n_shared_experts=2, routed_scaling_factor=2.4,
+        rms_norm_eps=1e-5),
+    'v2': dict(
+        MLA, model_type='deepseek_v2', q_lora_rank=24, topk_method='group_limited_greedy',
+        scoring_func='softmax', norm_topk_prob=False, n_group=4, topk_group=2,
+        routed_scaling_factor=4.0, rope_scaling=YARN),
+    'v2-lite': dict(
+        MLA, model_type='deepseek_v2', topk_method='greedy', scoring_func='softmax',
+        norm_topk_prob=False),
     'qwen2': dict(SMALL, model_type='qwen2', head_dim=8, tie_word_embeddings=True),
     'qwen3': dict(SMALL, model_type='qwen3', head_dim=16),
     'llama3': dict(SMALL, model_type='llama', head_dim=8, rope_scaling=LLAMA3),
@@ -50,7 +68,8 @@ def test_fixture_parity(name):
     folder = FIXTURES / f'tiny-{name}'
     if not folder.exists():
         pytest.skip('needs the shared fixtures')
-    model, expected = Transformer.from_pretrained(folder), load_file(folder / 'expected.safetensors')
+    model = Transformer.from_pretrained(folder)
+    expected = load_file(folder / 'expected.safetensors')
     ids = expected['input_ids']
     labels = F.pad(ids[:, 1:], (0, 1), value=-100)
     with torch.no_grad():
@@ -63,7 +82,7 @@ def test_fixture_parity(name):
         for i, (_, chosen) in zip(moe, routes, strict=True):
             assert torch.equal(chosen.sort(-1).values, expected[f'moe.{i}.indices'])
         if 'mtp.logits' in expected:
-            h2 = model.mtp_hidden(h[:, :-1], ids[:, 1:], model.context(ids[:, :-1])[0], None)
+            h2 = model.mtp_hidden(h[:, :-1], ids[:, 1:], *model.context(ids[:, :-1]))
             assert (model.logits(h2) - expected['mtp.logits']).abs().max() < 2e-4
 
 
@@ -73,12 +92,14 @@ def test_both_config_styles_mean_the_same(name, style):
     folder = FIXTURES / f'tiny-{name}'
     if not folder.exists():
         pytest.skip('needs the shared fixtures')
-    read = lambda s: ModelConfig.from_hub(json.loads((folder / s).read_text()))  # noqa: E731
-    assert read(style).rope_theta == read('config.json').rope_theta
-    a, b = read('config.json'), read(style)
-    for key in ('rope_scaling', 'head_dim', 'n_group', 'topk_method', 'scoring_func', 'num_key_value_heads'):
-        if key != 'head_dim' or not a.mla:  # in transformers 5's DeepSeek configs head_dim is the rope width
-            assert getattr(a, key) == getattr(b, key)
+    a, b = (ModelConfig.from_hub(json.loads((folder / name).read_text()))
+            for name in ('config.json', style))
+    keys = ['rope_theta', 'rope_scaling', 'n_group', 'topk_method', 'scoring_func',
+            'num_key_value_heads']
+    if not a.mla:       # in transformers 5's DeepSeek configs head_dim is the rope width
+        keys.append('head_dim')
+    for key in keys:
+        assert getattr(a, key) == getattr(b, key)
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -93,8 +114,10 @@ def test_transformers_loads_what_we_save(family, tmp_path):
         expected = theirs(ids).logits
         assert (model(ids) - expected).abs().max() < 2e-4 * max(1.0, expected.std().item())
         again = Transformer.from_pretrained(tmp_path)
-    for (name, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
-        assert torch.equal(a, b), name
+    written, read = model.state_dict(), again.state_dict()
+    assert written.keys() == read.keys()
+    for name in written:
+        assert torch.equal(written[name], read[name]), name
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -102,11 +125,14 @@ def test_we_load_what_transformers_makes_and_saves(family, tmp_path):
     transformers = pytest.importorskip('transformers')
     shape = dict(FAMILIES[family])
     rope = {'rope_theta': 10000.0, **(shape.pop('rope_scaling', None) or {'rope_type': 'default'})}
-    groups = {'n_group': 1, 'topk_group': 1} if 'kv_lora_rank' in shape else {}     # theirs are those of V3
-    heads = 4 if groups else 2
+    heads = 2
+    if 'kv_lora_rank' in shape:
+        shape = {'n_group': 1, 'topk_group': 1, **shape}     # their defaults are those of V3
+        heads = 4
     torch.manual_seed(0)
-    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(
-        shape.pop('model_type'), **{**groups, **shape}, rope_parameters=rope, num_key_value_heads=heads)).eval()
+    config = transformers.AutoConfig.for_model(
+        shape.pop('model_type'), **shape, rope_parameters=rope, num_key_value_heads=heads)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, t in theirs.state_dict().items():
             if 'norm' in name or 'bias' in name:
@@ -233,8 +259,10 @@ def test_decode_with_cache_equals_forward(family):
     with torch.no_grad():
         expected = model(ids)
         logits, entries = model.prefill(ids[:, :10], torch.tensor([9, 9, 4]))
-        assert torch.allclose(logits[0], expected[0, 9], atol=2e-4) and torch.allclose(logits[2], expected[2, 4], atol=2e-4)
-        cache = Cache(Region(model.cfg, model.cfg.num_hidden_layers, 3, 30, torch.float32, ids.device))
+        assert torch.allclose(logits[0], expected[0, 9], atol=2e-4)
+        assert torch.allclose(logits[2], expected[2, 4], atol=2e-4)
+        layers = model.cfg.num_hidden_layers
+        cache = Cache(Region(model.cfg, layers, 3, 30, torch.float32, ids.device))
         for layer, entry in enumerate(entries):
             cache.own.put(layer, (slice(None), slice(0, 10)), entry)
         for t in range(10, 29, 2):  # two query tokens at a time
@@ -242,7 +270,31 @@ def test_decode_with_cache_equals_forward(family):
             cache.begin(at, t + 2, torch.float32)
             got = model.logits(model.decode(ids[:, t:t + 2], at, cache))
             assert torch.allclose(got, expected[:, t:t + 2], atol=5e-4)
-    assert sum(part.shape[-1] for part in entries[0]) == (16 + 8 if model.cfg.mla else 2 * 2 * model.cfg.head_dim)
+    width = 16 + 8 if model.cfg.mla else 2 * 2 * model.cfg.head_dim
+    assert sum(part.shape[-1] for part in entries[0]) == width
+
+
+@pytest.mark.parametrize('family', ['v3', 'qwen3'])
+def test_without_the_paths_of_a_cpu_the_model_trains_samples_and_is_planned(family, monkeypatch):
+    model = small(family)
+    ids = torch.randint(0, 96, (2, 40))
+    doc_ids = (torch.arange(40) > 15).long().expand(2, 40)
+    results = {}
+    for on in (True, False):
+        monkeypatch.setattr(cpu, 'ENABLED', on)
+        model.zero_grad()
+        logits = model(ids, doc_ids=doc_ids)
+        logits.log_softmax(-1)[..., 0].mean().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        samples = Sampler(model, [0], slots=20).generate([[3, 4, 5]] * 4, 5, 6, seed=1)
+        tokens = [completion.tokens for group in samples for completion in group]
+        planned = plan.memory(model.cfg, plan.Workload(gpu=False))
+        results[on] = logits.detach(), gradients, tokens, planned
+    logits, gradients, tokens, planned = results[False]
+    assert (logits - results[True][0]).abs().max() < 1e-5
+    for ours, theirs in zip(gradients, results[True][1], strict=True):
+        assert (ours - theirs).abs().max() < 1e-5 * (1 + theirs.abs().max())
+    assert tokens == results[True][2] and planned == results[True][3]
 
 
 @pytest.mark.parametrize('family', ['v3', 'qwen2'])
@@ -313,7 +365,8 @@ def test_router_bias_moves_towards_balance_and_does_not_enter_the_weights():
     before = gate.e_score_correction_bias.clone()
     counts = torch.tensor([[8, 0, 4, 4, 4, 4, 4, 4], [4] * 8])
     update_router_bias(model, counts, 0.5)
-    assert torch.allclose(gate.e_score_correction_bias - before, torch.tensor([-0.5, 0.5, 0, 0, 0, 0, 0, 0]))
+    moved = gate.e_score_correction_bias - before
+    assert torch.allclose(moved, torch.tensor([-0.5, 0.5, 0, 0, 0, 0, 0, 0]))
     x = torch.randn(5, 32)
     with torch.no_grad():
         gate.e_score_correction_bias.fill_(0.0)
@@ -331,9 +384,10 @@ def test_sequence_balance_loss_is_one_when_uniform_and_the_formula_otherwise():
     real = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])       # the rest is padding
     expected = 0.0
     for b, T in ((0, 3), (1, 2)):
+        tokens = range(4 * b, 4 * b + T)
         for i in range(4):
-            f = 4 / T * sum(int(chosen[t, 0] == i) for t in range(4 * b, 4 * b + T))
-            expected += f * sum((scores[t, i] / scores[t].sum()).item() for t in range(4 * b, 4 * b + T)) / T / 2
+            f = 4 / T * sum(int(chosen[t, 0] == i) for t in tokens)
+            expected += f * sum((scores[t, i] / scores[t].sum()).item() for t in tokens) / T / 2
     assert sequence_balance_loss(scores, chosen, real).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -352,9 +406,11 @@ def test_mtp_weights_survive_saving(tmp_path):
     model = small('v3', num_nextn_predict_layers=1)
     model.save_pretrained(tmp_path)
     names = set(load_file(tmp_path / 'model.safetensors'))
-    assert {'model.layers.3.eh_proj.weight', 'model.layers.3.enorm.weight', 'model.layers.3.shared_head.norm.weight'} <= names
+    for name in ('eh_proj', 'enorm', 'shared_head.norm'):
+        assert f'model.layers.3.{name}.weight' in names
     hub = json.loads((tmp_path / 'config.json').read_text())
-    assert hub['num_nextn_predict_layers'] == 1 and hub['topk_method'] == 'noaux_tc' and hub['scoring_func'] == 'sigmoid'
+    assert hub['num_nextn_predict_layers'] == 1
+    assert hub['topk_method'] == 'noaux_tc' and hub['scoring_func'] == 'sigmoid'
     assert hub['moe_layer_freq'] == 1 and hub['num_key_value_heads'] == 4
     again = Transformer.from_pretrained(tmp_path)
     assert torch.equal(again.model.layers[3].eh_proj.weight, model.model.layers[3].eh_proj.weight)
@@ -378,7 +434,8 @@ def test_one_error_names_every_tensor_that_does_not_fit(tmp_path):
     with pytest.raises(ValueError) as error:
         Transformer.from_pretrained(tmp_path)
     text = str(error.value)
-    assert 'missing model.norm.weight' in text and 'unexpected model.layers.9.mlp.up_proj.weight' in text
+    assert 'missing model.norm.weight' in text
+    assert 'unexpected model.layers.9.mlp.up_proj.weight' in text
     assert 'misshapen model.layers.0.mlp.up_proj.weight: [3, 3]' in text and '\n' not in text
 
 
@@ -436,7 +493,8 @@ def test_loading_reads_into_place(tmp_path):
     model = small('moonlight')
     model.save_pretrained(tmp_path / 'a')
     shutil.copytree(tmp_path / 'a', tmp_path / 'b')
-    a, b = Transformer.from_pretrained(tmp_path / 'a', torch.bfloat16), Transformer.from_pretrained(tmp_path / 'b')
+    a = Transformer.from_pretrained(tmp_path / 'a', torch.bfloat16)
+    b = Transformer.from_pretrained(tmp_path / 'b')
     for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
         assert torch.equal(x.float(), y.to(x.dtype).float()), name
     assert a.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
@@ -447,14 +505,20 @@ def test_norms_and_rotations_in_fewer_passes_have_autograds_gradients(dtype, tol
     from kernels.rmsnorm import rms_norm, rms_norm_reference
     from kernels.rope import apply_rope, rope_reference
     x, r = (torch.randn(3, 17, 4, 24).to(dtype).requires_grad_() for _ in range(2))
-    w, rope = torch.randn(24, requires_grad=True), (torch.randn(1, 17, 1, 12), torch.randn(1, 17, 1, 12))
-    cases = [(lambda f: f(x, w, 1e-5), rms_norm, rms_norm_reference, (x, w)), (lambda f: sum(f(x, w, 1e-5, r)), rms_norm, rms_norm_reference, (x, r, w))]
+    w = torch.randn(24, requires_grad=True)
+    rope = torch.randn(1, 17, 1, 12), torch.randn(1, 17, 1, 12)
+    cases = [      # ours, the reference, what has gradients
+        (rms_norm(x, w, 1e-5), rms_norm_reference(x, w, 1e-5), (x, w)),
+        (sum(rms_norm(x, w, 1e-5, r)), sum(rms_norm_reference(x, w, 1e-5, r)), (x, r, w)),
+    ]
     for interleaved in (True, False):
-        cases.append((lambda f, i=interleaved: f(x, i), lambda x, i: apply_rope(x, rope, i), lambda x, i: rope_reference(x, *rope, i), (x,)))
-    for call, ours, reference, inputs in cases:
-        a, b = call(ours), call(reference)
-        assert a.dtype == b.dtype
-        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
-        g = torch.randn_like(a)
-        for p, q in zip(torch.autograd.grad(a, inputs, g), torch.autograd.grad(b, inputs, g), strict=True):
+        ours, theirs = apply_rope(x, rope, interleaved), rope_reference(x, *rope, interleaved)
+        cases.append((ours, theirs, (x,)))
+    for ours, theirs, inputs in cases:
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+        g = torch.randn_like(ours)
+        grads = torch.autograd.grad(ours, inputs, g)
+        wanted = torch.autograd.grad(theirs, inputs, g)
+        for p, q in zip(grads, wanted, strict=True):
             torch.testing.assert_close(p, q, atol=20 * tolerance, rtol=tolerance)

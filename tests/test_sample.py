@@ -13,7 +13,7 @@ import evaluate
 import sample
 from data.countdown.prepare import toy_tokenizer
 from data.tokenizer import TOY_TEMPLATE
-from kernels import fp8, packed
+from kernels import cpu_sampling, fp8
 from model import ModelConfig, Transformer
 from sample import Completion, Sampler, pick, uniform
 
@@ -89,7 +89,7 @@ def test_ids_without_a_token_are_never_sampled_and_count_in_no_log_prob(kind):
     filters = {'top_k': 9, 'top_p': 0.95, 'min_p': 0.02}
     ways = [(1, 0.0, {}), (8, 0.8, {}), (1, 1.0, filters)]
     for n, temperature, filters in ways:
-        sampler = Sampler(model, [3], slots=40)        # 32 rows: on packed weights; 4: with drafts
+        sampler = Sampler(model, [3], slots=40)   # 32 rows: reordered weights; 4: with drafts
         completions = sampler.generate(PROMPTS, n, 20, temperature, seed=1, **filters)
         for prompt, samples in zip(PROMPTS, completions):
             assert not {t for c in samples for t in c.tokens} & set(absent)
@@ -388,7 +388,7 @@ def tiny_checkpoint(folder, rows=3):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
 @pytest.mark.parametrize('kind', [*MODELS, 'qwen3'])
-def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
+def test_reordered_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
     model = make(kind)
     with torch.no_grad():
         for p in model.parameters():
@@ -398,16 +398,16 @@ def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
     expected = Sampler(model, [3]).generate(PROMPTS, 4, 12, 1.0, seed=5)
     monkeypatch.setattr(sample, 'free_memory', lambda device: 2**40)
     calls = []
-    for few in (0, 900, packed.FEWEST):
-        monkeypatch.setattr(packed, 'FEWEST', few)
+    for few in (0, 900, cpu_sampling.FEWEST):
+        monkeypatch.setattr(cpu_sampling, 'FEWEST', few)
         got = Sampler(model, [3]).generate(PROMPTS, 4, 12, 1.0, seed=5, on_token=lambda *a: calls.append(plain()))
         assert plain() and not any(calls) and calls
         for a, b in zip((c for group in expected for c in group), (c for group in got for c in group)):
             assert a.tokens == b.tokens and a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
-    monkeypatch.setattr(packed, 'FEWEST', 0)
+    monkeypatch.setattr(cpu_sampling, 'FEWEST', 0)
     with torch.no_grad():
         for p in model.parameters():
-            p.mul_(0.9)                                                             # an update: packed anew
+            p.mul_(0.9)        # an update: reordered anew
     new = Sampler(model).generate([PROMPTS[0]], 16, 4, 0.7, seed=5)[0][0]
     assert (new.tokens, new.logprobs) == (lambda tokens, logps: (tokens, pytest.approx(logps, abs=1e-4)))(*without_cache(model, PROMPTS[0], 0, 0, 4, 0.7, 5, []))
     with torch.no_grad():
@@ -419,29 +419,30 @@ def test_packed_weights_change_nothing_and_end_with_the_call(kind, monkeypatch):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
 @pytest.mark.parametrize('kind', [*MODELS, 'qwen3'])
-def test_packed_weights_in_bfloat16_round_as_autocast_does(kind, monkeypatch):
-    """The second token's log-prob against float32: no worse than without packing; the head's
+def test_reordered_weights_in_bfloat16_round_as_autocast_does(kind, monkeypatch):
+    """The second token's log-prob against float32: no worse than without; the head's
     product of bf16 numbers is float32"""
     model, errors, exact = make(kind), {}, make(kind)
-    monkeypatch.setattr(packed, 'FEWEST', 0)
+    monkeypatch.setattr(cpu_sampling, 'FEWEST', 0)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         for free in (2**40, 0):
-            monkeypatch.setattr(packed, 'worth_it', lambda *args: free > 0)
+            monkeypatch.setattr(cpu_sampling, 'worth_it', lambda *args: free > 0)
             got = Sampler(model).generate(PROMPTS, 4, 2, 1.0, seed=5)
             with torch.autocast('cpu', enabled=False):
                 errors[free] = sum(abs(exact(torch.tensor([prompt + c.tokens[:1]]))[0, -1].log_softmax(-1)[c.tokens[1]].item() - c.logprobs[1])
                                    for prompt, group in zip(PROMPTS, got) for c in group) / 16
     assert 0 < errors[2**40] < 1.5 * errors[0] + 1e-3
-    monkeypatch.setattr(packed, 'worth_it', lambda *args: True)
-    with torch.autocast('cpu', torch.bfloat16), packed.packed(model, 16, 2**40), torch.no_grad():
+    monkeypatch.setattr(cpu_sampling, 'worth_it', lambda *args: True)
+    reordered = cpu_sampling.onednn_weights(model, 16, 2**40)
+    with torch.autocast('cpu', torch.bfloat16), reordered, torch.no_grad():
         h = torch.randn(3, 32)
         for few in (0, 2**40):
-            monkeypatch.setattr(packed, 'FEWEST', few)
+            monkeypatch.setattr(cpu_sampling, 'FEWEST', few)
             exact = h.double() @ model.head_weight.bfloat16().double().T
             assert (model.logits(h).double() - exact).abs().max() < 1e-5
 
 
-def test_fp8_models_are_not_packed():
+def test_weights_of_fp8_models_are_not_reordered():
     """The sampler multiplies as the trainer does, at any number of rows."""
     model = fp8.convert(make('gqa'))
     prompts = [[3, 4, 5]] * 20

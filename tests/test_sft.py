@@ -366,9 +366,9 @@ def sharded_equals_whole(shapes, cfg):
 
 
 def test_in_bf16_fsdp_as_on_gpus_computes_what_one_process_does(toy, tmp_path, ranks):
-    """Bit for bit, log-probs, entropies and samples (24 rows are packed, 6 are not); gradients to
-    their rounding. FSDP gathers bf16 weights; autocast leaves embedding, norms, router and head in
-    float32."""
+    """Bit for bit, log-probs, entropies and samples (24 rows take reordered weights, 6 do not);
+    gradients to their rounding. FSDP gathers bf16 weights; autocast leaves embedding, norms, router
+    and head in float32."""
     qwen3 = dict(model_type='qwen3', num_hidden_layers=2, hidden_size=32, intermediate_size=48,
                  head_dim=16, tie_word_embeddings=True)
     cfg = config(toy, tmp_path / 'a', dtype='bfloat16')

@@ -80,7 +80,7 @@ DEVICE, DTYPE = 'cuda', torch.bfloat16   # main() sets them
 def cases():
     from kernels import fp8
     from kernels.linear_logprob import linear_logprob, linear_loss
-    from kernels.mla_attention import attention, document_mask
+    from kernels.attention import Mask, attention
     from kernels.mla_decode import mla_decode
     from kernels.moe import experts
     from kernels.rmsnorm import rms_norm
@@ -148,7 +148,9 @@ def cases():
         return [rand(B, T, H, n), rand(B, T, G, n), rand(B, T, G, w), ids if documents > 1 else None, *ropes]
 
     def attend(q, k, v, ids, *ropes):
-        return attention(q, k, v, (q.shape[3] + (ropes[0].shape[3] if ropes else 0)) ** -0.5, None if ids is None else document_mask(ids), *ropes)
+        width = q.shape[3] + (ropes[0].shape[3] if ropes else 0)
+        mask = Mask.causal() if ids is None else Mask.documents(ids)
+        return attention(q, k, v, width ** -0.5, mask, *ropes)
 
     def attention_cost(B, T, H, G, n, r, w, documents):
         flops = B * H * (n + r + w) * T * T / documents           # two products over the lower triangle of every document
