@@ -69,9 +69,9 @@ from model import update_router_bias
 from rollout import alike, collect, micro_batches, moe_shape, problem_order, tensors
 from sample import present
 from evaluate import average, evaluate, evaluated, show_problems
-from train import (Graded, Log, Stop, Unsharded, begin, finish, idle_in_training, let_go,
-                   load_model, load_tokenizer, make_optimizers, model_config, not_finite,
-                   optimizer_step, peak_memory, peak_tflops, resume, router_bias, schedule, shard,
+from train import (Graded, Log, Stop, Unsharded, begin, finish, idle_in_training, load_model,
+                   load_tokenizer, make_optimizers, model_config, optimizer_step, peak_memory,
+                   peak_tflops, report_skip, reshard, resume, router_bias, schedule, shard,
                    start_processes, total)
 
 
@@ -312,7 +312,7 @@ def frozen(cfg, model, reference, used, N, device, rank, world):
                     rows = (part['labels'] != -100).nonzero()[:, 0]
                     k1_N.index_add_(0, part['number'][rows], kl_terms(part['sampled'], part['ref'], 'k1'))
     if reference is not None:
-        let_go(reference)
+        reshard(reference)
     return updates, k1_N
 
 
@@ -441,7 +441,7 @@ def main(cfg):
         frozen_model, _ = load_model(cfg, device, tokenizer=tokenizer)
         reference = shard(frozen_model.requires_grad_(False), cfg, device)
     model = shard(model, cfg, device)
-    optimizers = make_optimizers(model, cfg, device)
+    optimizers = make_optimizers(model, cfg)
 
     # go on from the newest checkpoint
     step, drawn, bad, seconds, flops, first = 0, 0, 0, 0.0, 0.0, None
@@ -554,7 +554,8 @@ def main(cfg):
             bad = bad + 1 if norm is None else 0
             if bad:
                 skipped += 1
-                not_finite(cfg, log, step, bad, {'update': u, 'parts': parts, 'advantage': A_N, 'weight': w_N}, rank)
+                batch = {'update': u, 'parts': parts, 'advantage': A_N, 'weight': w_N}
+                report_skip(cfg, log, step, bad, batch, rank)
             else:
                 norms.append(norm)
         drafts, load = counts[:2], counts[2:].view(moe)

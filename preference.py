@@ -41,7 +41,7 @@ from data.prompts import visible
 from data.source import at_row, read_rows
 from evaluate import mean_ci
 from judge import RewardModel, conversation, padded
-from train import (Log, Rows, Stop, begin, check_start, finish, idle_in_training, let_go,
+from train import (Log, Rows, Stop, begin, check_start, finish, idle_in_training, reshard,
                    load_model, load_tokenizer, make_optimizers, model_config, optimizer_step,
                    resume, schedule, shard, show_plan, start_processes, tell_long, total)
 
@@ -168,7 +168,7 @@ def main(cfg):
     model = shard(model, cfg, device)
     if dist.is_initialized():
         register_fsdp_forward_method(model, 'scores')
-    optimizers = make_optimizers(model, cfg, device)
+    optimizers = make_optimizers(model, cfg)
     order = pair_order(len(pairs), cfg.batch_rows, cfg.seed)
     step, seconds = 0, 0.0
     data = zlib.crc32(json.dumps(pairs).encode())
@@ -227,7 +227,7 @@ def main(cfg):
         save()
     with torch.no_grad():  # the loss does not know where zero is: let a typical answer score 0
         typical = judge_pairs(model, pairs[:256], device, cfg.micro_rows).mean().item()
-        let_go(model).score.bias -= typical
+        reshard(model).score.bias -= typical
     if rank == 0:
         about = {'judged': cfg.judged, 'date': tokenizer.date.isoformat()}
         (Path(cfg.out_dir) / 'preference.json').write_text(json.dumps(about))

@@ -49,7 +49,7 @@ from evaluate import evaluate, evaluated
 from model import sequence_balance_loss, update_router_bias
 from train import (Graded, Log, Rows, Stop, Unsharded, begin, check_start, eval_problems,
                    expert_counts, finish, idle_in_training, load_model, load_tokenizer,
-                   make_optimizers, model_config, not_finite, optimizer_step, peak_memory,
+                   make_optimizers, model_config, report_skip, optimizer_step, peak_memory,
                    peak_tflops, resume, router_bias, schedule, shard, show_plan, start_processes,
                    tell_long, total)
 
@@ -205,7 +205,7 @@ def main(cfg):
     active, params = model.num_params(active=True), model.num_params()
     moe = any(hasattr(layer.mlp, 'gate') for layer in model.model.layers)
     model = shard(model, cfg, device)
-    optimizers = make_optimizers(model, cfg, device)
+    optimizers = make_optimizers(model, cfg)
 
     # go on from the newest checkpoint
     step, seconds, flops, tokens, bad = 0, 0.0, 0.0, 0, 0
@@ -258,7 +258,7 @@ def main(cfg):
         norm = optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip, sums.sum().item())
         bad = bad + 1 if norm is None else 0
         if bad:
-            not_finite(cfg, log, step, bad, batch, rank)
+            report_skip(cfg, log, step, bad, batch, rank)
         if moe:
             counts = total(counts, device)
             update_router_bias(model, counts, cfg.bias_rate * (not bad))

@@ -230,10 +230,10 @@ def shard(model, cfg, device):
         with torch.no_grad():  # the first unit to run becomes the root: it must be the whole model
             blank = torch.zeros(1, 2, dtype=torch.int64, device=device)
             model.logprobs(blank, blank)
-    return let_go(model)
+    return reshard(model)
 
 
-def let_go(model):
+def reshard(model):
     """After a forward without a backward pass: FSDP's root stays gathered, and what is then
     changed, or held by an optimizer, is soon freed."""
     if isinstance(model, FSDPModule):
@@ -341,7 +341,7 @@ def orthogonalise(g, steps=5):
     return (x.mT if flip else x).to(g.dtype)
 
 
-def make_optimizers(model, cfg, device):
+def make_optimizers(model, cfg):
     """-> list. Muon, if its rate is set, takes the hidden matrices; AdamW the embedding, head (that
     of a reward model too), router, norms and biases."""
     apart = ('embed', 'lm_head', 'gate.weight', 'score.weight')
@@ -389,7 +389,7 @@ def optimizer_step(model, optimizers, share, grad_clip, loss=0.0):
     return norm if healthy else None
 
 
-def not_finite(cfg, log, step, bad, batch, rank):
+def report_skip(cfg, log, step, bad, batch, rank):
     """An update was skipped, the `bad`th in a row: told, and the end of the run after
     cfg.max_bad_updates, with each rank's batch saved."""
     log.warn(f'step {step + 1}: loss or gradient is not finite, update skipped ({bad} in a row)')

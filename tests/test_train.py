@@ -45,7 +45,7 @@ def test_muon_takes_the_hidden_matrices_and_nothing_else():
     model = RewardModel(ModelConfig(vocab_size=40, **shape))
     names = {id(p): name for name, p in model.named_parameters()}
     cfg = Training(muon_learning_rate=0.02, learning_rate=3e-3)
-    adam, muon = make_optimizers(model, cfg, torch.device('cpu'))
+    adam, muon = make_optimizers(model, cfg)
     under_adam, under_muon = ([names[id(p)] for group in o.param_groups for p in group['params']]
                               for o in (adam, muon))
     for name in ('score.weight', 'score.bias', 'model.embed_tokens.weight'):
