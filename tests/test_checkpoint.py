@@ -492,7 +492,10 @@ def two_ranks(rank, tmp_path):
     model, optimizers = shard(build(), 2)              # a full disk on rank 0 is heard of by both
     if rank == 0:
         usage = shutil.disk_usage(tmp_path)
-        shutil.disk_usage = lambda path: usage._replace(free=100)
+
+        def nearly_full(path):
+            return usage._replace(free=100)
+        shutil.disk_usage = nearly_full
     with pytest.raises(OSError, match='disk full, checkpoint not saved'):
         checkpoint.save(tmp_path / 'two', 9, model, optimizers, {})
     optimizers[1].state[model.norm.weight]['momentum'] = torch.zeros(3)
