@@ -83,8 +83,8 @@ r1: setup
 teacher:
 	@$(MAKE) --no-print-directory $(RUN)/final/samples.jsonl
 students:
-	@$(MAKE) --no-print-directory $(RUN)/student_rl/config.json $(RUN)/student_sft/config.json \
-	  $(RUN)/base/eval.json $(RUN)/base/eval_search.json
+	@$(MAKE) --no-print-directory $(RUN)/base/eval.json $(RUN)/base/eval_search.json \
+	  $(RUN)/student_base/eval.json $(RUN)/student_rl/eval.json $(RUN)/student_sft/eval.json
 
 $(RUN)/data/test.jsonl:
 	$(call timed,$(PY) data/countdown/prepare.py --out_dir=$(RUN)/data --seed=$(SEED) $(CORPUS))
