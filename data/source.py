@@ -1,11 +1,16 @@
 """
-Rows as other projects publish them, in; rows as the scripts here read them, out. What every prepare.py shares.
+Rows as other projects publish them, in; rows as the scripts here read them, out. What every
+prepare.py shares.
 
-    files = find('path/to/file-or-folder', hub=('openai/gsm8k', 'main/train-*.parquet'))    # None instead of a path: the hub
-    for where, row in read(files): ...                           # where: 'train.jsonl:7', for messages
-    write(out_dir, {'train.jsonl': rows}, licence='MIT', ...)    # the files, a manifest beside each, a summary, examples
+    files = find('path/to/file-or-folder', hub=('openai/gsm8k', 'main/train-*.parquet'))
+    for where, row in read(files): ...         # where: 'train.jsonl:7', for messages
+    dropped = Counter()
+    rows = convert(files, function, dropped)   # function(row) of each, less those that it skips
+    write('data/gsm8k', 'train.jsonl', rows, files=files, dropped=dropped, licence='MIT',
+          source='openai/gsm8k@main')          # the file, its manifest, a summary, examples
 
-read() knows .jsonl, .json (a list, a dict of rows by id, or one object a line), .csv and .parquet, each also .gz but the last.
+read() knows .jsonl, .json (a list, a dict of rows by id, or one object a line), .csv and .parquet,
+each also .gz but the last. read_rows() is for the scripts: JSONL alone, every row checked.
 """
 import codecs
 import contextlib
@@ -20,8 +25,11 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-NO_PYARROW = "parquet needs pyarrow: pip install -e '.[data]', or give --source= a .jsonl, .json or .csv file"
+NO_PYARROW = ("parquet needs pyarrow: pip install -e '.[data]', or give --source= a .jsonl, .json "
+              'or .csv file')
 KINDS = ('.jsonl', '.json', '.csv', '.parquet')
+MOST_CSV_CHARACTERS = 2**31 - 1   # of a field; the module's limit of 131,072 is less than a trace
+
 ROLES = ('system', 'user', 'assistant', 'tool')
 # ShareGPT's names of those who speak, and the roles that they stand for
 SPEAKERS = {
@@ -32,30 +40,43 @@ SPEAKERS = {
     'function_response': 'tool', 'tool_response': 'tool', 'ipython': 'tool',
 }
 REASONING_KEYS = ('reasoning_content', 'reasoning', 'thinking', 'reasoning_details')
-MOST_CSV_CHARACTERS = 2**31 - 1   # of a field; the module's limit of 131,072 is less than a trace
 
+
+# ---- What error messages say ----
 
 def made_by(path) -> str | None:
     """The command that writes a file or folder of this name: make r1, or a prepare.py."""
-    path, run = Path(path), os.environ.get('RUN', 'out/r1')
+    path = Path(path)
+    run = os.environ.get('RUN', 'out/r1')
     if Path(run) in (path, *path.parents):
         return 'make r1' if run == 'out/r1' else f'make r1 RUN={run}'
-    kind, (dataset, _, split) = path.parent.name, path.name.partition('.')[0].partition('_')
-    script, flags = path.parent / 'prepare.py', ''
-    if path.parts[0] == 'out' and '.jsonl' in path.suffixes:    # as in out/gsm8k/train.jsonl
-        script, flags = Path('data') / kind / 'prepare.py', f' --out_dir={path.parent}'
+
+    folder = path.parent.name
+    dataset, _, split = path.name.partition('.')[0].partition('_')
+    script = path.parent / 'prepare.py'
+    flags = ''
+    if path.parts[0] == 'out' and '.jsonl' in path.suffixes:   # as in out/gsm8k/train.jsonl
+        script = Path('data') / folder / 'prepare.py'
+        flags = f' --out_dir={path.parent}'
     if not script.exists():
         return None
-    flags += f' --dataset={dataset}' if kind in ('math', 'code', 'medical') else ''
-    flags += f' --split={split}' if split and kind in ('code', 'medical') else ''
+    if folder in ('math', 'code', 'medical'):
+        flags += f' --dataset={dataset}'
+    if split and folder in ('code', 'medical'):
+        flags += f' --split={split}'
     return f'python {script}{flags}'
 
 
 def missing(path, key: str = '') -> FileNotFoundError:
     """The error of what is not there: the command that makes it, or the key that names another."""
-    command, other = made_by(path), f'set {key}' if key else ''
-    todo = ', or '.join(filter(None, (f'run {command}' if command else '', other)))
-    return FileNotFoundError(f'{path} does not exist' + (f': {todo}' if todo else ''))
+    command = made_by(path)
+    remedies = []
+    if command:
+        remedies.append(f'run {command}')
+    if key:
+        remedies.append(f'set {key}')
+    advice = ': ' + ', or '.join(remedies) if remedies else ''
+    return FileNotFoundError(f'{path} does not exist{advice}')
 
 
 @contextlib.contextmanager
@@ -67,38 +88,50 @@ def at_row(path, number):
         raise ValueError(f'{path}, row {number}: {error}') from error
 
 
-class Skip(Exception):
-    """Raised by a row's conversion: well-formed, but not wanted. The message is the reason it is counted under."""
+def keys_in(row: dict) -> str:
+    return ', '.join(map(repr, row)) or 'no keys'
 
+
+# ---- Files of other projects ----
 
 def find(source: str | None, hub: tuple[str, str], revision: str = 'main') -> list[tuple[str, str]]:
     """
-    -> [(name for messages, path)], sorted by name. source: a file, or a folder that holds the files; None downloads those of
-    the data set hub[0] whose name fits the pattern hub[1]. In a folder the pattern's file names are looked for first, then
-    every file of a known kind. ValueError when there is none.
+    -> [(name for messages, path)], sorted by name. source: a file, or a folder that holds the
+    files; None downloads those of the data set hub[0] whose name fits the pattern hub[1]. In a
+    folder the pattern's file names are looked for first, then every file of a known kind.
+    ValueError when there is none.
     """
     if source is None:
-        if hub[1].endswith('.parquet'):
-            need_pyarrow()
-        from huggingface_hub import HfApi, hf_hub_download
-        try:
-            names = sorted(fnmatch.filter(HfApi().list_repo_files(hub[0], repo_type='dataset', revision=revision), hub[1]))
-            paths = [hf_hub_download(hub[0], name, repo_type='dataset', revision=revision) for name in names]
-        except Exception as error:   # the client's and its HTTP library's, which differ by version
-            raise ValueError(f'{hub[0]} cannot be downloaded ({type(error).__name__}: {error}); give a local copy as --source=') from error
-        if not names:
-            raise ValueError(f'{hub[0]} at revision {revision} has no file {hub[1]}; download what you want and give it as --source=')
-        return [(f'{hub[0]}/{name}', path) for name, path in zip(names, paths)]
+        return download(*hub, revision)
     path = Path(source)
     if not path.exists():
         raise ValueError(f'{source}: no such file or folder')
     if path.is_file():
         return [(str(path), str(path))]
     every = sorted(p for p in path.iterdir() if kind(p) in KINDS)
-    fitting = [p for p in every if fnmatch.fnmatch(p.name, Path(hub[1]).name)] or every
-    if not fitting:
+    pattern = Path(hub[1]).name
+    found = [p for p in every if fnmatch.fnmatch(p.name, pattern)] or every
+    if not found:
         raise ValueError(f'{source}: no {", ".join(KINDS)} file in this folder')
-    return [(str(p), str(p)) for p in fitting]
+    return [(str(p), str(p)) for p in found]
+
+
+def download(repo: str, pattern: str, revision: str) -> list[tuple[str, str]]:
+    """As find, from the hub."""
+    if pattern.endswith('.parquet'):
+        need_pyarrow()
+    from huggingface_hub import HfApi, hf_hub_download
+    hub = {'repo_type': 'dataset', 'revision': revision}
+    try:
+        names = sorted(fnmatch.filter(HfApi().list_repo_files(repo, **hub), pattern))
+        paths = [hf_hub_download(repo, name, **hub) for name in names]
+    except Exception as error:   # the client's and its HTTP library's, which differ by version
+        raise ValueError(f'{repo} cannot be downloaded ({type(error).__name__}: {error}); give a '
+                         'local copy as --source=') from error
+    if not names:
+        raise ValueError(f'{repo} at revision {revision} has no file {pattern}; download what you '
+                         'want and give it as --source=')
+    return [(f'{repo}/{name}', path) for name, path in zip(names, paths)]
 
 
 def kind(path) -> str:
@@ -114,36 +147,144 @@ def need_pyarrow():
 
 
 def read(files: list[tuple[str, str]]):
-    """Yields (where, row), row a dict, one at a time. ValueError names file and line (parquet: row) of what is damaged."""
+    """Yields (where, row), row a dict, one at a time. ValueError names file and line (parquet: row)
+    of what is damaged."""
     for name, path in files:
         if kind(path) == '.parquet':
-            table, number = need_pyarrow().ParquetFile(path), 0
-            for batch in table.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f'{name}: row {number}', row
-            continue
-        try:
-            opener, newline = gzip.open if str(path).endswith('.gz') else open, '' if kind(path) == '.csv' else None
-            # utf-8-sig skips a byte order mark
-            with opener(path, 'rt', encoding='utf-8-sig', newline=newline) as f:
-                yield from {'.json': read_json, '.csv': read_csv}.get(kind(path), read_jsonl)(name, f)
-        except FileNotFoundError:
-            raise missing(path) from None
-        except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
-            raise ValueError(f'{name}: damaged: {error}') from error
+            yield from read_parquet(name, path)
+        else:
+            yield from read_text(name, path)
+
+
+def read_parquet(name, path):
+    number = 0
+    for batch in need_pyarrow().ParquetFile(path).iter_batches(batch_size=256):
+        for row in batch.to_pylist():
+            number += 1
+            yield f'{name}: row {number}', row
+
+
+def read_text(name, path):
+    reader = {'.json': read_json, '.csv': read_csv}.get(kind(path), read_jsonl)
+    opener = gzip.open if str(path).endswith('.gz') else open
+    newline = '' if reader is read_csv else None
+    try:
+        # utf-8-sig skips a byte order mark
+        with opener(path, 'rt', encoding='utf-8-sig', newline=newline) as f:
+            yield from reader(name, f)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise ValueError(f'{name}: damaged: {error}') from error
+
+
+def checked_row(row, where: str) -> tuple[str, dict]:
+    """-> (where, row); ValueError for a row that is no dict"""
+    if not isinstance(row, dict):
+        raise ValueError(f'{where}: a row must be a JSON object, not {type(row).__name__}')
+    return where, row
 
 
 def read_jsonl(name, lines, first=1):
     for number, line in enumerate(lines, first):
-        if line.strip():
-            try:
-                row = from_json(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f'{name}:{number}: no JSON: {error}') from None
-            if not isinstance(row, dict):
-                raise ValueError(f'{name}:{number}: a row must be a JSON object, not {type(row).__name__}')
-            yield f'{name}:{number}', row
+        if not line.strip():
+            continue
+        try:
+            row = from_json(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f'{name}:{number}: no JSON: {error}') from None
+        yield checked_row(row, f'{name}:{number}')
+
+
+def read_json(name, f):
+    """A list of rows, a dict of rows (whose key becomes "id" where the row has none), or one object
+    a line."""
+    head = f.readline()
+    second = f.readline()
+    if is_jsonl(head, second):
+        yield from read_jsonl(name, [head, second])
+        yield from read_jsonl(name, f, 3)
+        return
+
+    text = head + second + f.read()
+    opener = text.lstrip()[:1]
+    if opener not in ('[', '{'):
+        raise ValueError(f'{name}:1: neither a JSON list nor an object')
+    values = JsonValues(name, text)
+    values.skip(' \t\r\n')
+    values.at += 1   # the opener
+    while True:
+        values.skip(' \t\r\n,')
+        if values.at_end():
+            return
+        number, row = values.next()
+        if opener == '{':
+            key = row
+            values.skip(' \t\r\n:')
+            number, row = values.next()
+            if isinstance(row, dict):
+                row = {'id': key, **row}
+        yield checked_row(row, f'{name}:{number}')
+
+
+def is_jsonl(head: str, second: str) -> bool:
+    """Whether the first two lines of a .json file show one row a line."""
+    try:
+        row = json.loads(head)
+    except json.JSONDecodeError:
+        return False
+    if not isinstance(row, dict):
+        return False
+    return bool(second.strip()) or not all(isinstance(value, dict) for value in row.values())
+
+
+class JsonValues:
+    """Values of a JSON text, one at a time, and the line on which each begins."""
+
+    def __init__(self, name: str, text: str):
+        self.name = name
+        self.text = text
+        self.at = 0
+        self.line = 1
+        self.decoder = json.JSONDecoder()
+        self.halves = bool(HALF.search(text))
+
+    def move(self, end: int):
+        self.line += self.text.count('\n', self.at, end)
+        self.at = end
+
+    def skip(self, characters: str):
+        end = self.at
+        while end < len(self.text) and self.text[end] in characters:
+            end += 1
+        self.move(end)
+
+    def at_end(self) -> bool:
+        return self.text[self.at:self.at + 1] in (']', '}')
+
+    def next(self) -> tuple:
+        """-> (number of its line, the value)"""
+        try:
+            value, end = self.decoder.raw_decode(self.text, self.at)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f'{self.name}: no JSON: {error}') from None
+        number = self.line
+        self.move(end)
+        return number, valid_text(value) if self.halves else value
+
+
+def read_csv(name, f):
+    csv.field_size_limit(MOST_CSV_CHARACTERS)
+    reader = csv.DictReader(f)
+    try:
+        for row in reader:
+            where = f'{name}:{reader.line_num}'
+            if None in row or None in row.values():
+                raise ValueError(f'{where}: {len(reader.fieldnames)} columns in the head, more or '
+                                 'fewer in this row')
+            yield where, row
+    except csv.Error as error:
+        raise ValueError(f'{name}:{reader.line_num}: {error}') from None
 
 
 def from_json(text: str):
@@ -169,6 +310,8 @@ def valid_text(value):
     return value
 
 
+# ---- Rows for the scripts ----
+
 def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
     """
     The rows of a .jsonl or .jsonl.gz file, one JSON object a line, so row i is line i + 1.
@@ -192,9 +335,11 @@ def read_rows(path, require: tuple = ('messages',)) -> list[dict]:
 def lines_of(path):
     """Yields the lines of a .jsonl or .jsonl.gz file as bytes, less a byte order mark; errors as
     read_rows."""
-    path, number = Path(path), 0
+    path = Path(path)
+    opener = gzip.open if path.suffix == '.gz' else open
+    number = 0
     try:
-        with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
+        with opener(path, 'rb') as file:
             for number, line in enumerate(file, 1):
                 yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except FileNotFoundError:
@@ -215,11 +360,11 @@ def parse_row(line: bytes, require: tuple) -> dict:
         raise ValueError('no row: nested too deep') from None
     if not isinstance(row, dict):
         raise ValueError(f'a row must be a JSON object, not {type(row).__name__}')
+
     for key in require:
-        named = 'conversations' if key == 'messages' and row.get(key) is None else key
-        if row.get(named) is None:
-            keys = ', '.join(map(repr, row)) or 'no keys'
-            raise ValueError(f'{key!r} is missing; the row has {keys}')
+        stands_for_it = key == 'messages' and row.get('conversations') is not None
+        if row.get(key) is None and not stands_for_it:
+            raise ValueError(f'{key!r} is missing; the row has {keys_in(row)}')
     for key in {'messages', 'prompt'}.intersection(require):
         chat = chat_of(row, key)
         if not isinstance(row.get(key), str):   # a prompt that is text stays so
@@ -227,89 +372,7 @@ def parse_row(line: bytes, require: tuple) -> dict:
     return row
 
 
-def read_json(name, f):
-    """A list of rows, a dict of rows (whose key becomes "id" where the row has none), or one object a line."""
-    head, second = f.readline(), f.readline()
-    try:
-        whole = json.loads(head)
-    except json.JSONDecodeError:
-        whole = None
-    if isinstance(whole, dict) and (second.strip() or not all(isinstance(v, dict) for v in whole.values())):   # .jsonl by another name
-        yield from read_jsonl(name, [head, second])
-        yield from read_jsonl(name, f, 3)
-        return
-    text, at, line = head + second + f.read(), 0, 1
-    decoder, opener = json.JSONDecoder(), text.lstrip()[:1]
-    halves = bool(HALF.search(text))
-    if opener not in ('[', '{'):
-        raise ValueError(f'{name}:1: neither a JSON list nor an object')
-
-    def skip(characters):
-        nonlocal at, line
-        start = at
-        while at < len(text) and text[at] in characters:
-            at += 1
-        line += text.count('\n', start, at)
-
-    def value():
-        nonlocal at, line
-        try:
-            found, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f'{name}: no JSON: {error}') from None
-        number, line, at = line, line + text.count('\n', at, end), end
-        return number, valid_text(found) if halves else found
-
-    skip(' \t\r\n')
-    at += 1
-    while True:
-        skip(' \t\r\n,')
-        if text[at:at + 1] in (']', '}'):
-            return
-        number, row = value()
-        if opener == '{':
-            key = row
-            skip(' \t\r\n:')
-            number, row = value()
-            row = {'id': key, **row} if isinstance(row, dict) else row
-        if not isinstance(row, dict):
-            raise ValueError(f'{name}:{number}: a row must be a JSON object, not {type(row).__name__}')
-        yield f'{name}:{number}', row
-
-
-def read_csv(name, f):
-    csv.field_size_limit(MOST_CSV_CHARACTERS)
-    reader = csv.DictReader(f)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f'{name}:{reader.line_num}: {len(reader.fieldnames)} columns in the head, more or fewer in this row')
-            yield f'{name}:{reader.line_num}', row
-    except csv.Error as error:
-        raise ValueError(f'{name}:{reader.line_num}: {error}') from None
-
-
-def convert(files, function, dropped: Counter):
-    """Yields function(row) of every row; Skip is counted in dropped, a ValueError gets file and line."""
-    for where, row in read(files):
-        dropped['rows in'] += 1
-        try:
-            yield function(row)
-        except Skip as reason:
-            dropped[str(reason)] += 1
-        except ValueError as error:
-            raise ValueError(f'{where}: {error}') from error
-
-
-def text_of(row: dict, *keys: str) -> str:
-    """The first of the keys that the row has, a string with text in it, stripped. ValueError otherwise."""
-    for key in keys:
-        if row.get(key) is not None:
-            if not isinstance(row[key], str) or not row[key].strip():
-                raise ValueError(f'{key!r} must be a string with text in it, not {str(row[key])[:40]!r}')
-            return row[key].strip()
-    raise ValueError(f'{" or ".join(map(repr, keys))} is missing; the row has {", ".join(map(repr, row)) or "no keys"}')
-
+# ---- Chats ----
 
 def chat_of(row: dict, key: str) -> list[dict]:
     """
@@ -325,22 +388,29 @@ def chat_of(row: dict, key: str) -> list[dict]:
         return conversation_of(row)
     if not isinstance(chat, list) or not chat:
         raise ValueError(f'{key!r} must be a list of messages')
-    messages = []
-    for i, message in enumerate(chat):
-        role = message.get('role') if isinstance(message, dict) else None
-        if not isinstance(role, str) or role not in ROLES:
-            raise ValueError(f'{key}[{i}] must be {{"role": ..., "content": ...}} with a role of {", ".join(ROLES)}')
-        content = message.get('content')
-        if isinstance(content, list):
-            thoughts = [part for part in content if is_thought(part)] if role == 'assistant' else []
-            said = [part for part in content if part not in thoughts]
-            message = {**message, 'content': joined_parts(said, f'{key}[{i}]')}
-            if thoughts:
-                message['reasoning_content'] = text_in(thoughts)
-        elif not isinstance(content, str):
-            raise ValueError(f'{key}[{i}] must have a string as content')
-        messages.append(message)
-    return messages
+    return [message_of(message, f'{key}[{i}]') for i, message in enumerate(chat)]
+
+
+def message_of(message, where: str) -> dict:
+    """The message with its content as text; ValueError if it is none."""
+    role = message.get('role') if isinstance(message, dict) else None
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(f'{where} must be {{"role": ..., "content": ...}} with a role of '
+                         f'{", ".join(ROLES)}')
+    content = message.get('content')
+    if isinstance(content, str):
+        return message
+    if not isinstance(content, list):
+        raise ValueError(f'{where} must have a string as content')
+
+    thoughts = []
+    if role == 'assistant':
+        thoughts = [part for part in content if is_thought(part)]
+    said = [part for part in content if part not in thoughts]
+    message = {**message, 'content': joined_parts(said, where)}
+    if thoughts:
+        message['reasoning_content'] = text_in(thoughts)
+    return message
 
 
 def joined_parts(parts: list, where: str) -> str:
@@ -348,7 +418,8 @@ def joined_parts(parts: list, where: str) -> str:
     ValueError: a part is no text."""
     texts = []
     for i, part in enumerate(parts):
-        text, place = part, f'{where}: part {i} of its content'
+        text = part
+        place = f'{where}: part {i} of its content'
         if isinstance(part, dict):
             if part.get('type', 'text') not in ('text', 'input_text', 'output_text'):
                 raise ValueError(f'{place} is of type {part["type"]!r}; only text can be read')
@@ -368,17 +439,7 @@ def conversation_of(row: dict) -> list[dict]:
     if isinstance(turns[0], dict) and 'role' in turns[0]:   # the hub's messages by ShareGPT's name
         messages = chat_of({'messages': turns}, 'messages')
     else:
-        messages = []
-        for i, turn in enumerate(turns):
-            place = f'conversations[{i}]'
-            speaker = turn.get('from') if isinstance(turn, dict) else None
-            if not isinstance(speaker, str) or speaker.lower() not in SPEAKERS:
-                raise ValueError(f'{place} must be {{"from": ..., "value": ...}} with from of '
-                                 + ', '.join(SPEAKERS))
-            if not isinstance(turn.get('value'), str):
-                raise ValueError(f'{place} must have a string as value')
-            message = {'role': SPEAKERS[speaker.lower()], 'content': turn['value']}
-            messages.append(message | {key: turn[key] for key in REASONING_KEYS if turn.get(key)})
+        messages = [message_by(turn, f'conversations[{i}]') for i, turn in enumerate(turns)]
     system = row.get('system')
     if system is not None and not isinstance(system, str):
         raise ValueError("'system' must be a string")
@@ -387,19 +448,35 @@ def conversation_of(row: dict) -> list[dict]:
     return messages
 
 
+def message_by(turn, where: str) -> dict:
+    """A turn of ShareGPT's as a message; ValueError if it is none."""
+    speaker = turn.get('from') if isinstance(turn, dict) else None
+    if not isinstance(speaker, str) or speaker.lower() not in SPEAKERS:
+        raise ValueError(f'{where} must be {{"from": ..., "value": ...}} with from of '
+                         + ', '.join(SPEAKERS))
+    if not isinstance(turn.get('value'), str):
+        raise ValueError(f'{where} must have a string as value')
+    reasoning = {key: turn[key] for key in REASONING_KEYS if turn.get(key)}
+    return {'role': SPEAKERS[speaker.lower()], 'content': turn['value'], **reasoning}
+
+
 def parts_of(message: dict) -> tuple[str, str]:
     """-> (reasoning, content) of an assistant's message, whatever keys hold them; '' if none do."""
-    content, thought = message.get('content') or '', ''
+    content = message.get('content') or ''
+    thought = ''
     if isinstance(content, list):   # {"type": "thinking", "thinking": ...}, {"type": "text", ...}
         thought = text_in([part for part in content if is_thought(part)])
         content = text_in([part for part in content if not is_thought(part)])
     beside = [text_in(message.get(key)) for key in REASONING_KEYS]
     thought = next((text for text in beside if text.strip()), thought)
-    if '</think>' in content and (not thought or content.lstrip().startswith('<think>')):
+
+    opens = content.lstrip().startswith('<think>')
+    if '</think>' in content and (opens or not thought):
         inside, content = content.split('</think>', 1)
         thought = thought or inside.strip().removeprefix('<think>')
-    elif content.lstrip().startswith('<think>'):
-        thought, content = thought or content.lstrip().removeprefix('<think>'), ''
+    elif opens:   # and never closes: all of it is reasoning
+        thought = thought or content.lstrip().removeprefix('<think>')
+        content = ''
     return thought.strip(), content.strip()
 
 
@@ -417,12 +494,97 @@ def text_in(part) -> str:
     return part if isinstance(part, str) else ''
 
 
-def sha256(path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+# ---- What every prepare.py does ----
+
+class Skip(Exception):
+    """Raised by a row's conversion: well-formed, but not wanted. The message is the reason it is
+    counted under."""
+
+
+def convert(files, function, dropped: Counter):
+    """Yields function(row) of every row; Skip is counted in dropped, a ValueError gets file and
+    line."""
+    for where, row in read(files):
+        dropped['rows in'] += 1
+        try:
+            yield function(row)
+        except Skip as reason:
+            dropped[str(reason)] += 1
+        except ValueError as error:
+            raise ValueError(f'{where}: {error}') from error
+
+
+def text_of(row: dict, *keys: str) -> str:
+    """The first of the keys that the row has, a string with text in it, stripped. ValueError
+    otherwise."""
+    for key in keys:
+        text = row.get(key)
+        if text is None:
+            continue
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f'{key!r} must be a string with text in it, not {str(text)[:40]!r}')
+        return text.strip()
+    wanted = ' or '.join(map(repr, keys))
+    raise ValueError(f'{wanted} is missing; the row has {keys_in(row)}')
+
+
+def write(out_dir, name: str, rows, *, files: list, dropped: Counter, licence: str, source: str,
+          example: bool = True) -> int:
+    """
+    The rows as out_dir/name with its manifest; prints counts and the first three rows; returns how
+    many rows there are. rows may be a generator: only one is held at a time. dropped: as filled by
+    convert(), read after the last row. ValueError without any row, and where a file to be written
+    is one of those read.
+    """
+    out = Path(out_dir) / name
+    if any(Path(path).resolve() == out.resolve() for _, path in files):
+        raise ValueError(f'{out} would be overwritten: choose another out_dir')
+    temp = out.with_name(out.name + '.tmp')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    count, first = 0, []
+    try:
+        with open(temp, 'w', encoding='utf-8') as f:
+            for row in rows:
+                if count < 3:
+                    first.append(row)
+                f.write(json.dumps(row, ensure_ascii=False) + '\n')
+                count += 1
+        if not count:
+            read_from = ', '.join(name for name, _ in files) or source
+            told = ''.join(f'; {n} {reason}' for reason, n in dropped.items())
+            raise ValueError(f'{read_from}: no row is left for {name}{told}')
+        os.replace(temp, out)
+    finally:
+        temp.unlink(missing_ok=True)
+
+    reasons = {reason: n for reason, n in dropped.items() if reason != 'rows in'}
+    write_json(manifest_path(out), {
+        'source': source,
+        'licence': licence,
+        'read': {name: sha256(path) for name, path in files},
+        'sha256': sha256(out),
+        'rows_in': dropped['rows in'] or count,
+        'rows_out': count,
+        'dropped': reasons,
+    })
+    told = ''.join(f'; {n} dropped: {reason}' for reason, n in reasons.items())
+    print(f'{out}: {count} rows, {out.stat().st_size:,} bytes{told}')
+    if example:
+        print_examples(first)
+    return count
+
+
+def print_examples(rows: list[dict]):
+    """Prints the first row on several lines, the others on one each."""
+    for i, row in enumerate(rows):
+        text = json.dumps(row, ensure_ascii=False, indent=2 if i == 0 else None)
+        print(text if len(text) <= 3000 else text[:3000] + ' ...')
+
+
+def manifest_path(path) -> Path:
+    """train.jsonl -> train.manifest.json: where rows come from, their licence and hash, how many
+    were dropped and why."""
+    return Path(path).with_suffix('.manifest.json')
 
 
 def write_json(path, value):
@@ -432,40 +594,9 @@ def write_json(path, value):
     os.replace(temp, path)
 
 
-def manifest_path(path) -> Path:
-    """train.jsonl -> train.manifest.json: where rows come from, their licence and hash, how many were dropped and why."""
-    return Path(path).with_suffix('.manifest.json')
-
-
-def write(out_dir, name: str, rows, *, files: list, dropped: Counter, licence: str, source: str, example: bool = True) -> int:
-    """
-    The rows as out_dir/name with its manifest; prints counts and the first three rows; returns how many rows there are. rows may be a
-    generator: only one is held at a time. dropped: as filled by convert(), read after the last row. ValueError without any row,
-    and where a file to be written is one of those read.
-    """
-    out, count, first = Path(out_dir) / name, 0, []
-    if any(Path(path).resolve() == out.resolve() for _, path in files):
-        raise ValueError(f'{out} would be overwritten: choose another out_dir')
-    temp = out.with_name(out.name + '.tmp')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(temp, 'w', encoding='utf-8') as f:
-            for row in rows:
-                first += [row] if count < 3 else []
-                f.write(json.dumps(row, ensure_ascii=False) + '\n')
-                count += 1
-        if not count:
-            raise ValueError(f'{", ".join(name for name, _ in files) or source}: no row is left for {name}'
-                             + ''.join(f'; {n} {reason}' for reason, n in dropped.items()))
-        os.replace(temp, out)
-    finally:
-        temp.unlink(missing_ok=True)
-    reasons = {reason: n for reason, n in dropped.items() if reason != 'rows in'}
-    write_json(manifest_path(out), {
-        'source': source, 'licence': licence, 'read': {name: sha256(path) for name, path in files}, 'sha256': sha256(out),
-        'rows_in': dropped['rows in'] or count, 'rows_out': count, 'dropped': reasons})
-    print(f'{out}: {count} rows, {out.stat().st_size:,} bytes' + ''.join(f'; {n} dropped: {reason}' for reason, n in reasons.items()))
-    if example:
-        for text in (json.dumps(first[0], ensure_ascii=False, indent=2), *(json.dumps(row, ensure_ascii=False) for row in first[1:])):
-            print(text if len(text) <= 3000 else text[:3000] + ' ...')
-    return count
+def sha256(path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

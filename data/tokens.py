@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -33,7 +34,8 @@ from tqdm import tqdm
 from data.source import at_row, lines_of, parse_row
 from graders.pool import Pool
 
-CODE = ('tokens.py', 'tokenizer.py', 'source.py')   # beside this file: they decide on the tokens
+# Files beside this one that decide on the tokens
+CODE = ('tokens.py', 'tokenizer.py', 'bpe.py', 'source.py')
 CHUNK = 2**20      # bytes of rows that a process tokenises at a time
 SMALL = 8 * CHUNK  # a smaller file is tokenised by one process: others take longer to start
 SECONDS = 600      # that a process may take over a chunk
@@ -49,8 +51,12 @@ class Documents:
 
     def __init__(self, parts: list, names: list, identity: str):
         """parts: ids, mask and ends of each file, as arrays; names: of the files."""
-        self.parts, self.names, self.identity = parts, names, identity
-        self.turns, self.silent, self.without_turn = 0, Counter(), ''
+        self.parts = parts
+        self.names = names
+        self.identity = identity
+        self.turns = 0
+        self.silent = Counter()
+        self.without_turn = ''
         self.first = np.cumsum([0] + [len(ends) for _, _, ends in parts])   # document of each file
         self.tokens = sum(len(ids) for ids, _, _ in parts)
         self.chosen = None   # numbers of those that `keep` left; None: all
@@ -60,16 +66,18 @@ class Documents:
     @classmethod
     def mapped(cls, folders: list[Path], names: list[str]) -> 'Documents':
         """Of the folders that `tokenise` wrote, one for each of the files `names`."""
-        parts, abouts = [], []
+        parts = []
+        abouts = []
         for folder in folders:
             about = json.loads((folder / 'about.json').read_text(encoding='utf-8'))
-            abouts.append(about)
-            kinds = (('ids', about['dtype']), ('mask', np.uint8), ('ends', np.int64))
-            parts.append([np.memmap(folder / f'{name}.bin', dtype=dtype, mode='r')
-                          for name, dtype in kinds])
-            ids, mask, ends = parts[-1]
+            ids = np.memmap(folder / 'ids.bin', dtype=about['dtype'], mode='r')
+            mask = np.memmap(folder / 'mask.bin', dtype=np.uint8, mode='r')
+            ends = np.memmap(folder / 'ends.bin', dtype=np.int64, mode='r')
             if not len(ids) == len(mask) == ends[-1]:
                 raise OSError(f'{folder}: its files are shorter than they were: remove the folder')
+            parts.append((ids, mask, ends))
+            abouts.append(about)
+
         documents = cls(parts, names, ' '.join(about['sha256'] for about in abouts))
         for name, about in zip(names, abouts):
             documents.turns += about['turns']
@@ -91,12 +99,13 @@ class Documents:
         digest = hashlib.sha256(ids.tobytes() + mask.tobytes() + ends.tobytes())
         return cls([(ids, mask, ends)], [None], digest.hexdigest()[:32])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.lengths)
 
     def place(self, i: int) -> tuple[int, int]:
         """-> the number of the file that document i is from, and of its row there, both from 0"""
-        i = i if self.chosen is None else int(self.chosen[i])
+        if self.chosen is not None:
+            i = int(self.chosen[i])
         file = int(np.searchsorted(self.first, i, side='right')) - 1
         return file, i - int(self.first[file])
 
@@ -112,8 +121,9 @@ class Documents:
             raise IndexError(i)
         file, row = self.place(i)
         ids, mask, ends = self.parts[file]
-        span = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
-        return ids[span], mask[span]
+        start = int(ends[row - 1]) if row else 0
+        end = int(ends[row])
+        return ids[start:end], mask[start:end]
 
     def learnt(self) -> np.ndarray:
         """-> [documents] int32, the tokens of each that are to be learnt: the first never is"""
@@ -126,12 +136,13 @@ class Documents:
 
     def keep(self, chosen: np.ndarray):
         """Leaves only the documents that are True in chosen [documents]."""
-        if not chosen.all():
-            numbers = np.flatnonzero(chosen)
-            self.chosen = numbers if self.chosen is None else self.chosen[numbers]
-            self.lengths = self.lengths[chosen]
-            self.tokens = int(self.lengths.sum())
-            self.identity += ' ' + hashlib.sha256(self.chosen.tobytes()).hexdigest()[:16]
+        if chosen.all():
+            return
+        numbers = np.flatnonzero(chosen)
+        self.chosen = numbers if self.chosen is None else self.chosen[numbers]
+        self.lengths = self.lengths[chosen]
+        self.tokens = int(self.lengths.sum())
+        self.identity += ' ' + hashlib.sha256(self.chosen.tobytes()).hexdigest()[:16]
 
 
 def tokenise(paths: list, tokenizer, workers=0, spare=None, quiet=False) -> Documents:
@@ -207,64 +218,98 @@ def locked(path: Path):
 
 def write_tokens(path: Path, tokenizer, folder: Path, workers: int, quiet: bool):
     """Tokenises the file into the folder, a few chunks at a time; about.json comes last."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    about = {'documents': 0, 'tokens': 0, 'dtype': dtype.name, 'turns': 0, 'without_turn': 0}
-    digests = {name: hashlib.sha256() for name in ('ids', 'mask', 'ends')}
-    silent, small = Counter(), path.stat().st_size < SMALL
+    small = path.stat().st_size < SMALL
     workers = 0 if small else workers or os.cpu_count() or 1
-    (folder / 'tokenizer.pickle').write_bytes(pickle.dumps(tokenizer))
+    pickled = folder / 'tokenizer.pickle'
+    pickled.write_bytes(pickle.dumps(tokenizer))
+    out = TokenFiles(folder, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    bar = tqdm(desc=f'tokenising {path.name}', unit='B', unit_scale=True, disable=quiet or small)
+    with out, bar, Pool(workers, SECONDS) as pool:
+        for lines, part in encoded(path, pickled, out.dtype, workers, pool):
+            if isinstance(part, Exception):
+                raise part
+            out.add(*part)
+            bar.update(sum(map(len, lines)))
+    if not out.about['documents']:
+        raise ValueError(f'{path}: no rows in it')
+    pickled.unlink()
+    out.write_about()
+
+
+def encoded(path: Path, pickled: Path, dtype: np.dtype, workers: int, pool: Pool):
+    """Yields (lines, what encode_chunk makes of them or raises) of the chunks of a file, in order:
+    by the processes of the pool, two chunks each at a time, or without workers by this one."""
     chunks = chunks_of(path)
-    with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(open(folder / f'{name}.bin', 'wb'))
-                 for name in ('ids', 'mask', 'ends')}
-        pool = stack.enter_context(Pool(workers, SECONDS)) if workers else None
-        bar = stack.enter_context(tqdm(desc=f'tokenising {path.name}', unit='B', unit_scale=True,
-                                       disable=quiet or small))
-        while some := [chunk for _, chunk in zip(range(2 * workers or 1), chunks)]:
-            calls = [(str(folder / 'tokenizer.pickle'), dtype.name, str(path), *chunk)
-                     for chunk in some]
-            if pool:
-                done = pool.map('data.tokens', 'encode_chunk', calls)
-            else:
-                done = [encode_chunk(*call) for call in calls]
-            for (_, lines), part in zip(some, done):
-                if isinstance(part, Exception):
-                    raise part
-                ids, mask, lengths, turns, reasons, without = part
-                ends = about['tokens'] + np.cumsum(lengths, dtype=np.int64)
-                for name, array in (('ids', ids), ('mask', mask), ('ends', ends)):
-                    files[name].write(array.tobytes())
-                    digests[name].update(array.tobytes())
-                about['documents'] += len(lengths)
-                about['tokens'] += int(lengths.sum())
-                about['turns'] += turns
-                about['without_turn'] = about['without_turn'] or without
-                silent.update(reasons)
-                bar.update(sum(map(len, lines)))
-        for file in files.values():
+    while some := list(itertools.islice(chunks, 2 * workers or 1)):
+        calls = [(str(pickled), dtype.name, str(path), first, lines) for first, lines in some]
+        if workers:
+            parts = pool.map('data.tokens', 'encode_chunk', calls)
+        else:
+            parts = [encode_chunk(*call) for call in calls]
+        for (_, lines), part in zip(some, parts):
+            yield lines, part
+
+
+class TokenFiles:
+    """The files of a folder, while they are written."""
+    NAMES = ('ids', 'mask', 'ends')
+
+    def __init__(self, folder: Path, dtype):
+        """dtype: of the ids"""
+        self.folder = folder
+        self.dtype = np.dtype(dtype)
+        self.files = {name: open(folder / f'{name}.bin', 'wb') for name in self.NAMES}
+        self.digests = {name: hashlib.sha256() for name in self.NAMES}
+        self.silent = Counter()
+        self.about = {'documents': 0, 'tokens': 0, 'dtype': self.dtype.name, 'turns': 0,
+                      'without_turn': 0}
+
+    def add(self, ids, mask, lengths, turns: int, silent: dict, without_turn: int):
+        """Appends what encode_chunk returns."""
+        ends = self.about['tokens'] + np.cumsum(lengths, dtype=np.int64)
+        for name, array in (('ids', ids), ('mask', mask), ('ends', ends)):
+            self.files[name].write(array.tobytes())
+            self.digests[name].update(array.tobytes())
+        self.about['documents'] += len(lengths)
+        self.about['tokens'] += int(lengths.sum())
+        self.about['turns'] += turns
+        self.about['without_turn'] = self.about['without_turn'] or without_turn
+        self.silent.update(silent)
+
+    def write_about(self):
+        self.about['silent'] = dict(self.silent)
+        whole = b''.join(digest.digest() for digest in self.digests.values())
+        self.about['sha256'] = hashlib.sha256(whole).hexdigest()[:32]
+        with open(self.folder / 'about.json', 'w', encoding='utf-8') as file:
+            file.write(json.dumps(self.about, indent=1))
             file.flush()
             os.fsync(file.fileno())
-    if not about['documents']:
-        raise ValueError(f'{path}: no rows in it')
-    (folder / 'tokenizer.pickle').unlink()
-    about['silent'] = dict(silent)
-    whole = b''.join(digest.digest() for digest in digests.values())
-    about['sha256'] = hashlib.sha256(whole).hexdigest()[:32]
-    with open(folder / 'about.json', 'w', encoding='utf-8') as file:
-        file.write(json.dumps(about, indent=1))
-        file.flush()
-        os.fsync(file.fileno())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        """Closes the files; brings them to the disk where nothing went wrong."""
+        for file in self.files.values():
+            if kind is None:
+                file.flush()
+                os.fsync(file.fileno())
+            file.close()
 
 
 def chunks_of(path: Path):
     """Yields (number of the first line, lines) of about CHUNK bytes each."""
-    first, lines, size = 1, [], 0
+    first = 1
+    lines = []
+    size = 0
     for number, line in enumerate(lines_of(path), 1):
         lines.append(line)
         size += len(line)
         if size >= CHUNK:
             yield first, lines
-            first, lines, size = number + 1, [], 0
+            first = number + 1
+            lines = []
+            size = 0
     if lines:
         yield first, lines
 
@@ -282,8 +327,11 @@ def encode_chunk(pickled: str, dtype: str, name: str, first: int, lines: list[by
     ValueError with file and line for a row that is none.
     """
     tokenizer = tokenizer_from(pickled)
-    every_ids, every_mask, lengths, silent = [], [], [], Counter()
-    turns = without = 0
+    every_ids = []
+    every_mask = []
+    turns = 0
+    silent = Counter()
+    without_turn = 0
     for number, line in enumerate(lines, first):
         try:
             row = parse_row(line, ('messages',))
@@ -293,10 +341,11 @@ def encode_chunk(pickled: str, dtype: str, name: str, first: int, lines: list[by
             ids, mask, reasons = tokenizer.document(row['messages'])
         every_ids.append(np.array(ids, dtype=dtype))
         every_mask.append(np.array(mask, dtype=np.uint8))
-        lengths.append(len(ids))
         turns += len(reasons)
-        if not reasons:
-            without = without or number
+        if not reasons and not without_turn:
+            without_turn = number
         silent.update(reason for reason in reasons if reason is not None)
-    ids, mask = np.concatenate(every_ids), np.concatenate(every_mask)
-    return ids, mask, np.array(lengths, dtype=np.int32), turns, dict(silent), without
+    lengths = np.array([len(ids) for ids in every_ids], dtype=np.int32)
+    ids = np.concatenate(every_ids)
+    mask = np.concatenate(every_mask)
+    return ids, mask, lengths, turns, dict(silent), without_turn

@@ -297,7 +297,7 @@ from data.filter import Config, Survivors, main
 peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])   # ru_maxrss would be inherited from the parent
 leaked, add = [], Survivors.add
 if {leak}:
-    Survivors.add = lambda self, row, texts: leaked.append(row) or add(self, row, texts)
+    Survivors.add = lambda self, row: leaked.append(row) or add(self, row)
 before = peak()
 main(Config(data=[sys.argv[1]], near=0.8, out=sys.argv[1] + '.out'))
 print('KiB', peak() - before)

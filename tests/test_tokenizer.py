@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import tiktoken
 
+from data.bpe import PATTERNS
 from data.countdown.prepare import toy_tokenizer
-from data.tokenizer import PATTERNS, R1_ZERO_TEMPLATE, TOY_TEMPLATE, Tokenizer
+from data.tokenizer import R1_ZERO_TEMPLATE, TOY_TEMPLATE, Tokenizer
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "tokenizers"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared files")

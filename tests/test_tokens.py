@@ -69,7 +69,7 @@ def test_batches_of_a_file_are_those_of_its_documents_in_memory(corpus):
     documents = [tokenizer.apply_chat_template(chat(i)) for i in range(200)]
     mapped = PackedBatches(tokens.tokenise([corpus], tokenizer), 8, 64, seed=3)
     listed = PackedBatches(documents, 8, 64, seed=3)
-    assert mapped.rows == listed.rows and mapped.fill == listed.fill
+    assert mapped.rows == listed.rows and mapped.docs.tokens == listed.docs.tokens
     for _ in range(mapped.rows // 4):
         a, b = next(mapped), next(listed)
         assert all(a[name].equal(b[name]) for name in b)
