@@ -333,10 +333,12 @@ class Survivors:
         self.end = 0   # of the lines, in bytes
         self.lines = open(self.folder / 'lines', 'wb+')
         self.starts = open(self.folder / 'starts', 'wb+')
-        kinds = ['exact', 'near'] if near else ['exact']
-        self.files = {kind: [open(self.folder / f'{kind}.{part}', 'wb') for part in range(PARTS)]
-                      for kind in kinds}
-        self.block = {kind: [] for kind in kinds}   # hashes of rows not yet in the files
+        self.files = {}   # 'exact', 'near' -> PARTS files with keys
+        self.block = {}   # and hashes of rows that are not yet in them
+        for kind in ('exact', 'near') if near else ('exact',):
+            names = [self.folder / f'{kind}.{part}' for part in range(PARTS)]
+            self.files[kind] = [open(name, 'wb') for name in names]
+            self.block[kind] = []
 
     def texts(self, row: dict) -> tuple[str, ...]:
         """What duplicates are looked for in."""

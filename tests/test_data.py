@@ -2,6 +2,7 @@ import builtins
 import gzip
 import itertools
 import json
+import operator
 import re
 import shutil
 import subprocess
@@ -15,10 +16,10 @@ from data import filter as filters
 from data import mix, source
 from data.code import prepare as code
 from data.distill import prepare as distill
-from data.source import read_rows
 from data.logic import prepare as logic
 from data.math import prepare as maths
 from data.medical import prepare as medical
+from data.source import read_rows
 from rewards import accuracy_reward, check_row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,8 +46,13 @@ def text_of(row):
     return row['prompt'][-1]['content']
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# source.py
+def prepare(script, tmp_path, rows, **settings):
+    """Runs a prepare.py on a file r.jsonl with these rows, out to o/."""
+    path = write(tmp_path / 'r.jsonl', rows)
+    script.main(script.Config(source=path, out_dir=str(tmp_path / 'o'), **settings))
+
+
+# ---- source.py ----
 
 ROWS = [{'a': 1, 'text': 'x\ny'}, {'a': 2, 'text': 'é'}, {'a': 3, 'text': '[]{},'}]
 
@@ -73,12 +79,18 @@ def test_read_says_where(tmp_path):
         return [where for where, _ in source.read([(name, str(tmp_path / name))])]
     assert places('r.jsonl', '{"a": 1}\n\n{"a": 2}\n') == ['r.jsonl:1', 'r.jsonl:3']
     assert places('r.json', json.dumps([{'a': 1}, {'a': 2}], indent=1)) == ['r.json:2', 'r.json:5']
-    assert places('d.json', '{"p": {"a": 1},\n "q":\n {"a": 2, "id": 9}}') == ['d.json:1', 'd.json:3']
+    by_id = '{"p": {"a": 1},\n "q":\n {"a": 2, "id": 9}}'
+    assert places('d.json', by_id) == ['d.json:1', 'd.json:3']
     assert [row['id'] for _, row in source.read([('d', str(tmp_path / 'd.json'))])] == ['p', 9]
     assert places('r.csv', 'a,b\n1,2\n3,4\n') == ['r.csv:2', 'r.csv:3']
-    for name, text, message in [('r.jsonl', '{"a": 1}\n{"a"\n', 'r.jsonl:2: no JSON'), ('r.jsonl', '{"a": 1}\n[1]\n', 'r.jsonl:2: a row must be'),
-                                ('r.json', '[{"a": 1},\n 7]', 'r.json:2: a row must be'), ('r.json', '"x"', 'r.json:1: neither'),
-                                ('r.json', '[{"a": 1},\n {"a"]', 'r.json: no JSON'), ('r.csv', 'a,b\n1,2,3\n', 'r.csv:2: 2 columns')]:
+    for name, text, message in [
+        ('r.jsonl', '{"a": 1}\n{"a"\n', 'r.jsonl:2: no JSON'),
+        ('r.jsonl', '{"a": 1}\n[1]\n', 'r.jsonl:2: a row must be'),
+        ('r.json', '[{"a": 1},\n 7]', 'r.json:2: a row must be'),
+        ('r.json', '"x"', 'r.json:1: neither'),
+        ('r.json', '[{"a": 1},\n {"a"]', 'r.json: no JSON'),
+        ('r.csv', 'a,b\n1,2,3\n', 'r.csv:2: 2 columns'),
+    ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             places(name, text)
     with gzip.open(tmp_path / 'r.jsonl.gz', 'wb') as f:
@@ -165,31 +177,49 @@ def test_parquet_and_the_hub(tmp_path, monkeypatch):
     pa = pytest.importorskip('pyarrow')
     import huggingface_hub
     import pyarrow.parquet
-    pyarrow.parquet.write_table(pa.Table.from_pylist([{'problem': f'p{i}', 'answer': str(i), 'level': 'Level 3'} for i in range(700)]),
-                                tmp_path / 'x.parquet')
+    problems = [{'problem': f'p{i}', 'answer': str(i), 'level': 'Level 3'} for i in range(700)]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(problems), tmp_path / 'x.parquet')
+    names = ['README.md', 'algebra/test-0.parquet', 'number_theory/train-0.parquet',
+             'algebra/train-0.parquet']
     asked = []
-    monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', lambda self, repo, repo_type, revision: [
-        'README.md', 'algebra/test-0.parquet', 'number_theory/train-0.parquet', 'algebra/train-0.parquet'])
-    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', lambda repo, name, repo_type, revision: asked.append(name) or str(tmp_path / 'x.parquet'))
-    maths.main(maths.Config(dataset='math', out_dir=str(tmp_path)))
-    assert asked == ['algebra/train-0.parquet', 'number_theory/train-0.parquet']
-    rows = lines(tmp_path / 'math.jsonl')
-    assert len(rows) == 1400 and rows[700]['answer'] == '0' and rows[0]['level'] == 3 and manifest(tmp_path / 'math.jsonl')['source'].endswith('@main')
-    with pytest.raises(ValueError, match='x.parquet: row 1: .*is missing'):
-        medical.main(medical.Config(dataset='medqa', source=str(tmp_path / 'x.parquet'), out_dir=str(tmp_path)))
-    monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', lambda *a, **k: ['README.md'])
-    with pytest.raises(ValueError, match='EleutherAI/hendrycks_math at revision main has no file'):
-        maths.main(maths.Config(dataset='math', out_dir=str(tmp_path)))
+
+    def list_repo_files(self, repo, repo_type, revision):
+        return names
+
+    def hf_hub_download(repo, name, repo_type, revision):
+        asked.append(name)
+        return str(tmp_path / 'x.parquet')
+
     def offline(*args, **kwargs):
         raise ConnectionError('no route')
+
+    monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', list_repo_files)
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', hf_hub_download)
+    config = maths.Config(dataset='math', out_dir=str(tmp_path))
+    maths.main(config)
+    assert asked == ['algebra/train-0.parquet', 'number_theory/train-0.parquet']
+    rows = lines(tmp_path / 'math.jsonl')
+    assert len(rows) == 1400 and rows[700]['answer'] == '0' and rows[0]['level'] == 3
+    assert manifest(tmp_path / 'math.jsonl')['source'].endswith('@main')
+    with pytest.raises(ValueError, match='x.parquet: row 1: .*is missing'):
+        medical.main(medical.Config(dataset='medqa', source=str(tmp_path / 'x.parquet'),
+                                    out_dir=str(tmp_path)))
+    names[:] = ['README.md']
+    with pytest.raises(ValueError, match='EleutherAI/hendrycks_math at revision main has no file'):
+        maths.main(config)
     monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', offline)
-    with pytest.raises(ValueError, match='hendrycks_math cannot be downloaded .ConnectionError: no route.; give a local copy as --source='):
-        maths.main(maths.Config(dataset='math', out_dir=str(tmp_path)))
+    message = ('hendrycks_math cannot be downloaded .ConnectionError: no route.; give a local copy '
+               'as --source=')
+    with pytest.raises(ValueError, match=message):
+        maths.main(config)
 
 
 def test_parquet_without_pyarrow_names_the_extra(monkeypatch, tmp_path):
     real = builtins.__import__
-    monkeypatch.setattr(builtins, '__import__', lambda name, *args: real('absent' if 'pyarrow' in name else name, *args))
+
+    def without_pyarrow(name, *args):
+        return real('absent' if 'pyarrow' in name else name, *args)
+    monkeypatch.setattr(builtins, '__import__', without_pyarrow)
     (tmp_path / 'x.parquet').write_bytes(b'PAR1')
     for path in (None, str(tmp_path / 'x.parquet')):
         with pytest.raises(ValueError, match=r"pip install -e '.\[data\]', or give --source="):
@@ -199,110 +229,156 @@ def test_parquet_without_pyarrow_names_the_extra(monkeypatch, tmp_path):
 @pytest.mark.parametrize('script', ['math', 'code', 'medical', 'distill'])
 def test_scripts_end_in_one_line(tmp_path, script):
     path = str(ROOT / 'data' / script / 'prepare.py')
-    run = subprocess.run([sys.executable, path, f'--source={tmp_path}/absent', f'--out_dir={tmp_path}'], capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 1 and run.stdout == '' and run.stderr == f'prepare.py: {tmp_path}/absent: no such file or folder\n'
+    command = [sys.executable, path, f'--source={tmp_path}/absent', f'--out_dir={tmp_path}']
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 1 and run.stdout == ''
+    assert run.stderr == f'prepare.py: {tmp_path}/absent: no such file or folder\n'
 
 
 def test_three_rows_are_shown(tmp_path, capsys):
-    path = write(tmp_path / 'in.jsonl', [{'problem': f'problem {i}', 'answer': '1'} for i in range(9)])
-    maths.main(maths.Config(source=path, out_dir=str(tmp_path)))
+    prepare(maths, tmp_path, [{'problem': f'problem {i}', 'answer': '1'} for i in range(9)])
     shown = capsys.readouterr().out
-    assert 'math.jsonl: 9 rows' in shown and [f'problem {i}' in shown for i in range(4)] == [True, True, True, False]
+    assert 'math.jsonl: 9 rows' in shown
+    assert [f'problem {i}' in shown for i in range(4)] == [True, True, True, False]
 
 
 def test_mbpp_without_a_number_has_no_split(tmp_path):
-    path = write(tmp_path / 'in.jsonl', [{'text': 'Add.', 'code': 'def f(): return 1', 'test_list': ['assert f() == 1']}])
-    with pytest.raises(ValueError, match="in.jsonl:1: 'task_id' must be a whole number"):
-        code.main(code.Config(source=path, out_dir=str(tmp_path)))
+    row = {'text': 'Add.', 'code': 'def f(): return 1', 'test_list': ['assert f() == 1']}
+    with pytest.raises(ValueError, match="r.jsonl:1: 'task_id' must be a whole number"):
+        prepare(code, tmp_path, [row])
 
 
 def test_never_over_its_source_and_never_half(tmp_path):
     path = write(tmp_path / 'math.jsonl', [{'problem': 'p', 'answer': '1'}])
     with pytest.raises(ValueError, match='would be overwritten'):
         maths.main(maths.Config(source=path, out_dir=str(tmp_path)))
-    write(tmp_path / 'in' / 'b.jsonl', [{'problem': 'p', 'answer': '1'}, {'problem': ' ', 'answer': '1'}])
+    rows = [{'problem': 'p', 'answer': '1'}, {'problem': ' ', 'answer': '1'}]
+    write(tmp_path / 'in' / 'b.jsonl', rows)
     with pytest.raises(ValueError, match=r"b.jsonl:2: 'problem' must be a string with text in it"):
         maths.main(maths.Config(source=str(tmp_path / 'in'), out_dir=str(tmp_path / 'out')))
     assert not list((tmp_path / 'out').iterdir())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# math
+# ---- math ----
 
 
 def test_math_by_hand(tmp_path, capsys):
-    rows = [{'problem': ' What? ', 'solution': r'First \boxed{1}, so \boxed{\frac{1}{\{2\}}}.', 'type': 'Algebra', 'level': 'Level 5'},
-            {'problem': 'Q', 'answer': '', 'difficulty': 2.0}, {'problem': 'Prove it', 'answer': 'proof'},
-            {'problem': 'Q2', 'answer': '7', 'problem_is_valid': 'No'}, {'question': 'Q3', 'answer': 12}, {'problem': 'Q4', 'answer': 'x}'},
-            {'problem': 'Q5', 'answer': r'$18\$$'}, {'problem': 'Q6', 'answer': r' $\$18$ '}, {'problem': 'Q7', 'answer': r'18\$'}]
-    maths.main(maths.Config(dataset='numina', source=write(tmp_path / 'r.jsonl', rows), out_dir=str(tmp_path / 'o')))
-    found = lines(tmp_path / 'o' / 'numina.jsonl')
-    assert found == [{'prompt': [{'role': 'user', 'content': 'What?'}], 'answer': r'\frac{1}{\{2\}}', 'task': 'math', 'id': 'numina/0', 'level': 5,
-                      'subject': 'Algebra'}, {'prompt': [{'role': 'user', 'content': 'Q3'}], 'answer': '12', 'task': 'math', 'id': 'numina/4'},
-                     *({'prompt': [{'role': 'user', 'content': f'Q{n}'}], 'answer': a, 'task': 'math', 'id': f'numina/{n + 1}'}
-                       for n, a in ((5, r'18\$'), (6, r'\$18'), (7, r'18\$')))]
+    solution = r'First \boxed{1}, so \boxed{\frac{1}{\{2\}}}.'
+    rows = [
+        {'problem': ' What? ', 'solution': solution, 'type': 'Algebra', 'level': 'Level 5'},
+        {'problem': 'Q', 'answer': '', 'difficulty': 2.0},
+        {'problem': 'Prove it', 'answer': 'proof'},
+        {'problem': 'Q2', 'answer': '7', 'problem_is_valid': 'No'},
+        {'question': 'Q3', 'answer': 12},
+        {'problem': 'Q4', 'answer': 'x}'},
+        {'problem': 'Q5', 'answer': r'$18\$$'},
+        {'problem': 'Q6', 'answer': r' $\$18$ '},
+        {'problem': 'Q7', 'answer': r'18\$'},
+    ]
+    prepare(maths, tmp_path, rows, dataset='numina')
+
+    def expected(question, answer, number, **more):
+        prompt = [{'role': 'user', 'content': question}]
+        return {'prompt': prompt, 'answer': answer, 'task': 'math', 'id': f'numina/{number}',
+                **more}
+    assert lines(tmp_path / 'o' / 'numina.jsonl') == [
+        expected('What?', r'\frac{1}{\{2\}}', 0, level=5, subject='Algebra'),
+        expected('Q3', '12', 4),
+        expected('Q5', r'18\$', 6),
+        expected('Q6', r'\$18', 7),
+        expected('Q7', r'18\$', 8),
+    ]
     about = manifest(tmp_path / 'o' / 'numina.jsonl')
     assert about['rows_in'] == 9 and about['rows_out'] == 5 and about['licence'] == 'Apache-2.0'
-    assert about['dropped'] == {'no answer': 1, 'a proof': 1, 'marked as invalid': 1, 'an answer that does not fit in a box': 1}
+    assert about['dropped'] == {'no answer': 1, 'a proof': 1, 'marked as invalid': 1,
+                                'an answer that does not fit in a box': 1}
     assert about['read'][str(tmp_path / 'r.jsonl')] == source.sha256(tmp_path / 'r.jsonl')
     out = capsys.readouterr().out
     assert '5 rows' in out and '1 dropped: a proof' in out and 'What?' in out
 
 
-@pytest.mark.parametrize('row, message', [({'answer': '1'}, 'is missing'), ({'problem': 'p', 'answer': ['1']}, 'must be a string'),
-                                          ({'problem': 'p', 'answer': '1000'}, 'integer from 0 to 999'), ({'problem': 'p', 'answer': '-1'}, '0 to 999')])
+@pytest.mark.parametrize('row, message', [
+    ({'answer': '1'}, 'is missing'),
+    ({'problem': 'p', 'answer': ['1']}, 'must be a string'),
+    ({'problem': 'p', 'answer': '1000'}, 'integer from 0 to 999'),
+    ({'problem': 'p', 'answer': '-1'}, '0 to 999'),
+])
 def test_aime_refuses(tmp_path, row, message):
     with pytest.raises(ValueError, match='r.jsonl:1: .*' + message):
-        maths.main(maths.Config(dataset='aime25', source=write(tmp_path / 'r.jsonl', [row]), out_dir=str(tmp_path / 'o')))
+        prepare(maths, tmp_path, [row], dataset='aime25')
 
 
 def test_openr1_traces(tmp_path):
-    trace = lambda k: f'<think>\nthought {k}\n</think>\n\n\\boxed{{5}}'  # noqa: E731
-    row = {'problem': 'Q', 'answer': '5', 'generations': [trace(0), trace(1), 'cut <think>', trace(3)], 'correctness_math_verify': [False, True, True, True],
-           'correctness_llama': None, 'is_reasoning_complete': [True, True, True, False]}
-    rows = [row, {**row, 'correctness_math_verify': [False] * 4}, {**row, 'correctness_math_verify': [False] * 4, 'correctness_llama': [True] * 4}]
-    path = write(tmp_path / 'r.jsonl', rows)
-    maths.main(maths.Config(dataset='openr1', source=path, out_dir=str(tmp_path / 'o'), traces=2))
+    def trace(k):
+        return f'<think>\nthought {k}\n</think>\n\n\\boxed{{5}}'
+    row = {
+        'problem': 'Q',
+        'answer': '5',
+        'generations': [trace(0), trace(1), 'cut <think>', trace(3)],
+        'correctness_math_verify': [False, True, True, True],
+        'correctness_llama': None,
+        'is_reasoning_complete': [True, True, True, False],
+    }
+    wrong = {**row, 'correctness_math_verify': [False] * 4}
+    rows = [row, wrong, {**wrong, 'correctness_llama': [True] * 4}]
+    prepare(maths, tmp_path, rows, dataset='openr1', traces=2)
     assert len(lines(tmp_path / 'o' / 'openr1.jsonl')) == 3
     found = lines(tmp_path / 'o' / 'openr1_sft.jsonl')
-    assert [(r['id'], r['messages'][1]['content']) for r in found] == [('openr1/0', trace(1)), ('openr1/2', trace(0)), ('openr1/2', trace(1))]
-    assert manifest(tmp_path / 'o' / 'openr1_sft.jsonl')['dropped'] == {'no verified trace': 1}
+    assert [(r['id'], r['messages'][1]['content']) for r in found] == [
+        ('openr1/0', trace(1)), ('openr1/2', trace(0)), ('openr1/2', trace(1))]
+    dropped = manifest(tmp_path / 'o' / 'openr1_sft.jsonl')['dropped']
+    assert dropped == {'no verified trace': 1}
     assert all(accuracy_reward(r['messages'][1]['content'], r) == 1.0 for r in found)
-    with pytest.raises(ValueError, match=r'r.jsonl:1: 4 generations, but verdicts on \[4, 1, 4\]'):
-        maths.main(maths.Config(dataset='openr1', source=write(tmp_path / 'r.jsonl', [{**row, 'correctness_llama': [True]}]), out_dir=str(tmp_path / 'o')))
+    message = r'r.jsonl:1: 4 generations, but verdicts on \[4, 1, 4\]'
+    with pytest.raises(ValueError, match=message):
+        prepare(maths, tmp_path, [{**row, 'correctness_llama': [True]}], dataset='openr1')
 
 
 @needs_files
 def test_math_on_the_real_files(tmp_path):
-    for dataset, path, count in [('math', 'math_train', 7470), ('math500', 'math500', 500), ('aime24', 'aime24', 30), ('aime25', 'aime25', 30)]:
+    for dataset, path, count in [('math', 'math_train', 7470), ('math500', 'math500', 500),
+                                 ('aime24', 'aime24', 30), ('aime25', 'aime25', 30)]:
         maths.main(maths.Config(dataset=dataset, source=str(SHARED / path), out_dir=str(tmp_path)))
         rows = lines(tmp_path / f'{dataset}.jsonl')
         assert len(rows) == count == len({r['id'] for r in rows})
     assert manifest(tmp_path / 'math.jsonl')['dropped'] == {'no answer': 4}
     given = [json.loads(line) for line in open(SHARED / 'math500' / 'test.jsonl')]
-    assert [(r['answer'], text_of(r)) for r in lines(tmp_path / 'math500.jsonl')] == [(g['answer'], g['problem'].strip()) for g in given]
-    assert sum(maths.last_box(g['solution']) == g['answer'] for g in given) >= 495   # the published answers are the last boxes
-    assert [r['answer'] for r in lines(tmp_path / 'aime25.jsonl')][19] == '336'        # written as an angle there
+    rows = lines(tmp_path / 'math500.jsonl')
+    assert [r['answer'] for r in rows] == [g['answer'] for g in given]
+    assert [text_of(r) for r in rows] == [g['problem'].strip() for g in given]
+    # the published answers are the last boxes
+    assert sum(maths.last_box(g['solution']) == g['answer'] for g in given) >= 495
+    assert lines(tmp_path / 'aime25.jsonl')[19]['answer'] == '336'   # written as an angle there
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# medicine, science
+# ---- medicine, science ----
 
-MCQ = {'question': 'Which?', 'opa': 'one', 'opb': 'two', 'opc': 'three', 'opd': 'four', 'id': 'x', 'subject_name': 'Anatomy'}
+MCQ = {'question': 'Which?', 'opa': 'one', 'opb': 'two', 'opc': 'three', 'opd': 'four', 'id': 'x',
+       'subject_name': 'Anatomy'}
 
 
 def test_medmcqa_counts_from_0_or_1(tmp_path):
-    for base, cops in [(1, (1, 4, 2)), (0, (0, 3, 1))]:
-        rows = [{**MCQ, 'cop': cop} for cop in cops] + [{**MCQ, 'cop': cops[0], 'opd': 'ONE '}, {**MCQ, 'cop': None}]
-        medical.main(medical.Config(source=write(tmp_path / f'{base}.jsonl', rows), out_dir=str(tmp_path / 'o')))
+    for cops in [(1, 4, 2), (0, 3, 1)]:
+        rows = [{**MCQ, 'cop': cop} for cop in cops]
+        rows += [{**MCQ, 'cop': cops[0], 'opd': 'ONE '}, {**MCQ, 'cop': None}]
+        prepare(medical, tmp_path, rows)
         found = lines(tmp_path / 'o' / 'medmcqa_train.jsonl')
         assert [r['answer'] for r in found] == ['A', 'D', 'B']
-        assert manifest(tmp_path / 'o' / 'medmcqa_train.jsonl')['dropped'] == {'two equal options': 1, 'no answer': 1}
-    assert found[0] == {'prompt': [{'role': 'user', 'content': 'Which?\n\nA. one\nB. two\nC. three\nD. four'}], 'question': 'Which?\none\ntwo\nthree\nfour', 'answer': 'A',
-                        'choices': ['one', 'two', 'three', 'four'], 'task': 'choice', 'id': 'medmcqa/x', 'subject': 'Anatomy'}
+        dropped = manifest(tmp_path / 'o' / 'medmcqa_train.jsonl')['dropped']
+        assert dropped == {'two equal options': 1, 'no answer': 1}
+    text = 'Which?\n\nA. one\nB. two\nC. three\nD. four'
+    assert found[0] == {
+        'prompt': [{'role': 'user', 'content': text}],
+        'question': 'Which?\none\ntwo\nthree\nfour',
+        'answer': 'A',
+        'choices': ['one', 'two', 'three', 'four'],
+        'task': 'choice',
+        'id': 'medmcqa/x',
+        'subject': 'Anatomy',
+    }
     for cops in [(1, 2), (0, 4)]:
         with pytest.raises(ValueError, match='neither 0 to 3 nor 1 to 4'):
-            medical.main(medical.Config(source=write(tmp_path / 'r.jsonl', [{**MCQ, 'cop': cop} for cop in cops]), out_dir=str(tmp_path / 'o')))
+            prepare(medical, tmp_path, [{**MCQ, 'cop': cop} for cop in cops])
 
 
 def test_an_empty_option_leaves_out_its_row_alone(tmp_path):
@@ -316,53 +392,73 @@ def test_an_empty_option_leaves_out_its_row_alone(tmp_path):
 
 
 def test_medqa_and_gpqa(tmp_path):
-    row = {'question': 'Q', 'options': {'A': 'a', 'B': 'b', 'C': 'c', 'D': 'd'}, 'answer': 'c', 'answer_idx': 'C', 'meta_info': 'step1'}
-    medical.main(medical.Config(dataset='medqa', source=write(tmp_path / 'r.jsonl', [row, {**row, 'answer_idx': None}]), out_dir=str(tmp_path / 'o')))
+    row = {'question': 'Q', 'options': {'A': 'a', 'B': 'b', 'C': 'c', 'D': 'd'}, 'answer': 'c',
+           'answer_idx': 'C', 'meta_info': 'step1'}
+    prepare(medical, tmp_path, [row, {**row, 'answer_idx': None}], dataset='medqa')
     assert [r['answer'] for r in lines(tmp_path / 'o' / 'medqa_train.jsonl')] == ['C', 'C']
     with pytest.raises(ValueError, match="the answer 'b' .C. is none of the options"):
-        medical.main(medical.Config(dataset='medqa', source=write(tmp_path / 'r.jsonl', [{**row, 'answer': 'b'}]), out_dir=str(tmp_path / 'o')))
-    text = 'Record ID,Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3,High-level domain\n'
+        prepare(medical, tmp_path, [{**row, 'answer': 'b'}], dataset='medqa')
+
+    text = ('Record ID,Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,'
+            'Incorrect Answer 3,High-level domain\n')
     text += ''.join(f'r{i},"Question, {i}?",right,w1,w2,w3,Physics\n' for i in range(200))
     (tmp_path / 'gpqa.csv').write_text(text)
     found = {}
     for seed in (1, 1, 2):
-        medical.main(medical.Config(dataset='gpqa', source=str(tmp_path / 'gpqa.csv'), out_dir=str(tmp_path / 'o'), seed=seed))
+        medical.main(medical.Config(dataset='gpqa', source=str(tmp_path / 'gpqa.csv'),
+                                    out_dir=str(tmp_path / 'o'), seed=seed))
         rows = lines(tmp_path / 'o' / 'gpqa.jsonl')
         assert all(r['choices']['ABCD'.index(r['answer'])] == 'right' for r in rows)
-        assert min(Counter(r['answer'] for r in rows).values()) > 30      # 50 each expected, standard deviation 6
+        # 50 each expected, standard deviation 6
+        assert min(Counter(r['answer'] for r in rows).values()) > 30
         assert found.setdefault(seed, rows) == rows
     assert found[1] != found[2]
 
 
 @needs_files
 def test_medicine_on_the_real_files(tmp_path):
-    medical.main(medical.Config(source=str(SHARED / 'medmcqa'), split='validation', out_dir=str(tmp_path)))
+    medical.main(medical.Config(source=str(SHARED / 'medmcqa'), split='validation',
+                                out_dir=str(tmp_path)))
     rows = {r['id']: r for r in lines(tmp_path / 'medmcqa_validation.jsonl')}
     given = [json.loads(line) for line in open(SHARED / 'medmcqa' / 'dev.json')]
-    assert len(rows) == 4162 and len(given) == 4183 and manifest(tmp_path / 'medmcqa_validation.jsonl')['dropped'] == {'two equal options': 21}
+    assert len(rows) == 4162 and len(given) == 4183
+    dropped = manifest(tmp_path / 'medmcqa_validation.jsonl')['dropped']
+    assert dropped == {'two equal options': 21}
     for g in given:
-        if f'medmcqa/{g["id"]}' in rows:
-            r = rows[f'medmcqa/{g["id"]}']
+        r = rows.get(f'medmcqa/{g["id"]}')
+        if r is not None:
             assert r['choices']['ABCD'.index(r['answer'])] == g['op' + 'abcd'[g['cop'] - 1]].strip()
             assert accuracy_reward(f'<think>x</think><answer>{r["answer"]}</answer>', r) == 1.0
     truth = json.load(open(SHARED / 'pubmedqa' / 'test_ground_truth.json'))
     for split in ('train', 'test'):
-        medical.main(medical.Config(dataset='pubmedqa', source=str(SHARED / 'pubmedqa'), split=split, out_dir=str(tmp_path)))
+        medical.main(medical.Config(dataset='pubmedqa', source=str(SHARED / 'pubmedqa'),
+                                    split=split, out_dir=str(tmp_path)))
         rows = {r['id'].split('/')[1]: r for r in lines(tmp_path / f'pubmedqa_{split}.jsonl')}
-        assert len(rows) == 500 and (rows.keys() == truth.keys() if split == 'test' else not rows.keys() & truth.keys())
+        assert len(rows) == 500
+        if split == 'test':
+            assert rows.keys() == truth.keys()
+        else:
+            assert not rows.keys() & truth.keys()
     assert all(r['choices']['ABC'.index(r['answer'])] == truth[name] for name, r in rows.items())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# logic
+# ---- logic ----
 
 ATOM = re.compile(r'(\w+) is a (knight|knave)$')
 
 
+CONNECTIVES = {
+    ' if and only if ': lambda a, b: a == b,
+    ', then ': lambda a, b: not a or b,
+    ' or ': lambda a, b: a or b,
+    ' and ': lambda a, b: a and b,
+}
+
+
 def true_in(sentence, kinds):
-    """The truth of an English sentence under {name: kind}; reads the words, knows nothing of how they were made."""
-    for word, function in ((' if and only if ', lambda a, b: a == b), (', then ', lambda a, b: not a or b), (' or ', lambda a, b: a or b),
-                           (' and ', lambda a, b: a and b)):
+    """The truth of an English sentence under {name: kind}; reads the words, knows nothing of how
+    they were made."""
+    for word, function in CONNECTIVES.items():
         if word in sentence:
             first, second = sentence.removeprefix('if ').removesuffix(', or both').split(word)
             return function(true_in(first, kinds), true_in(second, kinds))
@@ -374,31 +470,49 @@ def true_in(sentence, kinds):
     return kinds[m[1]] == m[2]
 
 
+SHAPES = ('if and only if', 'then', 'both', 'not true', 'exactly')
+
+
+def consistent(said):
+    """{name: sentence} -> the ways to be knights and knaves in which exactly the knights' are
+    true"""
+    ways = []
+    for way in itertools.product(('knight', 'knave'), repeat=len(said)):
+        kinds = dict(zip(said, way))
+        if all(true_in(said[name], kinds) == (kinds[name] == 'knight') for name in said):
+            ways.append(way)
+    return ways
+
+
 def test_puzzles_have_one_solution(tmp_path):
     logic.main(logic.Config(out_dir=str(tmp_path), train_rows=300, test_rows=60, max_people=5))
-    train, test = lines(tmp_path / 'train.jsonl'), lines(tmp_path / 'test.jsonl')
+    rows = lines(tmp_path / 'train.jsonl') + lines(tmp_path / 'test.jsonl')
     shapes = Counter()
-    for row in train + test:
+    for row in rows:
         said = dict(re.findall(r'^(\w+) says: "(.*)\."$', text_of(row), re.MULTILINE))
         names = list(said)
-        assert re.search(r'What are (.*)\?', text_of(row))[1] == ', '.join(names[:-1]) + ' and ' + names[-1] and row['people'] == len(names)
-        answers = [kinds for kinds in itertools.product(('knight', 'knave'), repeat=len(names))
-                   if all(true_in(said[n], dict(zip(names, kinds))) == (k == 'knight') for n, k in zip(names, kinds))]
-        assert [', '.join(a) for a in answers] == [row['answer']]
-        assert accuracy_reward(f'<answer> {row["answer"]} </answer>', row) == 1.0 and accuracy_reward('<answer>knight</answer>', row) == 0.0
-        shapes.update(word for word in ('if and only if', 'then', 'both', 'not true', 'exactly') if word in row['question'])
-    assert all(shapes[word] > 30 for word in ('if and only if', 'then', 'both', 'not true', 'exactly'))
+        listed = ', '.join(names[:-1]) + ' and ' + names[-1]
+        assert re.search(r'What are (.*)\?', text_of(row))[1] == listed
+        assert row['people'] == len(names)
+        assert [', '.join(way) for way in consistent(said)] == [row['answer']]
+        assert accuracy_reward(f'<answer> {row["answer"]} </answer>', row) == 1.0
+        assert accuracy_reward('<answer>knight</answer>', row) == 0.0
+        shapes.update(word for word in SHAPES if word in row['question'])
+    assert all(shapes[word] > 30 for word in SHAPES)
 
     def nameless(row):   # the puzzle with its people numbered in their order
-        text, names = text_of(row), re.findall(r'^(\w+) says', text_of(row), re.MULTILINE)
-        return re.sub(r'\b(' + '|'.join(names) + r')\b', lambda m: str(names.index(m[1])), text)
-    assert len({nameless(row) for row in train + test}) == 360
+        names = re.findall(r'^(\w+) says', text_of(row), re.MULTILINE)
+        any_name = r'\b(' + '|'.join(names) + r')\b'
+        return re.sub(any_name, lambda m: str(names.index(m[1])), text_of(row))
+    assert len({nameless(row) for row in rows}) == 360
 
 
 def test_logic_is_the_seeds_and_ends(tmp_path):
     for out, seed in [('a', 1), ('b', 1), ('c', 2)]:
-        logic.main(logic.Config(out_dir=str(tmp_path / out), train_rows=40, test_rows=10, seed=seed))
-    assert lines(tmp_path / 'a' / 'train.jsonl') == lines(tmp_path / 'b' / 'train.jsonl') != lines(tmp_path / 'c' / 'train.jsonl')
+        logic.main(logic.Config(out_dir=str(tmp_path / out), train_rows=40, test_rows=10,
+                                seed=seed))
+    a, b, c = (lines(tmp_path / out / 'train.jsonl') for out in 'abc')
+    assert a == b != c
     with pytest.raises(ValueError, match='different puzzles found for 5010 rows: raise max_people'):
         logic.main(logic.Config(out_dir=str(tmp_path), train_rows=5000, test_rows=10, max_people=2))
     with pytest.raises(ValueError, match='must rise'):
@@ -407,46 +521,79 @@ def test_logic_is_the_seeds_and_ends(tmp_path):
 
 def test_published_puzzles_are_checked(tmp_path):
     """A says: B is a liar; B says: we are both knights -> A knight, B knave, the only solution."""
-    row = {'quiz': 'A and B ...', 'names': ['A', 'B'], 'statements': "(('lying', 1), ('and', ('telling-truth', 0), ('telling-truth', 1)))",
-           'solution': [True, False]}
-    rows = [row, {**row, 'solution': [False, True]}, {**row, 'statements': "(('telling-truth', 1), ('telling-truth', 0))"},
-            {**row, 'statements': [['lying', 0], ['<=>', ['telling-truth', 0], ['not', ['lying', 0]]]]}]
-    logic.main(logic.Config(source=write(tmp_path / 'r.jsonl', rows), out_dir=str(tmp_path / 'o')))
+    row = {
+        'quiz': 'A and B ...',
+        'names': ['A', 'B'],
+        'statements': "(('lying', 1), ('and', ('telling-truth', 0), ('telling-truth', 1)))",
+        'solution': [True, False],
+    }
+    paradox = [['lying', 0], ['<=>', ['telling-truth', 0], ['not', ['lying', 0]]]]
+    rows = [
+        row,
+        {**row, 'solution': [False, True]},
+        {**row, 'statements': "(('telling-truth', 1), ('telling-truth', 0))"},
+        {**row, 'statements': paradox},
+    ]
+    prepare(logic, tmp_path, rows)
     found = lines(tmp_path / 'o' / 'puzzles.jsonl')
-    assert [r['answer'] for r in found] == ['knight, knave'] and text_of(found[0]).endswith('for each of A, B, in this order, separated by commas.')
-    assert manifest(tmp_path / 'o' / 'puzzles.jsonl')['dropped'] == {'another solution than it claims': 1, 'more than one solution': 1, 'no solution': 1}
-    for change, message in [({'statements': "(('lying', 2), ('lying', 0))"}, r"unknown sentence \('lying', 2\)"), ({'statements': '__import__("os")'}, 'r.jsonl:1'),
-                            ({'names': ['A']}, 'must be lists'), ({'statements': "(('lying', 1),)"}, '2 names, but 1 statements')]:
+    assert [r['answer'] for r in found] == ['knight, knave']
+    assert text_of(found[0]).endswith('for each of A, B, in this order, separated by commas.')
+    assert manifest(tmp_path / 'o' / 'puzzles.jsonl')['dropped'] == {
+        'another solution than it claims': 1, 'more than one solution': 1, 'no solution': 1}
+    for change, message in [
+        ({'statements': "(('lying', 2), ('lying', 0))"}, r"unknown sentence \('lying', 2\)"),
+        ({'statements': '__import__("os")'}, 'r.jsonl:1'),
+        ({'names': ['A']}, 'must be lists'),
+        ({'statements': "(('lying', 1),)"}, '2 names, but 1 statements'),
+    ]:
         with pytest.raises(ValueError, match=message):
-            logic.main(logic.Config(source=write(tmp_path / 'r.jsonl', [{**row, **change}]), out_dir=str(tmp_path / 'o')))
+            prepare(logic, tmp_path, [{**row, **change}])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# code
+# ---- code ----
 
 
 def test_stdin_in_three_forms(tmp_path):
     tests = [{'input': '1\n2\n', 'output': '3\n'}, {'input': '1', 'output': '1'}]
-    rows = [{'problem': 'Add.', 'tests': tests, 'solution': 'import sys\nprint(sum(map(int, sys.stdin.read().split())))'},
-            {'question': 'Add.', 'input_output': json.dumps({'inputs': ['1\n2\n', ['1']], 'outputs': ['3\n', ['1']]})},
-            {'question': 'Add.', 'input_output': {'fn_name': 'add', 'inputs': [[1, [2, 'x']]], 'outputs': [3]}},
-            {'prompt': 'Add.', 'verification_info': json.dumps({'language': 'python', 'test_cases': [{'type': 'stdin_stdout', **t} for t in tests]}),
-             'gold_standard_solution': 'So:\n```python\nprint(1)\n```'}, {'problem': 'Untested', 'tests': []}]
-    code.main(code.Config(dataset='stdin', source=write(tmp_path / 'r.jsonl', rows), out_dir=str(tmp_path / 'o')))
+    apps = {'inputs': ['1\n2\n', ['1']], 'outputs': ['3\n', ['1']]}
+    calls = {'fn_name': 'add', 'inputs': [[1, [2, 'x']]], 'outputs': [3]}
+    openr1 = {'language': 'python', 'test_cases': [{'type': 'stdin_stdout', **t} for t in tests]}
+    solution = 'import sys\nprint(sum(map(int, sys.stdin.read().split())))'
+    rows = [
+        {'problem': 'Add.', 'tests': tests, 'solution': solution},
+        {'question': 'Add.', 'input_output': json.dumps(apps)},
+        {'question': 'Add.', 'input_output': calls},
+        {'prompt': 'Add.', 'verification_info': json.dumps(openr1),
+         'gold_standard_solution': 'So:\n```python\nprint(1)\n```'},
+        {'problem': 'Untested', 'tests': []},
+    ]
+    prepare(code, tmp_path, rows, dataset='stdin')
     found = lines(tmp_path / 'o' / 'stdin.jsonl')
     assert [r.get('tests') for r in found] == [tests[::-1], tests[::-1], None, tests[::-1]]
-    assert found[2]['asserts'] == ["assert same(add(*[1, [2, 'x']]), 3)"] and found[2]['entry_point'] == 'add'
-    call = {'type': 'function_call', 'fn_name': 'f', 'input': '[[1, null]]', 'output': '[true]'}   # in JSON, the result in a list of one
-    row = code.stdin({'prompt': 'p', 'verification_info': {'test_cases': [call]}}, 0, 5)
-    for function in (lambda x: x == [1, None], lambda x: [x == [1, None]]):
-        exec(row['asserts'][0], {'f': function, 'same': lambda a, b: a == b})
-    with pytest.raises(AssertionError):
-        exec(row['asserts'][0], {'f': lambda x: False, 'same': lambda a, b: a == b})
-    assert found[3]['solution'] == 'print(1)\n' and manifest(tmp_path / 'o' / 'stdin.jsonl')['dropped'] == {'no tests': 1}
-    for row, message in [({'problem': 'p', 'tests': [{'input': '1'}]}, 'must be a list of'), ({'problem': 'p', 'input_output': '{'}, 'no JSON'),
-                         ({'problem': 'p', 'input_output': {'inputs': ['1'], 'outputs': []}}, '1 inputs, but 0 outputs')]:
+    assert found[2]['asserts'] == ["assert same(add(*[1, [2, 'x']]), 3)"]
+    assert found[2]['entry_point'] == 'add'
+    assert found[3]['solution'] == 'print(1)\n'
+    assert manifest(tmp_path / 'o' / 'stdin.jsonl')['dropped'] == {'no tests': 1}
+    for row, message in [
+        ({'problem': 'p', 'tests': [{'input': '1'}]}, 'must be a list of'),
+        ({'problem': 'p', 'input_output': '{'}, 'no JSON'),
+        ({'problem': 'p', 'input_output': {'inputs': ['1'], 'outputs': []}},
+         '1 inputs, but 0 outputs'),
+    ]:
         with pytest.raises(ValueError, match='r.jsonl:1: .*' + message):
-            code.main(code.Config(dataset='stdin', source=write(tmp_path / 'r.jsonl', [row]), out_dir=str(tmp_path / 'o')))
+            prepare(code, tmp_path, [row], dataset='stdin')
+
+
+def test_a_wanted_result_may_be_in_a_list_of_one():
+    call = {'type': 'function_call', 'fn_name': 'f', 'input': '[[1, null]]', 'output': '[true]'}
+    row = code.stdin({'prompt': 'p', 'verification_info': {'test_cases': [call]}}, 0, 5)
+
+    def run(function):
+        exec(row['asserts'][0], {'f': function, 'same': lambda a, b: a == b})
+    run(lambda x: x == [1, None])
+    run(lambda x: [x == [1, None]])
+    with pytest.raises(AssertionError):
+        run(lambda x: False)
 
 
 STARTER = 'class Solution:\n    def twice(self, words: List[str], limit=inf) -> int:\n        '
@@ -519,38 +666,49 @@ def test_a_tolerance_is_kept_where_decimals_are_printed(tmp_path):
 @needs_sandbox
 def test_stdin_verified(tmp_path):
     tests = [{'input': '1\n2\n', 'output': '3\n'}]
-    rows = [{'problem': 'a', 'tests': tests, 'solution': 'print(int(input()) + int(input()))'}, {'problem': 'b', 'tests': tests, 'solution': 'print(4)'},
-            {'problem': 'c', 'tests': tests}, {'problem': 'd', 'input_output': {'fn_name': 'add', 'inputs': [[1, [2]]], 'outputs': [[1, 2]]},
-                                               'solution': 'def add(a, b):\n    return (a, *b)'}]
-    code.main(code.Config(dataset='stdin', source=write(tmp_path / 'r.jsonl', rows), out_dir=str(tmp_path / 'o'), verify=True))
+    apps = {'fn_name': 'add', 'inputs': [[1, [2]]], 'outputs': [[1, 2]]}
+    rows = [
+        {'problem': 'a', 'tests': tests, 'solution': 'print(int(input()) + int(input()))'},
+        {'problem': 'b', 'tests': tests, 'solution': 'print(4)'},
+        {'problem': 'c', 'tests': tests},
+        {'problem': 'd', 'input_output': apps,
+         'solution': 'def add(a, b):\n    return (a, *b)'},
+    ]
+    prepare(code, tmp_path, rows, dataset='stdin', verify=True)
     assert [r['question'] for r in lines(tmp_path / 'o' / 'stdin.jsonl')] == ['a', 'd']
-    assert manifest(tmp_path / 'o' / 'stdin.jsonl')['dropped'] == {'its own solution fails': 1, 'no solution to verify the tests with': 1}
+    assert manifest(tmp_path / 'o' / 'stdin.jsonl')['dropped'] == {
+        'its own solution fails': 1, 'no solution to verify the tests with': 1}
 
 
 @needs_files
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')   # escapes in the problems' own strings
 @pytest.mark.filterwarnings('ignore::SyntaxWarning')
 def test_code_on_the_real_files(tmp_path):
-    """Every reference solution passes the asserts that were made of its tests, run here as they are."""
-    code.main(code.Config(dataset='humaneval', source=str(SHARED / 'humaneval'), out_dir=str(tmp_path)))
+    """Every reference solution passes the asserts that were made of its tests, run here as they
+    are."""
+    code.main(code.Config(dataset='humaneval', source=str(SHARED / 'humaneval'),
+                          out_dir=str(tmp_path)))
     rows = lines(tmp_path / 'humaneval.jsonl')
     assert len(rows) == 164
     for split, count in (('train', 374), ('validation', 90), ('test', 500), ('prompt', 10)):
         code.main(code.Config(source=str(SHARED / 'mbpp'), split=split, out_dir=str(tmp_path)))
-        assert len(found := lines(tmp_path / f'mbpp_{split}.jsonl')) == count
+        found = lines(tmp_path / f'mbpp_{split}.jsonl')
+        assert len(found) == count
         rows += found
-    same = lambda a, b: a == b  # noqa: E731
     for row in rows:
         if row['id'] in ('mbpp/461', 'HumanEval/83'):   # the slowest, some seconds each
             continue
-        space = {'__name__': 'tests', 'same': same}
+        space = {'__name__': 'tests', 'same': operator.eq}
         exec(row['solution'], space)
         exec(row['setup'], space)
         for text in row['asserts']:
             exec(text, space)
-        assert callable(space[row['entry_point']]) and text_of(row).count('assert') <= 1 or row['id'].startswith('HumanEval')
+        if row['id'].startswith('mbpp'):
+            assert callable(space[row['entry_point']])
+            assert text_of(row).count('assert') <= 1
     cyclic = next(r for r in rows if r['id'] == 'HumanEval/38')
-    assert 'def encode_cyclic' in cyclic['setup'] and 'def encode_cyclic' in cyclic['starter'] and 'def decode_cyclic' not in cyclic['starter']
+    assert 'def encode_cyclic' in cyclic['setup'] and 'def encode_cyclic' in cyclic['starter']
+    assert 'def decode_cyclic' not in cyclic['starter']
     assert not any('assert True' in text for r in rows for text in r['asserts'])
 
 
@@ -558,36 +716,52 @@ def test_code_on_the_real_files(tmp_path):
 @needs_sandbox
 @pytest.mark.slow
 def test_reference_solutions_get_full_marks(tmp_path):
-    code.main(code.Config(dataset='humaneval', source=str(SHARED / 'humaneval'), out_dir=str(tmp_path), verify=True))
-    code.main(code.Config(source=str(SHARED / 'mbpp'), split='train', out_dir=str(tmp_path), verify=True))
-    assert len(lines(tmp_path / 'humaneval.jsonl')) == 164 and len(lines(tmp_path / 'mbpp_train.jsonl')) == 374
+    out = {'out_dir': str(tmp_path), 'verify': True}
+    code.main(code.Config(dataset='humaneval', source=str(SHARED / 'humaneval'), **out))
+    code.main(code.Config(source=str(SHARED / 'mbpp'), split='train', **out))
+    assert len(lines(tmp_path / 'humaneval.jsonl')) == 164
+    assert len(lines(tmp_path / 'mbpp_train.jsonl')) == 374
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# distill
+# ---- distill ----
 
 
 def test_traces_in_every_form(tmp_path):
     user = [{'role': 'user', 'content': 'Q'}]
     good = {'role': 'assistant', 'content': '<think>\nhm\n</think>\n\n\\boxed{5}'}
-    rows = [{'messages': [*user, good], 'num_tokens': 9, 'source': 'open-r1'}, {'prompt': 'Q', 'reasoning': 'hm', 'content': '\\boxed{5}', 'answer': '5', 'id': 'a'},
-            {'problem': 'Q', 'gtruth_answer': 5, 'message_thinking': ' hm ', 'message_content': '\\boxed{5}'},
-            {'prompt': user, 'prefill': '<think>', 'task': 'math', 'answer': '5', 'id': 'b',
-             'samples': [{'response': '\nhm\n</think>\\boxed{5}'}, {'response': 'no end'}, {'response': 'hm</think>\n\\boxed{5}\n'}]},
-            {'messages': [*user, {'role': 'assistant', 'content': 'no thought'}]}, {'prompt': 'Q', 'reasoning': 'hm', 'content': ' '},
-            {'prompt': 'Q', 'reasoning': 'hm', 'content': 'x', 'finish_reason': 'length'},
-            {'messages': [*user, {'role': 'assistant', 'content': '<think>a</think>b<think>c</think>d'}]}]
-    distill.main(distill.Config(source=write(tmp_path / 'r.jsonl', rows), name='t', task='math', out_dir=str(tmp_path / 'o')))
+    samples = ['\nhm\n</think>\\boxed{5}', 'no end', 'hm</think>\n\\boxed{5}\n']
+    told = {'prompt': 'Q', 'reasoning': 'hm'}
+
+    def assistant(text):
+        return {'role': 'assistant', 'content': text}
+    rows = [
+        {'messages': [*user, good], 'num_tokens': 9, 'source': 'open-r1'},
+        {**told, 'content': '\\boxed{5}', 'answer': '5', 'id': 'a'},
+        {'problem': 'Q', 'gtruth_answer': 5, 'message_thinking': ' hm ',
+         'message_content': '\\boxed{5}'},
+        {'prompt': user, 'prefill': '<think>', 'task': 'math', 'answer': '5', 'id': 'b',
+         'samples': [{'response': text} for text in samples]},
+        {'messages': [*user, assistant('no thought')]},
+        {**told, 'content': ' '},
+        {**told, 'content': 'x', 'finish_reason': 'length'},
+        {'messages': [*user, assistant('<think>a</think>b<think>c</think>d')]},
+    ]
+    prepare(distill, tmp_path, rows, name='t', task='math')
     found = lines(tmp_path / 'o' / 't.jsonl')
     assert [r['id'] for r in found] == ['t/0', 't/a', 't/2', 't/b/0', 't/b/2']
     assert all(r['messages'] == [*user, good] for r in found) and found[0]['source'] == 'open-r1'
     assert all(accuracy_reward(r['messages'][-1]['content'], r) == 1.0 for r in found[1:])
-    assert manifest(tmp_path / 'o' / 't.jsonl')['dropped'] == {'cut short in the reasoning': 1, 'no reasoning': 1, 'no answer after the reasoning': 1,
-                                                             'cut short': 1, 'tags of the reasoning inside it or after it': 1}
-    for row, message in [({'messages': user}, 'the last message'), ({'messages': [{'role': 'x', 'content': ''}]}, 'with a role of system'),
-                         ({'prompt': 'Q', 'reasoning': 3, 'content': 'x'}, 'must be strings'), ({'x': 1}, 'is missing')]:
+    assert manifest(tmp_path / 'o' / 't.jsonl')['dropped'] == {
+        'cut short in the reasoning': 1, 'no reasoning': 1, 'no answer after the reasoning': 1,
+        'cut short': 1, 'tags of the reasoning inside it or after it': 1}
+    for row, message in [
+        ({'messages': user}, 'the last message'),
+        ({'messages': [{'role': 'x', 'content': ''}]}, 'with a role of system'),
+        ({'prompt': 'Q', 'reasoning': 3, 'content': 'x'}, 'must be strings'),
+        ({'x': 1}, 'is missing'),
+    ]:
         with pytest.raises(ValueError, match='r.jsonl:1: .*' + message):
-            distill.main(distill.Config(source=write(tmp_path / 'r.jsonl', [row]), out_dir=str(tmp_path / 'o')))
+            prepare(distill, tmp_path, [row])
 
 
 def test_traces_keep_all_that_their_rewards_read(tmp_path):
@@ -646,13 +820,14 @@ def test_only_traces_that_the_model_ended_are_whole(tmp_path, reason, kept):
 
 @needs_files
 def test_real_traces(tmp_path):
-    distill.main(distill.Config(source=str(SHARED / 'r1_traces_sample'), task='math', out_dir=str(tmp_path)))
+    distill.main(distill.Config(source=str(SHARED / 'r1_traces_sample'), task='math',
+                                out_dir=str(tmp_path)))
     rows = lines(tmp_path / 'traces.jsonl')
-    assert len(rows) == 10 and all(accuracy_reward(r['messages'][-1]['content'], r) == 1.0 for r in rows)
+    assert len(rows) == 10
+    assert all(accuracy_reward(r['messages'][-1]['content'], r) == 1.0 for r in rows)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# mix
+# ---- mix ----
 
 
 def mixed(tmp_path, sources, **settings):
@@ -668,36 +843,52 @@ def files(tmp_path):
 
 
 def test_mix_by_weight_and_count(tmp_path, files):
-    sources = {'a': {**files['a'], 'weight': 0.7}, 'b': {**files['b'], 'weight': 0.3, 'licence': 'CC-BY-4.0'}, 'c': {**files['c'], 'count': 7}}
+    sources = {
+        'a': {**files['a'], 'weight': 0.7},
+        'b': {**files['b'], 'weight': 0.3, 'licence': 'CC-BY-4.0'},
+        'c': {**files['c'], 'count': 7},
+    }
     numbers, rows = mixed(tmp_path, sources, rows=100)
-    assert Counter(r['source'] for r in rows) == {'a': 65, 'b': 28, 'c': 7}    # 93 by 7 : 3 = 65.1 : 27.9
-    assert len({r['prompt'] for r in rows}) == 100 and all(r['prompt'].startswith(r['source']) for r in rows)
+    # 93 by 7 : 3 = 65.1 : 27.9
+    assert Counter(r['source'] for r in rows) == {'a': 65, 'b': 28, 'c': 7}
+    assert len({r['prompt'] for r in rows}) == 100
+    assert all(r['prompt'].startswith(r['source']) for r in rows)
     order = [r['source'] for r in rows]
     assert 20 < order[:50].count('a') < 45   # shuffled
     part = numbers['sources']['b']
-    assert (part['rows'], part['drawn'], part['not_drawn'], part['licence']) == (50, 28, 22, 'CC-BY-4.0')
-    assert part['sha256'] == source.sha256(tmp_path / 'b.jsonl') and numbers['licence'] == 'CC-BY-4.0, MIT'
-    assert numbers['sha256'] == source.sha256(tmp_path / 'mix.jsonl') and manifest(tmp_path / 'mix.jsonl') == numbers
+    assert (part['rows'], part['drawn'], part['not_drawn']) == (50, 28, 22)
+    assert part['licence'] == 'CC-BY-4.0' and numbers['licence'] == 'CC-BY-4.0, MIT'
+    assert part['sha256'] == source.sha256(tmp_path / 'b.jsonl')
+    assert numbers['sha256'] == source.sha256(tmp_path / 'mix.jsonl')
+    assert manifest(tmp_path / 'mix.jsonl') == numbers
     again, same = mixed(tmp_path, sources, rows=100)
     assert same == rows and again == numbers
     _, other = mixed(tmp_path, sources, rows=100, seed=2)
     assert sorted(map(str, other)) != sorted(map(str, rows))
     _, without = mixed(tmp_path, {'a': {**files['a'], 'count': 65}})
-    assert {r['prompt'] for r in without} == {r['prompt'] for r in rows if r['source'] == 'a'}   # other sources do not change the draw
+    # other sources do not change the draw
+    assert {r['prompt'] for r in without} == {r['prompt'] for r in rows if r['source'] == 'a'}
 
 
 def test_mix_repeats_and_takes_all(tmp_path, files):
     _, rows = mixed(tmp_path, {'a': files['a'], 'c': {**files['c'], 'count': 25, 'repeat': True}})
     counts = Counter(r['prompt'] for r in rows if r['source'] == 'c')
-    assert len(rows) == 125 and len(counts) == 10 and sorted(counts.values()) == [2] * 5 + [3] * 5
+    assert len(rows) == 125 and len(counts) == 10
+    assert sorted(counts.values()) == [2] * 5 + [3] * 5
     _, rows = mixed(tmp_path, {'a': {**files['a'], 'weight': 1}, 'b': {**files['b'], 'weight': 3}})
-    assert Counter(r['source'] for r in rows) == {'a': 17, 'b': 49}            # b allows 66 rows; 16.5 and 49.5, the tie by name
+    # b allows 66 rows; 16.5 and 49.5, the tie by name
+    assert Counter(r['source'] for r in rows) == {'a': 17, 'b': 49}
 
 
 @pytest.mark.parametrize('change, rows, message', [
-    ({'c': {'count': 11}}, 0, "source 'c': 11 rows wanted, .*c.jsonl has 10"), ({'c': {'weight': 1, 'count': 1}}, 0, 'a weight or a count'),
-    ({'c': {'wieght': 1}}, 0, "wieght=1; known are"), ({'c': {'count': True}}, 0, 'count=True'), ({'c': {'licence': None}}, 0, 'licence=None'),
-    ({'c': {'count': 5}}, 9, 'rows=9, but the counts make 155'), ({'c': {'weight': 1}}, 100, 'rows=100: the sources with a count alone have 150')])
+    ({'c': {'count': 11}}, 0, "source 'c': 11 rows wanted, .*c.jsonl has 10"),
+    ({'c': {'weight': 1, 'count': 1}}, 0, 'a weight or a count'),
+    ({'c': {'wieght': 1}}, 0, 'wieght=1; known are'),
+    ({'c': {'count': True}}, 0, 'count=True'),
+    ({'c': {'licence': None}}, 0, 'licence=None'),
+    ({'c': {'count': 5}}, 9, 'rows=9, but the counts make 155'),
+    ({'c': {'weight': 1}}, 100, 'rows=100: the sources with a count alone have 150'),
+])
 def test_mix_refuses(tmp_path, files, change, rows, message):
     sources = {name: {**spec, **change.get(name, {})} for name, spec in files.items()}
     with pytest.raises(ValueError, match=message):
@@ -705,15 +896,19 @@ def test_mix_refuses(tmp_path, files, change, rows, message):
 
 
 def test_mix_carries_manifests(tmp_path, files):
-    maths.main(maths.Config(source=write(tmp_path / 'r.json', [{'problem': 'p', 'answer': '1'}, {'problem': 'q', 'answer': ''}]), out_dir=str(tmp_path)))
-    numbers, _ = mixed(tmp_path, {'math': {'path': str(tmp_path / 'math.jsonl')}})
+    prepare(maths, tmp_path, [{'problem': 'p', 'answer': '1'}, {'problem': 'q', 'answer': ''}])
+    path = tmp_path / 'o' / 'math.jsonl'
+    numbers, _ = mixed(tmp_path, {'math': {'path': str(path)}})
     part = numbers['sources']['math']
-    assert part['licence'] == 'MIT' and part['from']['dropped'] == {'no answer': 1} and part['from']['rows_in'] == 2
-    with open(tmp_path / 'math.jsonl', 'a') as f:
+    assert part['licence'] == 'MIT'
+    assert part['from']['dropped'] == {'no answer': 1} and part['from']['rows_in'] == 2
+    with open(path, 'a') as f:
         f.write('{"prompt": "x"}\n')
-    with pytest.raises(ValueError, match='math.jsonl is not the file that math.manifest.json beside it describes'):
-        mixed(tmp_path, {'math': {'path': str(tmp_path / 'math.jsonl')}})
-    with pytest.raises(ValueError, match="no a.manifest.json beside the file, so give its 'licence'"):
+    message = 'math.jsonl is not the file that math.manifest.json beside it describes'
+    with pytest.raises(ValueError, match=message):
+        mixed(tmp_path, {'math': {'path': str(path)}})
+    message = "no a.manifest.json beside the file, so give its 'licence'"
+    with pytest.raises(ValueError, match=message):
         mixed(tmp_path, {'a': {'path': files['a']['path']}})
     write(tmp_path / 'a.jsonl', [{'prompt': 'x'}, {'text': 'y'}])
     with pytest.raises(ValueError, match="a.jsonl:2: a row of 'a' needs"):

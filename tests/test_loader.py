@@ -26,16 +26,19 @@ def write(tmp_path, *lines, name='x.jsonl'):
 
 @pytest.mark.parametrize('name', ['x.jsonl', 'x.jsonl.gz'])
 def test_read_rows(tmp_path, name):
-    rows = [{'messages': CHAT, 'id': 1}, {'messages': CHAT[:1] + [{'role': 'assistant', 'content': 'é\u2028“\n'}]}]
+    other = {'role': 'assistant', 'content': 'é\u2028“\n'}
+    rows = [{'messages': CHAT, 'id': 1}, {'messages': [CHAT[0], other]}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     assert read_rows(write(tmp_path, lines[0], lines[1], '', name=name)) == rows
 
 
 def test_require(tmp_path):
-    path = write(tmp_path, json.dumps({'prompt': CHAT, 'answer': 0}), json.dumps({'prompt': 'raw', 'answer': '7'}))
+    rows = [{'prompt': CHAT, 'answer': 0}, {'prompt': 'raw', 'answer': '7'}]
+    path = write(tmp_path, *map(json.dumps, rows))
     assert len(read_rows(path, require=('prompt', 'answer'))) == 2
     assert len(read_rows(path, require=())) == 2
-    with pytest.raises(ValueError, match=r"x.jsonl:1: 'messages' is missing; the row has 'prompt', 'answer'"):
+    message = "x.jsonl:1: 'messages' is missing; the row has 'prompt', 'answer'"
+    with pytest.raises(ValueError, match=message):
         read_rows(path)
 
 
@@ -54,10 +57,12 @@ def test_require(tmp_path):
     ('{"messages": []}', "'messages' must be a list of messages"),
     ('{"messages": "hello"}', "'messages' must be a list of messages"),
     ('{"messages": ["hello"]}', r'messages\[0\] must be {"role"'),
-    ('{"messages": [{"role": "user", "content": ""}, {"role": "b", "content": ""}]}', r'messages\[1\] must be {"role"'),
+    ('{"messages": [{"role": "user", "content": ""}, {"role": "b", "content": ""}]}',
+     r'messages\[1\] must be {"role"'),
     ('{"messages": [{"role": ["user"], "content": "a"}]}', r'messages\[0\] must be {"role"'),
     ('{"messages": [{"role": "user"}]}', r'messages\[0\] must have a string as content'),
-    ('{"messages": [{"role": "user", "content": 3}]}', r'messages\[0\] must have a string as content'),
+    ('{"messages": [{"role": "user", "content": 3}]}',
+     r'messages\[0\] must have a string as content'),
 ])
 def test_malformed_row_names_file_and_line(tmp_path, line, message):
     good = json.dumps({'messages': CHAT})
@@ -154,16 +159,19 @@ def test_best_fit_by_hand():
 def test_best_fit_decreasing(seed):
     rng = np.random.default_rng(seed)
     row_len = int(rng.integers(1, 60))
-    lengths = sorted(rng.integers(1, row_len + 1, size=int(rng.integers(1, 200))).tolist(), reverse=True)
+    count = int(rng.integers(1, 200))
+    lengths = sorted(rng.integers(1, row_len + 1, size=count).tolist(), reverse=True)
     row_of = best_fit(np.array(lengths), row_len)
     rows = [np.flatnonzero(row_of == row) for row in range(row_of.max() + 1)]
     _, used = slow_pack(lengths, row_len)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    assert sorted(sum(lengths[i] for i in row) for row in rows) == sorted(used)   # equal up to ties between rows
+    filled = [sum(lengths[i] for i in row) for row in rows]
+    assert sorted(filled) == sorted(used)   # equal up to ties between rows
 
 
 def growth(function, *inputs):
-    """How much longer the last input takes than the first, in time of the processor; the shortest of three runs each."""
+    """How much longer the last input takes than the first, in time of the processor; the shortest
+    of three runs each."""
     def seconds(x):
         start = time.process_time()
         function(x)
@@ -174,8 +182,8 @@ def growth(function, *inputs):
 
 def test_packing_is_fast():
     """Eight times the documents take nowhere near 64 times as long."""
-    lengths = sorted(np.random.default_rng(0).lognormal(5, 1, 40_000).astype(int).clip(1, 4096).tolist(), reverse=True)
-    lengths = np.array(lengths)
+    lengths = np.random.default_rng(0).lognormal(5, 1, 40_000).astype(int).clip(1, 4096)
+    lengths = np.sort(lengths)[::-1]
     assert growth(lambda x: best_fit(x, 4096), lengths[::8], lengths) < 24
     assert sum(lengths) / ((best_fit(lengths, 4096).max() + 1) * 4096) > 0.99
 
@@ -183,8 +191,11 @@ def test_packing_is_fast():
 # ---- batches ----
 
 def make_docs(count=23, row_len=16, seed=0):
-    """Distinct tokens throughout, so that a token tells where it came from; a mask with some zeros."""
-    rng, docs, token = np.random.default_rng(seed), [], 1
+    """Distinct tokens throughout, so that a token tells where it came from; a mask with some
+    zeros."""
+    rng = np.random.default_rng(seed)
+    docs = []
+    token = 1
     for _ in range(count):
         n = int(rng.integers(2, row_len + 1))
         mask = rng.integers(0, 2, n).tolist()
@@ -195,7 +206,8 @@ def make_docs(count=23, row_len=16, seed=0):
 
 
 def documents_of(batch):
-    """The documents of a batch, taken apart token by token: (ids, labels) each; checks positions, ids and padding."""
+    """The documents of a batch, taken apart token by token: (ids, labels) each; checks positions,
+    ids and padding."""
     found = []
     keys = ('input_ids', 'labels', 'positions', 'doc_ids')
     for row in zip(*(batch[key].tolist() for key in keys)):
@@ -229,7 +241,8 @@ def test_an_epoch_holds_every_document_once_with_its_labels():
     for epoch in range(3):
         assert batches.epoch == epoch
         rows = [next(batches) for _ in range(batches.rows)]
-        assert all(batch[key].dtype == torch.int64 and batch[key].shape == (1, 16) for batch in rows for key in batch)
+        tensors = [tensor for batch in rows for tensor in batch.values()]
+        assert all(t.dtype == torch.int64 and t.shape == (1, 16) for t in tensors)
         found = [doc for batch in rows for doc in documents_of(batch)]
         assert sorted(found) == expected
         orders.append([ids[0] for ids, _ in found])
@@ -262,7 +275,8 @@ def test_the_whole_batch_is_the_same_on_any_number_of_ranks(world):
     ranks = [PackedBatches(docs, 6, 16, seed=1, rank=rank, world=world) for rank in range(world)]
     for _ in range(7):
         parts = [next(batches) for batches in ranks]
-        assert_equal(next(whole), {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+        joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        assert_equal(next(whole), joined)
         assert all(batches.state() == whole.state() for batches in ranks)
 
 
@@ -287,10 +301,12 @@ def test_cursor_is_exact_at_every_batch_and_on_other_ranks():
 
 def test_order_depends_on_the_seed_and_on_nothing_else():
     docs = make_docs()
-    torch.manual_seed(0), np.random.seed(0)
+    torch.manual_seed(0)
+    np.random.seed(0)
     one = PackedBatches(docs, 8, 16, seed=1)
     first = next(one)
-    torch.manual_seed(1), np.random.seed(1)
+    torch.manual_seed(1)
+    np.random.seed(1)
     two = PackedBatches([(np.array(ids), np.array(mask)) for ids, mask in docs], 8, 16, seed=1)
     assert_equal(first, next(two))
     for _ in range(3):
@@ -313,7 +329,8 @@ def test_cursor_of_other_data_is_refused(other, message):
 
 @pytest.mark.parametrize('docs, more, message', [
     ([([1, 2], [1])], {}, r'document 0 \(from 0\) has 2 tokens and a mask of 1'),
-    ([([1, 2], [1, 1]), ([1, 2, 3], [1, 0, 0])], {}, r'document 1 \(from 0\) has no token to learn'),
+    ([([1, 2], [1, 1]), ([1, 2, 3], [1, 0, 0])], {},
+     r'document 1 \(from 0\) has no token to learn'),
     ([([1], [1])], {}, 'no token to learn'),
     ([([1] * 9, [1] * 9)], {}, r'document 0 \(from 0\) has 9 tokens, a row 8'),
     ([([1, 2], [1, 1]), ([], [])], {}, r'document 1 \(from 0\) has 0 tokens, a row 8'),

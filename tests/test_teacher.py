@@ -16,17 +16,26 @@ from data.source import parts_of
 from data.teacher import Config, generate_remote
 
 ROOT = Path(__file__).resolve().parents[1]
-FAULTS = ('429', '500', '503', 'timeout', 'cut', 'cut_before', 'reset', 'garbage', 'error_in_stream', 'empty', 'no_finish')
-STYLES = ('reasoning_content', 'reasoning', 'thinking', 'inline', 'inline_prefilled', 'details', 'parts')
+FAULTS = ('429', '500', '503', 'timeout', 'cut', 'cut_before', 'reset', 'garbage',
+          'error_in_stream', 'empty', 'no_finish')
+STYLES = ('reasoning_content', 'reasoning', 'thinking', 'inline', 'inline_prefilled', 'details',
+          'parts')
 
 
 def message(style, thought, answer):
-    return {'inline': {'content': f'<think>\n{thought}\n</think>\n\n{answer}'}, 'inline_prefilled': {'content': f'{thought}\n</think>\n{answer}'},
-            'details': {'reasoning_details': [{'type': 'reasoning.text', 'text': thought}], 'content': answer},
-            'parts': {'content': [{'type': 'thinking', 'thinking': [{'type': 'text', 'text': thought}]}, {'type': 'text', 'text': answer}]},
-            'unspaced': {'content': answer}, 'surrogate': {'content': 'fine \ud83d'},
-            'halves': {'content': 'fine 😀'},
-            }.get(style) or {style: thought, 'content': answer}
+    """The message of a server that puts the reasoning where this style has it."""
+    told = {'type': 'text', 'text': thought}
+    styles = {
+        'inline': {'content': f'<think>\n{thought}\n</think>\n\n{answer}'},
+        'inline_prefilled': {'content': f'{thought}\n</think>\n{answer}'},
+        'details': {'reasoning_details': [{**told, 'type': 'reasoning.text'}], 'content': answer},
+        'parts': {'content': [{'type': 'thinking', 'thinking': [told]},
+                              {'type': 'text', 'text': answer}]},
+        'unspaced': {'content': answer},
+        'surrogate': {'content': 'fine \ud83d'},
+        'halves': {'content': 'fine 😀'},
+    }
+    return styles.get(style) or {style: thought, 'content': answer}
 
 
 def deltas(whole):
@@ -47,7 +56,13 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Handler)
         self.url = f'http://127.0.0.1:{self.server_port}/v1'
-        self.lock, self.seen, self.times, self.bodies, self.headers, self.running, self.most = threading.Lock(), Counter(), {}, [], [], 0, 0
+        self.lock = threading.Lock()
+        self.seen = Counter()     # (name, seed) -> requests
+        self.times = {}           # name -> when
+        self.bodies = []
+        self.headers = []
+        self.running = 0          # requests now, and
+        self.most = 0             # at most
         self.gate = threading.Semaphore(10)   # so many prompts of the style 'gated' are answered
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -64,8 +79,9 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, status, body, **headers):
         data = json.dumps(body).encode()
         self.send_response(status)
-        for key, value in {'Content-Type': 'application/json', 'Content-Length': str(len(data)), **headers}.items():
-            self.send_header(key.replace('_', '-'), value)
+        headers = {'Content-Type': 'application/json', 'Content-Length': str(len(data)), **headers}
+        for key, value in headers.items():
+            self.send_header(key, value)
         self.end_headers()
         self.wfile.write(data)
 
@@ -74,7 +90,8 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(2)
 
     def do_POST(self):
-        server, body = self.server, json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
         with server.lock:
             server.running += 1
             server.most = max(server.most, server.running)
@@ -89,60 +106,85 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, server, body):
         name, style, faults = body['messages'][-1]['content'].split('|')
         with server.lock:
+            attempt = server.seen[name, body.get('seed')]
             server.seen[name, body.get('seed')] += 1
-            attempt = server.seen[name, body.get('seed')] - 1
             server.times.setdefault(name, []).append(time.monotonic())
         faults = [f for f in faults.split(',') if f]
         fault = faults[attempt] if attempt < len(faults) else ''
         if fault.isdigit():
-            return self.reply(int(fault), {'error': {'message': f'no: {fault}'}}, **({'Retry-After': '1'} if fault == '429' and style == 'wait' else {}))
+            after = {'Retry-After': '1'} if fault == '429' and style == 'wait' else {}
+            return self.reply(int(fault), {'error': {'message': f'no: {fault}'}}, **after)
         if fault == 'timeout':
             return time.sleep(5)
         if style == 'gated':
             server.gate.acquire()
         if fault == 'reset':
             return self.hang_up()
-        if fault == 'drip':   # never silent for long, never done
-            self.send_response(200)
-            self.send_header('Content-Type', 'text/event-stream')
-            self.end_headers()
-            for _ in range(200):
-                self.wfile.write(b'data: {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}]}\n\n')
-                self.wfile.flush()
-                time.sleep(0.1)
-            return self.hang_up()
-        thought, text = f'thinking of {name}', f'the answer to {name}'
-        whole = {} if fault == 'empty' else message(style, thought, text)
-        usage = {'prompt_tokens': 7, 'completion_tokens': 11, 'total_tokens': 18}
-        finish = None if fault == 'no_finish' else 'length' if name == 'long' else 'stop'
+        if fault == 'drip':
+            return self.drip()
+
+        whole = {}
+        if fault != 'empty':
+            whole = message(style, f'thinking of {name}', f'the answer to {name}')
+        finish = 'length' if name == 'long' else 'stop'
+        if fault == 'no_finish':
+            finish = None
         if fault.startswith('finish:'):
             finish = fault.removeprefix('finish:')
+        usage = {'prompt_tokens': 7, 'completion_tokens': 11, 'total_tokens': 18}
         if not body['stream']:
-            data = {'choices': [{'index': 0, 'message': {'role': 'assistant', **whole}, 'finish_reason': finish}], 'usage': usage}
-            if fault in ('cut', 'cut_before', 'garbage', 'error_in_stream'):
-                self.send_response(200)
-                self.send_header('Content-Length', '5000')
-                self.end_headers()
-                self.wfile.write(json.dumps(data).encode()[:40])
-                return self.hang_up() if fault != 'garbage' else self.wfile.write(b'}' * 4960)
+            choice = {'index': 0, 'message': {'role': 'assistant', **whole}}
+            choice['finish_reason'] = finish
+            return self.reply_at_once({'choices': [choice], 'usage': usage}, fault)
+        pieces = [{**delta, 'role': 'assistant'} for delta in deltas(whole)]
+        lines = [self.chunk(piece) for piece in pieces]
+        lines.append(self.chunk({}, finish))
+        if name != 'uncounted':
+            lines.append({'choices': [], 'usage': usage})
+        self.stream(lines, fault, space='' if style == 'unspaced' else ' ')
+
+    def chunk(self, delta, finish=None):
+        return {'choices': [{'index': 0, 'delta': delta, 'finish_reason': finish}]}
+
+    def drip(self):
+        """Never silent for long, never done."""
+        self.send_response(200)
+        self.send_header('Content-Type', 'text/event-stream')
+        self.end_headers()
+        line = f'data: {json.dumps(self.chunk({"content": "x"}))}\n\n'
+        for _ in range(200):
+            self.wfile.write(line.encode())
+            self.wfile.flush()
+            time.sleep(0.1)
+        self.hang_up()
+
+    def reply_at_once(self, data, fault):
+        if fault not in ('cut', 'cut_before', 'garbage', 'error_in_stream'):
             return self.reply(200, data)
-        lines = [{'choices': [{'index': 0, 'delta': {'role': 'assistant', **d}, 'finish_reason': None}]} for d in deltas(whole)]
-        lines += [{'choices': [{'index': 0, 'delta': {}, 'finish_reason': finish}]}]
-        lines += [{'choices': [], 'usage': usage}] if name != 'uncounted' else []
+        self.send_response(200)
+        self.send_header('Content-Length', '5000')
+        self.end_headers()
+        self.wfile.write(json.dumps(data).encode()[:40])
+        if fault == 'garbage':
+            self.wfile.write(b'}' * 4960)
+        else:
+            self.hang_up()
+
+    def stream(self, lines, fault, space):
         if fault == 'error_in_stream':
             lines[1:] = [{'error': 'worker died', 'error_type': 'server'}]
-        space = '' if style == 'unspaced' else ' '
-        pieces = [*map(json.dumps, lines), '[DONE]']
-        text = [f'data:{space}{piece}\n\n' for piece in pieces]
+        text = [f'data:{space}{piece}\n\n' for piece in [*map(json.dumps, lines), '[DONE]']]
         if fault == 'garbage':
             text[1] = 'data: {"choices": [{"del\n\n'
+        if fault == 'cut':
+            text = text[:2]
         if fault == 'cut_before':
-            text = text[:0]
+            text = []
         self.send_response(200)
         self.send_header('Content-Type', 'text/event-stream')
         self.send_header('Transfer-Encoding', 'chunked')
         self.end_headers()
-        for line in text[:2] if fault == 'cut' else text:
+        for line in text:
             self.wfile.write(f'{len(line.encode()):x}\r\n'.encode() + line.encode() + b'\r\n')
             self.wfile.flush()
         if fault in ('cut', 'cut_before'):
@@ -172,48 +214,79 @@ def lines(path):
 
 
 def prompts(*texts):
-    return [{'prompt': text, 'id': text.split('|')[0], 'task': 'math', 'answer': '1'} for text in texts]
+    about = {'task': 'math', 'answer': '1'}
+    return [{'prompt': text, 'id': text.split('|')[0], **about} for text in texts]
+
+
+def jsonl(path, rows):
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 
 def test_parts_of_by_hand():
     assert parts_of({'content': 'a'}) == ('', 'a')
     assert parts_of({'content': '<think>never closed'}) == ('never closed', '')
     assert parts_of({'content': None, 'reasoning': 'b'}) == ('b', '')
-    assert parts_of({'content': 'a', 'reasoning': 'b', 'reasoning_details': [{'text': 'b'}]}) == ('b', 'a')   # told twice, kept once
+    twice = {'content': 'a', 'reasoning': 'b', 'reasoning_details': [{'text': 'b'}]}
+    assert parts_of(twice) == ('b', 'a')
     assert parts_of({'content': '<think>b</think>a', 'reasoning_content': ''}) == ('b', 'a')
     assert parts_of({'content': '<think>b</think> a', 'reasoning_content': 'b'}) == ('b', 'a')
-    assert parts_of({'content': 'the tag </think> ends it', 'reasoning_content': 'b'}) == ('b', 'the tag </think> ends it')
-    assert parts_of({'reasoning_details': [{'type': 'reasoning.summary', 'summary': 'b'}], 'content': 'a'}) == ('b', 'a')
+    said = 'the tag </think> ends it'
+    assert parts_of({'content': said, 'reasoning_content': 'b'}) == ('b', said)
+    details = [{'type': 'reasoning.summary', 'summary': 'b'}]
+    assert parts_of({'reasoning_details': details, 'content': 'a'}) == ('b', 'a')
 
 
 @pytest.mark.parametrize('stream', [True, False])
 def test_reasoning_and_answer_apart_whatever_the_field(server, tmp_path, stream):
-    numbers = ask(server, prompts(*(f'{s}|{s}|' for s in STYLES)), tmp_path / 'o.jsonl', stream=stream, price_in=1e6, price_out=2e6)
-    rows = lines(tmp_path / 'o.jsonl')
-    assert {r['id']: (r['reasoning'], r['content']) for r in rows} == {s: (f'thinking of {s}', f'the answer to {s}') for s in STYLES}
+    asked = prompts(*(f'{style}|{style}|' for style in STYLES))
+    out = tmp_path / 'o.jsonl'
+    numbers = ask(server, asked, out, stream=stream, price_in=1e6, price_out=2e6)
+    rows = lines(out)
+    found = {r['id']: (r['reasoning'], r['content']) for r in rows}
+    assert found == {s: (f'thinking of {s}', f'the answer to {s}') for s in STYLES}
     n = len(STYLES)
-    assert (numbers['answers'], numbers['prompt_tokens'], numbers['completion_tokens'], numbers['failed']) == (n, 7 * n, 11 * n, {})
+    assert numbers['answers'] == n and numbers['failed'] == {}
+    assert numbers['prompt_tokens'] == 7 * n and numbers['completion_tokens'] == 11 * n
     assert numbers['cost'] == n * (7 + 2 * 11)
-    assert all(r['finish_reason'] == 'stop' and r['task'] == 'math' and r['usage']['completion_tokens'] == 11 for r in rows)
+    assert all(r['finish_reason'] == 'stop' and r['task'] == 'math' for r in rows)
+    assert all(r['usage']['completion_tokens'] == 11 for r in rows)
 
 
 @pytest.mark.parametrize('stream', [True, False])
 def test_no_row_lost_or_doubled_under_faults(server, tmp_path, stream):
-    texts = [f'{fault}-{style}|{style}|{fault}' for fault in FAULTS for style in ('reasoning', 'inline')]
-    texts += [f'{a}-{b}|reasoning|{a},{b}' for a in FAULTS[:7] for b in FAULTS[4:8]] + [f'fine{i}|reasoning|' for i in range(20)]
-    numbers = ask(server, prompts(*texts), tmp_path / 'o.jsonl', n=2, stream=stream, timeout=1.5, retries=20)
-    rows = lines(tmp_path / 'o.jsonl')
-    assert Counter(r['key'] for r in rows) == Counter(f'{t.split("|")[0]}#{k}' for t in texts for k in range(2))
-    assert all(r['reasoning'] == f'thinking of {r["id"]}' and r['content'] == f'the answer to {r["id"]}' for r in rows)
+    texts = [f'{fault}-{style}|{style}|{fault}' for fault in FAULTS
+             for style in ('reasoning', 'inline')]
+    texts += [f'{a}-{b}|reasoning|{a},{b}' for a in FAULTS[:7] for b in FAULTS[4:8]]
+    texts += [f'fine{i}|reasoning|' for i in range(20)]
+    out = tmp_path / 'o.jsonl'
+    numbers = ask(server, prompts(*texts), out, n=2, stream=stream, timeout=1.5, retries=20)
+
+    # Every answer is there once
+    rows = lines(out)
+    names = [text.split('|')[0] for text in texts]
+    assert sorted(r['key'] for r in rows) == sorted(f'{n}#{k}' for n in names for k in range(2))
+    for row in rows:
+        assert row['reasoning'] == f'thinking of {row["id"]}'
+        assert row['content'] == f'the answer to {row["id"]}'
     assert numbers['answers'] == len(rows) and not numbers['failed']
-    wanted = 2 * sum(len([f for f in t.split('|')[2].split(',') if f]) for t in texts)
-    injected, late = Counter(f for t in texts for f in t.split('|')[2].split(',') if f), numbers['faults']['InferenceTimeoutError']
+
+    # Every fault was met once by each of two samples, but a busy machine is late by itself, and
+    # then a fault may go unseen
+    injected = Counter()
+    for text in texts:
+        injected.update(fault for fault in text.split('|')[2].split(',') if fault)
+    late = numbers['faults']['InferenceTimeoutError']
     others = sum(numbers['faults'].values()) - late
-    unmet = late - 2 * injected['timeout']   # each is met once, but a busy machine is late by itself, and then a fault may go unseen
-    assert 0 <= wanted - 2 * injected['timeout'] - others <= unmet
-    assert all(0 <= 2 * injected[status] - numbers['faults'].get(status, 0) <= unmet for status in ('429', '500', '503')) and server.most > 4
-    assert len(server.bodies) <= len(rows) + others + late                                  # nothing asked twice
-    assert len({(b['messages'][-1]['content'], b['seed']) for b in server.bodies}) == len(rows)   # samples differ by their seed
+    unmet = late - 2 * injected['timeout']
+    wanted = 2 * (injected.total() - injected['timeout'])
+    assert 0 <= wanted - others <= unmet
+    for status in ('429', '500', '503'):
+        assert 0 <= 2 * injected[status] - numbers['faults'].get(status, 0) <= unmet
+    assert server.most > 4
+
+    assert len(server.bodies) <= len(rows) + others + late   # nothing asked twice
+    asked = {(body['messages'][-1]['content'], body['seed']) for body in server.bodies}
+    assert len(asked) == len(rows)   # samples differ by their seed
 
 
 def test_resumes_to_the_row(server, tmp_path):
@@ -228,7 +301,8 @@ def test_resumes_to_the_row(server, tmp_path):
     numbers = ask(server, rows, out)
     assert numbers['already'] == 5 and numbers['answers'] == 5 == len(server.bodies)
     after = lines(out)
-    assert sorted(r['key'] for r in after) == sorted(f'r{i}#0' for i in range(10)) and lost in [r['key'] for r in after]
+    keys = [r['key'] for r in after]
+    assert sorted(keys) == sorted(f'r{i}#0' for i in range(10)) and lost in keys
     assert out.read_bytes().startswith(b''.join(cut[:5]))
     assert ask(server, rows, out)['answers'] == 0 and len(server.bodies) == 5
     with pytest.raises(ValueError, match="o.jsonl:1: an answer of 'teacher', not of 'other'"):
@@ -240,11 +314,14 @@ def test_resumes_to_the_row(server, tmp_path):
 
 def test_killed_in_the_middle(server, tmp_path):
     """kill -9 of the script at some point, then the same command again."""
-    data, out = tmp_path / 'in.jsonl', tmp_path / 'o.jsonl'
-    data.write_text(''.join(json.dumps(row) + '\n' for row in prompts(*(f'r{i}|gated|' for i in range(40)))))
-    command = [sys.executable, str(ROOT / 'data' / 'teacher.py'), f'--endpoint={server.url}', '--model=teacher', f"--data=['{data}']",
-               f'--out={out}', '--concurrency=4', '--backoff=0.01']
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    data = tmp_path / 'in.jsonl'
+    out = tmp_path / 'o.jsonl'
+    jsonl(data, prompts(*(f'r{i}|gated|' for i in range(40))))
+    command = [sys.executable, str(ROOT / 'data' / 'teacher.py'), f'--endpoint={server.url}',
+               '--model=teacher', f"--data=['{data}']", f'--out={out}', '--concurrency=4',
+               '--backoff=0.01']
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=tmp_path)
     end = time.monotonic() + 60
     while not (out.exists() and out.read_bytes().count(b'\n') >= 5) and time.monotonic() < end:
         time.sleep(0.02)
@@ -260,11 +337,16 @@ def test_killed_in_the_middle(server, tmp_path):
 
 
 def test_rows_without_ids_and_twice_the_same(server, tmp_path):
-    rows = [{'prompt': 'a|reasoning|'}, {'prompt': [{'role': 'user', 'content': 'a|reasoning|'}]}, {'prompt': 'b|reasoning|', 'id': 0},
-            {'prompt': 'c|reasoning|', 'id': 0}]
+    rows = [
+        {'prompt': 'a|reasoning|'},
+        {'prompt': [{'role': 'user', 'content': 'a|reasoning|'}]},
+        {'prompt': 'b|reasoning|', 'id': 0},
+        {'prompt': 'c|reasoning|', 'id': 0},
+    ]
     ask(server, rows, tmp_path / 'o.jsonl', system='Be brief.')
     found = lines(tmp_path / 'o.jsonl')
-    assert len({r['key'] for r in found}) == 4 and sorted(r['content'][-1] for r in found) == ['a', 'a', 'b', 'c']
+    assert len({r['key'] for r in found}) == 4
+    assert sorted(r['content'][-1] for r in found) == ['a', 'a', 'b', 'c']
     assert {b['messages'][0]['content'] for b in server.bodies} == {'Be brief.'}
     assert all('Be brief.' not in json.dumps(r) for r in found)
 
@@ -272,13 +354,16 @@ def test_rows_without_ids_and_twice_the_same(server, tmp_path):
 def test_refused_rows_are_named_and_asked_again(server, tmp_path):
     rows = prompts('bad|reasoning|400', 'worse|reasoning|500,500,500', 'good|reasoning|')
     numbers = ask(server, rows, tmp_path / 'o.jsonl', retries=2)
-    assert set(numbers['failed']) == {'bad#0', 'worse#0'} and numbers['failed']['bad#0'].startswith('400')
-    assert '3 attempts failed' in numbers['failed']['worse#0'] and [r['id'] for r in lines(tmp_path / 'o.jsonl')] == ['good']
+    failed = numbers['failed']
+    assert failed.keys() == {'bad#0', 'worse#0'}
+    assert failed['bad#0'].startswith('400') and '3 attempts failed' in failed['worse#0']
+    assert [r['id'] for r in lines(tmp_path / 'o.jsonl')] == ['good']
     with pytest.raises(ValueError, match='2 rows failed, for example bad#0: 400'):
         teacher.report(numbers, 'o')
     assert ask(server, rows, tmp_path / 'o.jsonl')['answers'] == 2   # the faults are over
     with pytest.raises(teacher.Stopped, match='more than max_failures=1'):
-        ask(server, prompts(*(f'x{i}|reasoning|400' for i in range(9))), tmp_path / 'p.jsonl', max_failures=1)
+        rows = prompts(*(f'x{i}|reasoning|400' for i in range(9)))
+        ask(server, rows, tmp_path / 'p.jsonl', max_failures=1)
 
 
 def test_a_wrong_key_stops_the_run_and_keeps_what_came(server, tmp_path):
@@ -297,13 +382,15 @@ def test_the_hub_token_goes_nowhere_and_the_key_does(server, tmp_path, monkeypat
     ask(server, prompts('b|reasoning|'), tmp_path / 'o.jsonl', extra={'top_k': 20})
     sent = [{k.lower(): v for k, v in h.items()}.get('authorization') for h in server.headers]
     assert sent == ['Bearer none', 'Bearer sk-1'] and server.bodies[1]['top_k'] == 20
-    assert server.bodies[0]['model'] == 'teacher' and server.bodies[0]['max_tokens'] == Config.max_tokens
+    assert server.bodies[0]['model'] == 'teacher'
+    assert server.bodies[0]['max_tokens'] == Config.max_tokens
 
 
 def test_a_whole_answer_has_a_deadline(server, tmp_path):
     numbers = ask(server, prompts('a|reasoning|drip'), tmp_path / 'o.jsonl', deadline=2.0)
     first, second, *_ = server.times['a']
-    assert numbers['faults']['ConnectionError'] >= 1 and 1.9 < second - first < 15   # it would drip for 20 s
+    assert numbers['faults']['ConnectionError'] >= 1
+    assert 1.9 < second - first < 15   # it would drip for 20 s
     assert [r['content'] for r in lines(tmp_path / 'o.jsonl')] == ['the answer to a']
 
 
@@ -314,14 +401,17 @@ def test_retry_after_is_kept_to(server, tmp_path):
 
 
 def test_cut_answers_are_marked_and_left_out_of_the_distillation_file(server, tmp_path):
-    numbers = ask(server, prompts('long|reasoning|', 'a|reasoning|', 'uncounted|reasoning|'), tmp_path / 'o.jsonl')
+    asked = prompts('long|reasoning|', 'a|reasoning|', 'uncounted|reasoning|')
+    numbers = ask(server, asked, tmp_path / 'o.jsonl')
     assert numbers['cut'] == 1 and numbers['without_usage'] == 1
-    distill.main(distill.Config(source=str(tmp_path / 'o.jsonl'), name='own', out_dir=str(tmp_path)))
+    distill.main(distill.Config(source=str(tmp_path / 'o.jsonl'), name='own',
+                                out_dir=str(tmp_path)))
     rows = lines(tmp_path / 'own.jsonl')
     assert sorted(r['id'] for r in rows) == ['own/a', 'own/uncounted']
     found = next(r for r in rows if r['id'] == 'own/a')
+    text = '<think>\nthinking of a\n</think>\n\nthe answer to a'
     assert found['messages'] == [{'role': 'user', 'content': 'a|reasoning|'},
-                                 {'role': 'assistant', 'content': '<think>\nthinking of a\n</think>\n\nthe answer to a'}]
+                                 {'role': 'assistant', 'content': text}]
     assert json.loads((tmp_path / 'own.manifest.json').read_text())['dropped'] == {'cut short': 1}
 
 
@@ -386,7 +476,7 @@ def test_half_a_character_from_the_server_or_the_rows_loses_no_row(server, tmp_p
     data, out = tmp_path / 'in.jsonl', tmp_path / 'o.jsonl'
     cut = {'prompt': 'c|reasoning|', 'id': 'c', 'note': 'cut \ud83d'}
     rows = [*prompts('a|surrogate|', 'b|halves|'), cut]
-    data.write_text(''.join(json.dumps(row) + '\n' for row in rows))   # as escapes
+    jsonl(data, rows)   # halves of characters as escapes
     teacher.main(Config(endpoint=server.url, model='teacher', data=[str(data)], out=str(out),
                         stream=stream, backoff=0.01))
     found = {row['id']: row for row in lines(out)}
@@ -417,13 +507,14 @@ def test_a_second_process_on_the_same_file_is_refused(server, tmp_path):
 def test_mode_of_evaluate(server, tmp_path):
     evaluate = pytest.importorskip('evaluate')
     data = tmp_path / 'in.jsonl'
-    data.write_text(''.join(json.dumps(row) + '\n' for row in prompts('a|inline|429', 'b|reasoning|')))
+    jsonl(data, prompts('a|inline|429', 'b|reasoning|'))
     cfg = evaluate.Config(
         checkpoint='teacher', endpoint=server.url, data=[str(data)], out=str(tmp_path / 'o.jsonl'),
         n=2, temperature=0.7, max_new_tokens=99, remote={'backoff': 0.01, 'progress': False})
     assert evaluate.main(cfg)['answers'] == 4
     keys = {r['key'] for r in lines(tmp_path / 'o.jsonl')}
     assert keys == {'a#0', 'a#1', 'b#0', 'b#1'}
-    assert {(b['temperature'], b['max_tokens'], b['model']) for b in server.bodies} == {(0.7, 99, 'teacher')}
+    sent = {(b['temperature'], b['max_tokens'], b['model']) for b in server.bodies}
+    assert sent == {(0.7, 99, 'teacher')}
     with pytest.raises(ValueError, match='--out=FILE'):
         evaluate.main(evaluate.Config(endpoint=server.url))

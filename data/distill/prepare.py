@@ -26,6 +26,7 @@ so that data/filter.py can verify the traces. Rows without reasoning, without an
 (cut short), with a finish_reason other than the model's own end, or with the tags of the reasoning
 anywhere else are left out and counted; what is malformed stops it, named by file and line.
 """
+import itertools
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def main(cfg: Config):
     def traces(row):
         return rows_of(row, dropped['rows in'] - 1, cfg, dropped)
     found = source.convert(files, traces, dropped)
-    rows = (row for rows in found for row in rows)
+    rows = itertools.chain.from_iterable(found)
     source.write(cfg.out_dir, f'{cfg.name}.jsonl', rows, files=files, dropped=dropped,
                  licence=cfg.licence, source=cfg.source or f'{REPO}@{cfg.revision}')
 

@@ -25,6 +25,7 @@ row's own, or else the last \\boxed{...} of its solution. Every answer, put into
 full marks from rewards.math_reward. Rows without an answer, proofs and, of numina, problems marked
 as invalid are left out and counted; what is malformed stops it, named by file and line.
 """
+import itertools
 import re
 import sys
 from collections import Counter
@@ -168,7 +169,7 @@ def main(cfg: Config):
         out = problem_row(row, cfg.dataset, left_out['rows in'] - 1)
         return trace_rows(row, out, cfg.traces)
     found = source.convert(files, traces, left_out)
-    rows = (row for rows in found for row in rows)
+    rows = itertools.chain.from_iterable(found)
     source.write(cfg.out_dir, 'openr1_sft.jsonl', rows, dropped=left_out, **about)
 
 
