@@ -60,27 +60,29 @@ from rewards import accuracy_reward, check_row, language_reward
 
 @dataclass
 class Config:
-    data: list[str] = field(default_factory=list)      # files with rows: "messages", or "prompt"
-    against: list[str] = field(default_factory=list)   # evaluation files, whose questions may
-                                                       # not occur
+    # files
+    data: list[str] = field(default_factory=list)      # rows with "messages", or "prompt"
+    against: list[str] = field(default_factory=list)   # evaluation sets, whose questions may not
+                                                       # occur
     out: str = 'out/filtered.jsonl'   # the kept rows; the manifest lies beside it
 
-    min_chars: int = 1                # shortest and
-    max_chars: int = 0                # longest text, prompt and response; 0: no limit
+    # what a row must be
+    min_chars: int = 1                # fewest characters of prompt and response
+    max_chars: int = 0                # most of them; 0: no limit
     languages: list[str] = field(default_factory=list)   # allowed languages, e.g. ['en', 'zh'];
                                                          # none: all
     language_share: float = 0.8       # least share of words in one of them
-    min_pass: float = 0.0             # least and
-    max_pass: float = 1.0             # largest share of samples that were right
+    min_pass: float = 0.0             # least share of samples that were right
+    max_pass: float = 1.0             # largest share of them
     verify: float = 0.0               # least accuracy reward of the response; 0: responses are
                                       # not graded
     workers: int = 0                  # processes that grade; 0: this one
     ngram: int = 8                    # words that may not be shared with an evaluation set
 
-    exact: bool = True                # drop exact duplicates
-    near: float = 0.0                 # drop near duplicates from this similarity, e.g. 0.8;
-                                      # 0: keep them
-    by: Literal['row', 'prompt'] = 'row'   # text that duplicates are looked for in
+    # duplicates
+    exact: bool = True                # drop exact ones
+    near: float = 0.0                 # drop near ones from this similarity, e.g. 0.8; 0: keep them
+    by: Literal['row', 'prompt'] = 'row'   # text that they are looked for in
 
     def __post_init__(self):
         if not self.data:

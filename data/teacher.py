@@ -64,13 +64,15 @@ FAILED = ('abort', 'aborted', 'error', 'cancelled', 'timeout', 'insufficient_sys
 
 @dataclass
 class Config:
-    endpoint: str                          # base URL of the server, which /chat/completions is
-                                           # appended to
-    model: str                             # name of the model there
+    # server and files
+    endpoint: str                 # base URL of the server, which /chat/completions is appended to
+    model: str                    # name of the model there
     data: list[str] = field(default_factory=list)   # files with rows that have a "prompt"
     out: str = 'out/teacher.jsonl'         # answers, appended to
     limit: int = 0                         # only the first so many rows; 0: all
+    key_variable: str = 'OPENAI_API_KEY'   # environment variable with the key of the server
 
+    # what is asked for
     n: int = 1                             # answers a row
     temperature: float | None = 0.6        # of the samples; None, here and below: not sent
     top_p: float | None = 0.95             # nucleus
@@ -81,6 +83,7 @@ class Config:
                                            # then
     extra: dict = field(default_factory=dict)   # more fields of the request
 
+    # patience
     concurrency: int = 16                  # requests at a time
     timeout: float = 600.0                 # seconds without a sign of life, after which a request
                                            # is repeated
@@ -88,9 +91,10 @@ class Config:
     retries: int = 8                       # repetitions of a request
     backoff: float = 1.0                   # seconds before the first
     max_failures: int = 100                # stop when more rows than this have failed
+
+    # what it costs
     price_in: float = 0.0                  # price of a million tokens of prompt
-    price_out: float = 0.0                 # and of answer
-    key_variable: str = 'OPENAI_API_KEY'   # environment variable with the key of the server
+    price_out: float = 0.0                 # price of a million tokens of answer
 
 
 class Stopped(ValueError):

@@ -43,8 +43,8 @@ class Config:
     source: str | None = None     # file or folder with published puzzles; None generates them
     train_rows: int = 5000        # puzzles of train.jsonl
     test_rows: int = 500          # puzzles of test.jsonl
-    min_people: int = 2           # people of a puzzle, drawn from min_people
-    max_people: int = 6           # to max_people
+    min_people: int = 2           # fewest people of a puzzle; how many is drawn
+    max_people: int = 6           # most
     seed: int = 1                 # everything is drawn from it
 
     def __post_init__(self):
