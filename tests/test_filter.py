@@ -29,9 +29,9 @@ def lines(path):
     return [json.loads(line) for line in open(path, encoding='utf-8')]
 
 
-def chat(question, answer, **more):
+def chat(question, said, **more):
     user = {'role': 'user', 'content': question}
-    return {'messages': [user, {'role': 'assistant', 'content': answer}], **more}
+    return {'messages': [user, {'role': 'assistant', 'content': said}], **more}
 
 
 def run(tmp_path, rows, evaluations=(), **settings):
