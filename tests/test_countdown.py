@@ -157,7 +157,7 @@ def test_the_tests_are_the_same_whatever_the_corpus_is_made_of(files, tmp_path):
 
 def test_clean_searches_are_the_rows_of_the_corpus_that_are_right_english_and_well_formed(files):
     searches, corpus = rows(files / 'searches.jsonl'), rows(files / 'corpus.jsonl')
-    assert 500 < len(searches) and all(row in corpus for row in searches[:50])
+    assert len(searches) > 400 and all(row in corpus for row in searches[:50])
     for row in searches:
         text = row['messages'][1]['content']
         problem = {'numbers': user_numbers(row), 'target': user_target(row), 'language': 'en'}
