@@ -163,8 +163,9 @@ def token_folders(paths: list, tokenizer, workers=0, spare=None, quiet=False) ->
 
 def token_folder(path: Path, tokenizer, workers: int, spare, quiet: bool) -> Path:
     """-> the folder with the tokens of one file, written if it is not there"""
+    key = key_of(path, tokenizer)      # first, so that a file that is not there leaves no folder
     home = home_of(path, spare)
-    folder = home / key_of(path, tokenizer)
+    folder = home / key
     if (folder / 'about.json').exists():
         return folder
     with locked(home / 'lock'):

@@ -229,3 +229,9 @@ def test_a_rank_keeps_less_than_a_byte_a_token(tmp_path):
     command = [sys.executable, '-c', MEMORY, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     assert float(done.stdout) < 1
+
+
+def test_a_file_that_is_not_there_leaves_nothing_behind(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere.jsonl'):
+        token_folders([tmp_path / 'nowhere.jsonl'], toy())
+    assert list(tmp_path.iterdir()) == []
