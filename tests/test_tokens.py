@@ -233,5 +233,5 @@ def test_a_rank_keeps_less_than_a_byte_a_token(tmp_path):
 
 def test_a_file_that_is_not_there_leaves_nothing_behind(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere.jsonl'):
-        token_folders([tmp_path / 'nowhere.jsonl'], toy())
+        tokens.token_folders([tmp_path / 'nowhere.jsonl'], toy())
     assert list(tmp_path.iterdir()) == []
