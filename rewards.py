@@ -388,24 +388,30 @@ def _run_tests(program, row):
     return passed
 
 
-# ---------------------------------------------------------------- preference
+# ---------------------------------------------------------------- tasks: preference
 
-JUDGES = {}  # name -> judge.Judge, set by prepare()
+JUDGES = {}  # name -> judge.Judge, handed to prepare()
 
 
 def preference_reward(response, row):
-    """0..1: how likely the answer is preferred to a typical one, by the reward model JUDGES[row['judge']] (default: the first). It reads
-    row['prompt'] and the final summary, or the whole response (helpfulness, safety: its training said which). 0.0 without an answer."""
-    judge, asked = _judge_of(response, row)
-    return judge(*asked) if asked else 0.0
+    """0..1: how likely the answer is preferred to a typical one, by the reward model
+    JUDGES[row['judge']] (default: the first). It reads row['prompt'] and the final summary, or the
+    whole response (helpfulness, safety: its training said which). 0.0 without an answer."""
+    judge, question = _judge_of(response, row)
+    return judge(*question) if question else 0.0
 
 
 def _judge_of(response, row):
-    """-> Judge, (prompt, text) to ask it, or None in place of these where there is no answer"""
+    """-> the row's Judge, (prompt, text) to ask it; None for the latter where there is no
+    answer."""
     if not JUDGES:
-        raise ValueError("no reward model: name its folder in the config, preference={'helpfulness': 'out/reward'}")
-    asked = (row['prompt'], row.get('prefill', '') + response) if split_response(response, row)[1].strip() else None
-    return JUDGES[row.get('judge', next(iter(JUDGES)))], asked
+        raise ValueError('no reward model: name its folder in the config, '
+                         "preference={'helpfulness': 'out/reward'}")
+    question = None
+    if split_response(response, row)[1].strip():
+        question = row['prompt'], row.get('prefill', '') + response
+    name = row.get('judge', next(iter(JUDGES)))
+    return JUDGES[name], question
 
 
 # ---------------------------------------------------------------- the form of a response
@@ -925,67 +931,94 @@ def _first_equal(answer, firsts, row, end):
     return answer
 
 
-# ---------------------------------------------------------------- batches
+# ---------------------------------------------------------------- batches, in workers
 
 SECONDS = 120  # that a worker may take over one sample before it is killed
 _pool = None   # made by prepare()
 
 
 def grade(samples, weights):
-    """[(response, row)] -> [(total, components)] as `combined` gives them, in the processes that `prepare` started, if any.
+    """[(response, row)] -> [(total, components)] as `combined` gives them, in the processes that
+    `prepare` started, if any.
 
     A sample whose worker takes more than SECONDS, or is killed twice, scores 0.0 in every component
     that is graded there and is counted. What a reward model judges is graded here, where the model
-    is."""
+    is.
+    """
     check_names(weights)
-    here = [[name for name in weights if not _pool or _is_judged(name, row)] for _, row in samples]
-    try:  # in batches; where that fails each sample asks for itself, and the failing ones are counted
-        asked = [_judge_of(*sample) for sample in samples if 'preference' in weights or sample[1].get('task') == 'preference']
-        for judge in JUDGES.values():
-            judge.read([what for other, what in asked if other is judge and what])
-    except Exception:
-        pass
-    graded = [_components(*sample, names) for sample, names in zip(samples, here)]
-    away = [(i, [name for name in weights if name not in names]) for i, names in enumerate(here)]
-    away = [(i, names) for i, names in away if names]
-    values = elsewhere('_components', [(*samples[i], names) for i, names in away])
-    for (i, names), value in zip(away, values):
-        graded[i].update(dict.fromkeys(names, 0.0) if isinstance(value, Exception) else value)
-    graded = [{name: components[name] for name in weights} for components in graded]
-    return [(_total(components, weights), components) for components in graded]
+    _ask_judges(samples, weights)
+
+    graded = []  # {name: unweighted reward} of each sample
+    away = []    # (sample, names) for the workers
+    for i, (response, row) in enumerate(samples):
+        here = [name for name in weights if not _pool or _is_judged(name, row)]
+        graded.append(_components(response, row, here))
+        others = [name for name in weights if name not in here]
+        if others:
+            away.append((i, others))
+
+    calls = [(*samples[i], names) for i, names in away]
+    for (i, names), value in zip(away, _in_workers('_components', calls)):
+        if isinstance(value, Exception):
+            value = dict.fromkeys(names, 0.0)
+        graded[i].update(value)
+
+    ordered = [{name: components[name] for name in weights} for components in graded]
+    return [(_total(components, weights), components) for components in ordered]
 
 
 def _is_judged(name, row):
+    """Whether a reward of a row asks a reward model."""
     by_task = name in ('accuracy', 'length')
     return name == 'preference' or by_task and row.get('task') == 'preference'
 
 
+def _ask_judges(samples, weights):
+    """Has the reward models read in batches what they will be asked. Where that fails each sample
+    asks for itself, and the failing ones are counted."""
+    try:
+        asked = []
+        for response, row in samples:
+            if 'preference' in weights or row.get('task') == 'preference':
+                asked.append(_judge_of(response, row))
+        for judge in JUDGES.values():
+            judge.read([question for other, question in asked if other is judge and question])
+    except Exception:
+        pass
+
+
 def count_votes(problems):
-    """[(answers, row)] -> [votes(answers, row)], in the processes that `prepare` started, if
-    any."""
+    """[(answers, row)] -> [votes(answers, row)], in the processes that `prepare` started, if any.
+    Where one fails its answers go by spelling."""
     if not _pool:
-        return [votes(*problem) for problem in problems]
-    values = elsewhere('votes', problems)
-    return [answers if isinstance(value, Exception) else value
-            for (answers, _), value in zip(problems, values)]
+        return [votes(answers, row) for answers, row in problems]
+    counted = []
+    for (answers, _), value in zip(problems, _in_workers('votes', problems)):
+        counted.append(answers if isinstance(value, Exception) else value)
+    return counted
 
 
-def elsewhere(name, arguments):
+def _in_workers(name, arguments):
     """Calls of a function of this module in the pool -> their values; where one failed its
     exception, counted."""
+    if not arguments:
+        return []
     calls = [(name, args, sandbox.unsafe, _file) for args in arguments]
-    values = _pool.map('rewards', 'grading', calls) if calls else []
-    for i, value in enumerate(values):
-        if isinstance(value, Exception):
-            _count_failure('worker', value)
-        else:
-            values[i], failed, examples = value
-            FAILURES.update(failed)
-            EXAMPLES.update({kind: text for kind, text in examples.items() if kind not in EXAMPLES})
+    values = []
+    for answer in _pool.map('rewards', '_work', calls):
+        if isinstance(answer, Exception):
+            _count_failure('worker', answer)
+            values.append(answer)
+            continue
+        value, failed, examples = answer
+        values.append(value)
+        FAILURES.update(failed)
+        for kind, said in examples.items():
+            EXAMPLES.setdefault(kind, said)
     return values
 
 
-def grading(name, args, unsafe, file):
+def _work(name, args, unsafe, file):
     """In a worker: the function's value, the failures that it counted and their examples."""
     sandbox.unsafe = unsafe
     FAILURES.clear()
@@ -995,30 +1028,37 @@ def grading(name, args, unsafe, file):
 
 
 def prepare(weights, tasks, unsafe_code=False, workers=-1, judges=None):
-    """Before a run: raises unless every reward in `weights` is known and those of `tasks`, the kinds of tasks of its rows, can work
-    on this machine: sandbox.SandboxError where programs cannot be contained (unsafe_code: only warns).
+    """Before a run: raises unless every reward in `weights` is known and those of `tasks`, the
+    kinds of tasks of its rows, can work on this machine: sandbox.SandboxError where programs cannot
+    be contained (unsafe_code: only warns).
 
     workers: processes that grade; -1: one a core (shared by the machine's ranks) where programs are
     run or a reward file is used, whose functions may hang, else none. judges: {name: judge.Judge},
-    the reward models."""
+    the reward models.
+    """
     global _pool
     check_names(weights)
     for task in set(tasks) - set(ACCURACY):
-        raise ValueError(f"unknown task {task!r} in the data: use one of {', '.join(ACCURACY)}, "
-                         "or define your own in a reward_file")
-    if _own and not _own.keys() & {*weights, *tasks} and os.environ.get('RANK', '0') == '0':
+        raise _unknown_task(task)
+    wanted = {*weights, *tasks}
+    if _own and wanted.isdisjoint(_own) and os.environ.get('RANK', '0') == '0':
         print(f'warning: no reward or task asks for what {_file[0]} defines: {", ".join(_own)}',
               file=sys.stderr)
-    programs = 'code' in weights or 'code' in tasks
-    if programs:
+
+    runs_programs = 'code' in wanted
+    if runs_programs:
         sandbox.require(unsafe_code)
+
     JUDGES.clear()
     JUDGES.update(judges or {})
-    if ('preference' in weights or 'preference' in tasks) and not JUDGES:
-        raise ValueError("a preference reward needs a reward model: preference={'helpfulness': folder} in the config")
+    if 'preference' in wanted and not JUDGES:
+        raise ValueError('a preference reward needs a reward model: '
+                         "preference={'helpfulness': folder} in the config")
+
     if workers < 0:
-        cores = (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-        workers = max(1, cores) if programs or _file else 0
+        ranks = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+        cores = (os.cpu_count() or 1) // ranks
+        workers = max(1, cores) if runs_programs or _file else 0
     if _pool:
         _pool.close()
     _pool = Pool(workers, SECONDS) if workers else None

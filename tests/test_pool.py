@@ -14,8 +14,16 @@ import rewards
 from graders import sandbox
 from graders.pool import Died, Pool
 
-MATH = [('\\boxed{0.5}', {'task': 'math', 'answer': '1/2'}), ('\\boxed{0.4}', {'task': 'math', 'answer': '1/2'}),
-        ('<answer>3+4</answer>', {'task': 'countdown', 'numbers': [3, 4], 'target': 7}), ('\\boxed{B}', {'task': 'choice', 'answer': 'B'})]
+MATH = [
+    ('\\boxed{0.5}', {'task': 'math', 'answer': '1/2'}),
+    ('\\boxed{0.4}', {'task': 'math', 'answer': '1/2'}),
+    ('<answer>3+4</answer>', {'task': 'countdown', 'numbers': [3, 4], 'target': 7}),
+    ('\\boxed{B}', {'task': 'choice', 'answer': 'B'}),
+]
+
+
+def totals(samples, weights):
+    return [total for total, _ in rewards.grade(samples, weights)]
 
 
 @pytest.fixture
@@ -30,10 +38,12 @@ def workers(monkeypatch):
 
 def test_values_come_in_order_and_errors_as_values():
     with Pool(2) as pool:
-        assert pool.map('math', 'factorial', [(n,) for n in range(20)]) == [math.factorial(n) for n in range(20)]
+        factorials = [math.factorial(n) for n in range(20)]
+        assert pool.map('math', 'factorial', [(n,) for n in range(20)]) == factorials
         values = pool.map('operator', 'truediv', [(1, 2), (1, 0), (3, 4)])
         assert values[::2] == [0.5, 0.75] and isinstance(values[1], ZeroDivisionError)
-        assert isinstance(pool.map('builtins', 'open', [(os.devnull,)])[0], TypeError)       # what cannot be sent
+        cannot_be_sent = pool.map('builtins', 'open', [(os.devnull,)])[0]
+        assert isinstance(cannot_be_sent, TypeError)
         assert pool.map('builtins', 'print', [('not an answer',)] * 2) == [None, None]
         assert pool.map('math', 'gcd', []) == []
 
@@ -58,14 +68,16 @@ def test_a_killed_worker_loses_nothing(workers):
     sandbox_or_skip()
     pool = workers(2)
     row = {'task': 'code', 'tests': [{'input': '', 'output': '7'}]}
-    samples = [(f'```\nimport time\ntime.sleep(0.3)\nprint({n})\n```', row) for n in (7, 8, 7, 8, 7, 8)]
+    program = '```\nimport time\ntime.sleep(0.3)\nprint({})\n```'
+    samples = [(program.format(n), row) for n in (7, 8, 7, 8, 7, 8)]
     rewards.grade(MATH, {'accuracy': 1.0})                          # all workers run
     os.kill(pool.workers[0].process.pid, signal.SIGKILL)
     victim = pool.workers[1].process.pid
     threading.Timer(0.2, os.kill, (victim, signal.SIGKILL)).start()
     before = rewards.FAILURES.total()
-    assert [total for total, _ in rewards.grade(samples, {'accuracy': 1.0})] == [1, 0, 1, 0, 1, 0]
-    assert rewards.FAILURES.total() == before and victim not in [w.process.pid for w in pool.workers]
+    assert totals(samples, {'accuracy': 1.0}) == [1, 0, 1, 0, 1, 0]
+    assert rewards.FAILURES.total() == before
+    assert victim not in [worker.process.pid for worker in pool.workers]
 
 
 def sandbox_or_skip():
@@ -79,7 +91,8 @@ def test_grading_elsewhere_is_grading_here(workers):
     weights = {'accuracy': 1.0, 'format': 0.5}
     here = rewards.grade(MATH * 3, weights)
     workers(2)
-    assert rewards.grade(MATH * 3, weights) == here == [rewards.combined(*sample, weights) for sample in MATH * 3]
+    one_by_one = [rewards.combined(*sample, weights) for sample in MATH * 3]
+    assert rewards.grade(MATH * 3, weights) == here == one_by_one
     assert [total for total, _ in here] == [1, 0, 1, 1] * 3
     with pytest.raises(ValueError, match="'acuracy'.*'accuracy'"):
         rewards.grade(MATH, {'acuracy': 1.0})
@@ -91,7 +104,8 @@ def test_a_reward_that_takes_too_long_scores_zero_and_is_counted(workers):
     rewards.grade(MATH, {'accuracy': 1.0})   # both have imported sympy
     pool.seconds = 5
     before = rewards.FAILURES['worker', 'TimeoutError']
-    slow = ('```\nimport time\ntime.sleep(100)\n```', {'task': 'code', 'tests': [{'input': '', 'output': ''}], 'seconds': 50})
+    row = {'task': 'code', 'tests': [{'input': '', 'output': ''}], 'seconds': 50}
+    slow = ('```\nimport time\ntime.sleep(100)\n```', row)
     graded = rewards.grade([slow, *MATH], {'accuracy': 1.0, 'format': 0.5})
     assert graded[0] == (0.0, {'accuracy': 0.0, 'format': 0.0})
     assert [total for total, _ in graded[1:]] == [1, 0, 1, 1]
@@ -101,7 +115,7 @@ def test_a_reward_that_takes_too_long_scores_zero_and_is_counted(workers):
 def test_failures_of_the_workers_are_counted_here(workers):
     workers(1)
     before = rewards.FAILURES['accuracy', 'ValueError']
-    assert [total for total, _ in rewards.grade([MATH[0], ('x', {'task': 'chess'})], {'accuracy': 1.0})] == [1, 0]
+    assert totals([MATH[0], ('x', {'task': 'chess'})], {'accuracy': 1.0}) == [1, 0]
     assert rewards.FAILURES['accuracy', 'ValueError'] == before + 1
 
 
@@ -114,28 +128,35 @@ def test_prepare_names_what_is_wrong_before_a_run():
     assert rewards._pool is None
     rewards.prepare({'accuracy': 1.0}, {'math'}, workers=1)
     try:
-        assert [total for total, _ in rewards.grade(MATH, {'accuracy': 1.0})] == [1, 0, 1, 1]
+        assert totals(MATH, {'accuracy': 1.0}) == [1, 0, 1, 1]
     finally:
         rewards.prepare({'accuracy': 1.0}, {'math'})
 
 
-def test_workers_end_with_their_parent():
+def is_alive(pid):
+    try:
+        stat = Path(f'/proc/{pid}/stat').read_text()
+    except OSError:
+        return False
+    return stat.rpartition(')')[2].split()[0] != 'Z'
 
-    code = ('import os\nfrom graders.pool import Pool\npool = Pool(2)\npool.map("math", "gcd", [(4, 6)] * 4)\n'
-            'print(*[w.process.pid for w in pool.workers], flush=True)\nos.kill(os.getpid(), 9)')
-    root = os.path.dirname(os.path.dirname(os.path.abspath(sandbox.__file__)))
-    pids = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True).stdout.split()
+
+def test_workers_end_with_their_parent():
+    code = (
+        'import os\n'
+        'from graders.pool import Pool\n'
+        'pool = Pool(2)\n'
+        'pool.map("math", "gcd", [(4, 6)] * 4)\n'
+        'print(*[w.process.pid for w in pool.workers], flush=True)\n'
+        'os.kill(os.getpid(), 9)')
+    root = Path(sandbox.__file__).parents[1]
+    parent = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
+    pids = parent.stdout.split()
     assert len(pids) == 2
     end = time.monotonic() + 5
-
-    def alive(pid):
-        try:
-            return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-        except OSError:
-            return False
-    while any(map(alive, pids)) and time.monotonic() < end:
+    while any(map(is_alive, pids)) and time.monotonic() < end:
         time.sleep(0.02)
-    assert not any(map(alive, pids))
+    assert not any(map(is_alive, pids))
 
 
 def test_where_every_call_hangs_the_later_ones_are_not_waited_for(capsys):

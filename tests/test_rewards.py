@@ -1,4 +1,5 @@
 import json
+import operator
 import random
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import rewards
-from rewards import (answer_of, choice_reward, combined, countdown_reward, format_reward,
-                     language_mixed, language_reward, length_reward, match_reward, overlong_reward, repetition_reward,
-                     split_response)
+from rewards import (
+    answer_of, choice_reward, combined, countdown_reward, format_reward, language_mixed,
+    language_reward, length_reward, match_reward, overlong_reward, repetition_reward,
+    split_response,
+)
 
 PREFILL = {"prefill": "<think>"}
 
@@ -23,9 +26,9 @@ PREFILL = {"prefill": "<think>"}
     ("<think>a</think>b", {}, ("a", "b")),
     ("a</think>b", PREFILL, ("a", "b")),
     ("\na</think>\nb", {"prefill": "<think>\n"}, ("\n\na", "\nb")),
-    ("a</think>b", {}, ("a", "b")),                       # the template prefilled it and the row does not say so
+    ("a</think>b", {}, ("a", "b")),   # the template prefilled it and the row does not say so
     ("b", {}, ("", "b")),
-    ("<think>a \\boxed{1}", {}, ("a \\boxed{1}", "")),    # cut off while thinking
+    ("<think>a \\boxed{1}", {}, ("a \\boxed{1}", "")),   # cut off while thinking
     ("a \\boxed{1}", PREFILL, ("a \\boxed{1}", "")),
     ("<think>a</think>b</think>c", {}, ("a", "")),
     ("<think>a</think>b<think>c", {}, ("a", "")),
@@ -144,19 +147,32 @@ def test_match():
     assert match_reward("<answer>312</answer>", row) == 0
     assert match_reward("3 1 2", row) == 0
     assert match_reward("<answer>7</answer>", {"answer": 7}) == 1
-    row = {"answer": "knight, knave, knave"}
-    for right in ("knight, knave, knave", "Knight, Knave, Knave", "knight,knave,knave", "knight , knave, knave.", "KNIGHT,\n knave, knave"):
-        assert match_reward(f"<answer>{right}</answer>", row) == 1, right
-        assert match_reward(f"<answer>{row['answer']}</answer>", {"answer": right}) == 1
-    for wrong in ("knight, knave, knight", "knight, knave", "knight knave knave", "knightknave, knave", "knight, knave, knave, knave", "knight, knave, knave..",
-                  "knight, knave, knave or knight", ".knight, knave, knave", ",knight, knave, knave", "", "."):
-        assert match_reward(f"<answer>{wrong}</answer>", row) == 0, wrong
+
+
+KNAVES = {"answer": "knight, knave, knave"}
+
+
+@pytest.mark.parametrize("right", [
+    "knight, knave, knave", "Knight, Knave, Knave", "knight,knave,knave", "knight , knave, knave.",
+    "KNIGHT,\n knave, knave"])
+def test_match_but_for_case_and_white_space(right):
+    assert match_reward(f"<answer>{right}</answer>", KNAVES) == 1
+    assert match_reward(f"<answer>{KNAVES['answer']}</answer>", {"answer": right}) == 1
+
+
+@pytest.mark.parametrize("wrong", [
+    "knight, knave, knight", "knight, knave", "knight knave knave", "knightknave, knave",
+    "knight, knave, knave, knave", "knight, knave, knave..", "knight, knave, knave or knight",
+    ".knight, knave, knave", ",knight, knave, knave", "", "."])
+def test_match_takes_nothing_else(wrong):
+    assert match_reward(f"<answer>{wrong}</answer>", KNAVES) == 0
 
 
 # ---------------------------------------------------------------- countdown
 
 def countdown(answer, numbers, target):
-    return countdown_reward(f"<think>x</think><answer>{answer}</answer>", {"numbers": numbers, "target": target})
+    row = {"numbers": numbers, "target": target}
+    return countdown_reward(f"<think>x</think><answer>{answer}</answer>", row)
 
 
 @pytest.mark.parametrize("answer, numbers, target", [
@@ -202,8 +218,9 @@ def test_countdown_right(answer, numbers, target):
     ("3 - -7 + 8", [3, 7, 8], 18),               # signs
     ("-3 + 7 + 8", [3, 7, 8], 12),
     ("+3 + 7 + 8", [3, 7, 8], 18),
-    ("2 ** 3", [2, 3], 8), ("2 ^ 3", [2, 3], 8), ("2³", [2, 3], 8), ("7 // 2", [7, 2], 3), ("7 % 2", [7, 2], 1),
-    ("3!", [3], 6), ("3e1", [3, 1], 30), ("3.0", [3], 3), ("0x3", [3], 3), ("3_0", [30], 30), 
+    ("2 ** 3", [2, 3], 8), ("2 ^ 3", [2, 3], 8), ("2³", [2, 3], 8), ("7 // 2", [7, 2], 3),
+    ("7 % 2", [7, 2], 1),
+    ("3!", [3], 6), ("3e1", [3, 1], 30), ("3.0", [3], 3), ("0x3", [3], 3), ("3_0", [30], 30),
     ("三", [3], 3), ("３", [3], 3),
     ("1/0", [1, 0], 0), ("0/0", [0, 0], 0), ("1/(2-2)", [1, 2, 2], 0),
     ("__import__('os')", [3], 3), ("target", [3], 3), ("", [3], 3),
@@ -232,10 +249,10 @@ def test_countdown_in_latex_and_unicode(answer):
 @pytest.mark.parametrize("answer, numbers, target, score", [
     (r"\frac{8}{2}+3", [8, 2, 3], 7, 1), (r"\frac82+3", [8, 2, 3], 7, 1), ("10–3", [10, 3], 7, 1),
     (r"\dfrac{8}{2} + 3 = 7", [8, 2, 3], 7, 1), (r"\tfrac{\frac{8}{2}}{4}", [8, 2, 4], 1, 1),
-    (r"\frac{8+4}{2}", [8, 4, 2], 6, 1), (r"\frac 8 2", [8, 2], 4, 1), (r"\frac{1}{3} = 1/3",
-    [1, 3], Fraction(1, 3), 1),
-    (r"3\frac{8}{2}", [8, 2, 3], 12, 0), (r"\frac{8}{2}3", [8, 2, 3], 12, 0), ("(3+7]*8",
-    [3, 7, 8], 80, 0),
+    (r"\frac{8+4}{2}", [8, 4, 2], 6, 1), (r"\frac 8 2", [8, 2], 4, 1),
+    (r"\frac{1}{3} = 1/3", [1, 3], Fraction(1, 3), 1),
+    (r"3\frac{8}{2}", [8, 2, 3], 12, 0), (r"\frac{8}{2}3", [8, 2, 3], 12, 0),
+    ("(3+7]*8", [3, 7, 8], 80, 0),
     (r"\frac{8}", [8], 8, 0), (r"\frac(8)(2)", [8, 2], 4, 0), (r"\frac{8}{2", [8, 2], 4, 0),
     (r"\frac123", [12, 3], 4, 0),
     ("**2**3**", [2, 3], 8, 0), ("2**3", [2, 3], 8, 0), ("3x", [3], 3, 0), ("x", [3], 3, 0),
@@ -245,13 +262,13 @@ def test_countdown_fractions_and_what_is_none(answer, numbers, target, score):
     assert countdown(answer, numbers, target) == score
 
 
-@pytest.mark.parametrize("numbers, target", [([3.0, 7.0], 10), ([3, 7], "10"), (["3", "7"], 10.0),
-    ([3, "7.0"], " 10 ")])
+@pytest.mark.parametrize("numbers, target", [
+    ([3.0, 7.0], 10), ([3, 7], "10"), (["3", "7"], 10.0), ([3, "7.0"], " 10 ")])
 def test_countdown_rows_whose_numbers_are_spelled_otherwise(numbers, target):
     assert countdown("3+7", numbers, target) == 1
     assert countdown("3*7", numbers, target) == 0
-    rewards.check_row({"task": "countdown",
-    "numbers": numbers, "target": target}, {"accuracy": 1.0})
+    row = {"task": "countdown", "numbers": numbers, "target": target}
+    rewards.check_row(row, {"accuracy": 1.0})
 
 
 @pytest.mark.parametrize("numbers, target, said", [
@@ -265,14 +282,15 @@ def test_countdown_rows_without_numbers_are_errors(numbers, target, said):
 
 
 def test_countdown_against_enumeration():
-    """Every way to write three numbers with two operators, against values computed here without a parser."""
-    apply = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b}
+    """Every way to write three numbers with two operators, against values computed here without a
+    parser."""
+    apply = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
     random.seed(0)
     checked = 0
     for a, b, c in permutations([3, 4, 9]):
         for p, q in product("+-*/", repeat=2):
             left = apply[q](apply[p](Fraction(a), b), c)
-            right = apply[p](Fraction(a), apply[q](Fraction(b), c)) if q != "/" or c else None
+            right = apply[p](Fraction(a), apply[q](Fraction(b), c))
             for text, value in ((f"({a}{p}{b}){q}{c}", left), (f"{a}{p}({b}{q}{c})", right)):
                 numbers = random.sample([3, 4, 9], 3)
                 assert countdown(text, numbers, value) == 1
@@ -281,8 +299,9 @@ def test_countdown_against_enumeration():
     assert checked == 192
 
 
-@pytest.mark.parametrize("answer", ["(" * 10 ** 6, "(" * 400 + "3" + ")" * 400, "9" * 10 ** 6, "3+" * 10 ** 6 + "3",
-                                    "<answer>" * 10 ** 5, "\\boxed{" * 10 ** 5, "\\boxed" * 10 ** 5])
+@pytest.mark.parametrize("answer", [
+    "(" * 10 ** 6, "(" * 400 + "3" + ")" * 400, "9" * 10 ** 6, "3+" * 10 ** 6 + "3",
+    "<answer>" * 10 ** 5, "\\boxed{" * 10 ** 5, "\\boxed" * 10 ** 5])
 def test_huge_inputs_are_wrong_and_fast(answer):
     start = time.process_time()
     assert countdown(answer, [3, 7, 8], 80) == 0
@@ -297,7 +316,8 @@ def test_countdown_needs_its_row():
 # ---------------------------------------------------------------- language
 
 def language(reasoning, target):
-    return language_reward(reasoning + "</think><answer>答案 answer ответ</answer>", {**PREFILL, "language": target})
+    answer = "</think><answer>答案 answer ответ</answer>"
+    return language_reward(reasoning + answer, {**PREFILL, "language": target})
 
 
 EN = "3 plus 7 is 10, 10 times 8 is 80"
@@ -306,10 +326,10 @@ ZH = "3 加 7 得 10，10 乘 8 得 80"
 
 @pytest.mark.parametrize("reasoning, target, score", [
     (EN, "en", 1), (EN, "zh", 0), (ZH, "zh", 1), (ZH, "en", 0),
-    ("3 plus 7 得 10", "en", 0.5), ("3 plus 7 得 10", "zh", 0.5), ("3 加 7 is 10 得 10", "zh", 2 / 3),
+    ("3 plus 7 得 10", "en", 0.5), ("3 plus 7 得 10", "zh", 0.5),
+    ("3 加 7 is 10 得 10", "zh", 2 / 3),
     ("3 + 7 = 10", "en", 0), ("", "en", 0), (" \n\u200b", "zh", 0), ("x = 3, y = 4", "zh", 0),
     ("设 x = 3, 则 y = $\\frac{x}{2}$", "zh", 1),
-   
     ("It costs $5 and then $10 for 两 of them", "en", 7 / 8),
     ("Сначала сложим 3 и 7", "ru", 1), ("Сначала сложим 3 и 7", "en", 0),
     ("まず3と7を足すと10になる", "ja", 1), ("まず3と7を足すと10になる", "zh", 0),
@@ -335,15 +355,19 @@ def test_language_defaults_to_english_and_refuses_the_unknown():
 
 
 @pytest.mark.parametrize("reasoning, mixed", [
-    (EN, False), (ZH, False), ("3 plus 7 得 10", True), ("3 + 7", False), ("", False), ("まず3と7を足す", False),
-    ("设 x = 3", False), ("First we add the 数", True), ("We add the two of them. Los dos y el total es diez", True)])
+    (EN, False), (ZH, False), ("3 plus 7 得 10", True), ("3 + 7", False), ("", False),
+    ("まず3と7を足す", False),
+    ("设 x = 3", False), ("First we add the 数", True),
+    ("We add the two of them. Los dos y el total es diez", True)])
 def test_language_mixed(reasoning, mixed):
     for target in ("en", "zh"):
-        assert language_mixed(reasoning + "</think>5 五 five", {**PREFILL, "language": target}) is mixed
+        row = {**PREFILL, "language": target}
+        assert language_mixed(reasoning + "</think>5 五 five", row) is mixed
 
 
-@pytest.mark.parametrize("text", ["$" * 10 ** 5, "\\(" * 10 ** 5, "`" * 10 ** 5 + "a", "a`$\\[" * 10 ** 5,
-                                  "a-" * 10 ** 5, "'" * 10 ** 5, "\u0301" * 10 ** 5, "得a" * 10 ** 5])
+@pytest.mark.parametrize("text", [
+    "$" * 10 ** 5, "\\(" * 10 ** 5, "`" * 10 ** 5 + "a", "a`$\\[" * 10 ** 5,
+    "a-" * 10 ** 5, "'" * 10 ** 5, "\u0301" * 10 ** 5, "得a" * 10 ** 5])
 def test_language_is_linear(text):
     start = time.process_time()
     language(text, "en")
@@ -351,67 +375,113 @@ def test_language_is_linear(text):
 
 
 FOREIGN = {  # sentences of about eight words
-    "pl": ["Najpierw dodajemy dwie liczby, a potem mnożymy wynik",
-    "To jest proste zadanie, wystarczy policzyć wszystko razem",
-           "Wczoraj poszliśmy z przyjaciółmi do kina na nowy film",
-           "Janek ma piec jablek i kupuje jeszcze dwa"],
-    "nl": ["Eerst tellen we de twee getallen bij elkaar op",
-    "Ik weet nog niet hoeveel appels er over zijn",
-           "De kat zit op het dak en kijkt rond",
-           "Wij delen beide kanten van de vergelijking door vijf"],
-    "tr": ["Önce iki sayıyı toplayalım ve sonra ikiyle çarpalım",
-    "Bu yüzden cevap yedi olur çünkü üç artı dört",
-           "Dün arkadaşlarımla birlikte yeni bir film izlemeye gittik",
-           "Simdi bu sayilari toplayalim ve sonucu bulalim hemen"],
-    "vi": ["Trước tiên chúng ta cộng hai số với nhau",
-    "Vậy đáp án là bảy vì ba cộng bốn",
-           "Con mèo ngồi trên mái nhà nhìn chim", "Dau tien chung ta cong hai so voi nhau"],
-    "id": ["Pertama kita jumlahkan kedua bilangan itu lalu kalikan hasilnya",
-    "Jadi jawabannya adalah tujuh karena tiga ditambah empat",
-           "Kucing duduk di atas atap melihat burung kecil",
-           "Saya beli 3 buku plus 2 pensil hari ini"],
-    "sv": ["Först lägger vi ihop de två talen noga",
-    "Jag vet inte hur många äpplen som finns kvar",
-           "Katten sitter på taket och tittar på fåglarna",
-           "Han har fem bocker och koper tre till"],
-    "hi-Latn": ["Pehle hum teen aur char ko jodte hain",
-    "Isliye uttar saat hai kyunki teen aur char",
-                "Kal hum apne doston ke saath film dekhne gaye",
-                "Bhai pehle total nikalte hain phir minus karenge"],
-    "zh-Latn": ["women xian ba san he qi jia qilai", "suoyi da an shi qi yinwei san jia si",
-                "zuotian women he pengyou yiqi qu kan dianying",
-                "xiān bǎ liǎng gè shù jiā qǐ lái"],
-    "es": ["Primero sumamos los dos números y luego multiplicamos todo",
-    "El gato mira los pajaros desde su tejado"],
-    "fr": ["La réponse est donc sept car trois plus quatre",
-    "Le total est de sept pommes dans ce panier"],
-    "de": ["Wir suchen eine Zahl, die durch zwei teilbar ist",
-    "Teile beide Seiten durch fünf und vereinfache anschließend"],
-    "pt": ["Portanto a resposta é sete porque três mais quatro",
-    "Vamos verificar agora se tudo isso está certo"],
-    "it": ["Quindi la risposta è sette perché tre più quattro",
-    "Il problema si risolve in due minuti appena"],
-    "cs": ["Nejprve sečteme obě čísla a potom výsledek vynásobíme",
-    "Kocka sedi na strese a diva se dolu"],
-    "fi": ["Ensin lasketaan kaksi lukua yhteen ja sitten kerrotaan",
-    "Kissa istuu katolla ja katselee lintuja rauhassa"],
-    "hu": ["Először összeadjuk a két számot, majd megszorozzuk az eredményt",
-    "Helyettesítsük be x értékét az egyenletbe most"],
-    "ro": ["Mai întâi adunăm cele două numere și înmulțim",
-    "Pisica sta pe acoperis si priveste pasarile"],
-    "sw": ["Kwa hiyo jibu ni saba kwa sababu tatu", "Paka amekaa juu ya paa akitazama ndege"],
-    "tl": ["Una, pagsamahin natin ang dalawang numero at paramihin",
-    "Kaya ang sagot ay pito dahil tatlo at apat"],
-    "da": ["Svaret er altså syv, fordi tre plus fire",
-    "I går gikk vi på kino med vennene våre"],
-    "und": ["Pirmiausia sudedame du skaičius ir padauginame rezultatą iš",
-    "Yn gyntaf rydym yn adio'r ddau rif at",
-            "Unue ni adicias la du nombrojn kaj multiplikas",
-            "mazu san to nana wo tashite ju ni narimasu",
-            "meonjeo du sutjareul deohago geu daeume gopha gessseumnida",
-            "Snachala slozhim dva chisla, a potom umnozhim rezultat",
-            "Okokuqala sihlanganisa izinombolo ezimbili bese siphinda impendulo",
-            "Së pari mbledhim dy numrat dhe pastaj shumëzojmë"]}
+    "pl": [
+        "Najpierw dodajemy dwie liczby, a potem mnożymy wynik",
+        "To jest proste zadanie, wystarczy policzyć wszystko razem",
+        "Wczoraj poszliśmy z przyjaciółmi do kina na nowy film",
+        "Janek ma piec jablek i kupuje jeszcze dwa",
+    ],
+    "nl": [
+        "Eerst tellen we de twee getallen bij elkaar op",
+        "Ik weet nog niet hoeveel appels er over zijn",
+        "De kat zit op het dak en kijkt rond",
+        "Wij delen beide kanten van de vergelijking door vijf",
+    ],
+    "tr": [
+        "Önce iki sayıyı toplayalım ve sonra ikiyle çarpalım",
+        "Bu yüzden cevap yedi olur çünkü üç artı dört",
+        "Dün arkadaşlarımla birlikte yeni bir film izlemeye gittik",
+        "Simdi bu sayilari toplayalim ve sonucu bulalim hemen",
+    ],
+    "vi": [
+        "Trước tiên chúng ta cộng hai số với nhau",
+        "Vậy đáp án là bảy vì ba cộng bốn",
+        "Con mèo ngồi trên mái nhà nhìn chim",
+        "Dau tien chung ta cong hai so voi nhau",
+    ],
+    "id": [
+        "Pertama kita jumlahkan kedua bilangan itu lalu kalikan hasilnya",
+        "Jadi jawabannya adalah tujuh karena tiga ditambah empat",
+        "Kucing duduk di atas atap melihat burung kecil",
+        "Saya beli 3 buku plus 2 pensil hari ini",
+    ],
+    "sv": [
+        "Först lägger vi ihop de två talen noga",
+        "Jag vet inte hur många äpplen som finns kvar",
+        "Katten sitter på taket och tittar på fåglarna",
+        "Han har fem bocker och koper tre till",
+    ],
+    "hi-Latn": [
+        "Pehle hum teen aur char ko jodte hain",
+        "Isliye uttar saat hai kyunki teen aur char",
+        "Kal hum apne doston ke saath film dekhne gaye",
+        "Bhai pehle total nikalte hain phir minus karenge",
+    ],
+    "zh-Latn": [
+        "women xian ba san he qi jia qilai",
+        "suoyi da an shi qi yinwei san jia si",
+        "zuotian women he pengyou yiqi qu kan dianying",
+        "xiān bǎ liǎng gè shù jiā qǐ lái",
+    ],
+    "es": [
+        "Primero sumamos los dos números y luego multiplicamos todo",
+        "El gato mira los pajaros desde su tejado",
+    ],
+    "fr": [
+        "La réponse est donc sept car trois plus quatre",
+        "Le total est de sept pommes dans ce panier",
+    ],
+    "de": [
+        "Wir suchen eine Zahl, die durch zwei teilbar ist",
+        "Teile beide Seiten durch fünf und vereinfache anschließend",
+    ],
+    "pt": [
+        "Portanto a resposta é sete porque três mais quatro",
+        "Vamos verificar agora se tudo isso está certo",
+    ],
+    "it": [
+        "Quindi la risposta è sette perché tre più quattro",
+        "Il problema si risolve in due minuti appena",
+    ],
+    "cs": [
+        "Nejprve sečteme obě čísla a potom výsledek vynásobíme",
+        "Kocka sedi na strese a diva se dolu",
+    ],
+    "fi": [
+        "Ensin lasketaan kaksi lukua yhteen ja sitten kerrotaan",
+        "Kissa istuu katolla ja katselee lintuja rauhassa",
+    ],
+    "hu": [
+        "Először összeadjuk a két számot, majd megszorozzuk az eredményt",
+        "Helyettesítsük be x értékét az egyenletbe most",
+    ],
+    "ro": [
+        "Mai întâi adunăm cele două numere și înmulțim",
+        "Pisica sta pe acoperis si priveste pasarile",
+    ],
+    "sw": [
+        "Kwa hiyo jibu ni saba kwa sababu tatu",
+        "Paka amekaa juu ya paa akitazama ndege",
+    ],
+    "tl": [
+        "Una, pagsamahin natin ang dalawang numero at paramihin",
+        "Kaya ang sagot ay pito dahil tatlo at apat",
+    ],
+    "da": [
+        "Svaret er altså syv, fordi tre plus fire",
+        "I går gikk vi på kino med vennene våre",
+    ],
+    "und": [
+        "Pirmiausia sudedame du skaičius ir padauginame rezultatą iš",
+        "Yn gyntaf rydym yn adio'r ddau rif at",
+        "Unue ni adicias la du nombrojn kaj multiplikas",
+        "mazu san to nana wo tashite ju ni narimasu",
+        "meonjeo du sutjareul deohago geu daeume gopha gessseumnida",
+        "Snachala slozhim dva chisla, a potom umnozhim rezultat",
+        "Okokuqala sihlanganisa izinombolo ezimbili bese siphinda impendulo",
+        "Së pari mbledhim dy numrat dhe pastaj shumëzojmë",
+    ],
+}
 
 
 @pytest.mark.parametrize("name, sentence", [(name, s) for name in FOREIGN for s in FOREIGN[name]])
@@ -446,8 +516,8 @@ def test_short_mathematical_english_is_english(text):
     assert language(text, "en") == 1
 
 
-@pytest.mark.parametrize("text", ["αβ", "αβγ + βγ = 3", "ΔΑΒΓ", "$αβ$ = 2, μν",
-    "λμ = μλ", "sin αβ"[4:]])
+@pytest.mark.parametrize("text", [
+    "αβ", "αβγ + βγ = 3", "ΔΑΒΓ", "$αβ$ = 2, μν", "λμ = μλ", "sin αβ"[4:]])
 def test_greek_letters_are_mathematics(text):
     assert language(f"So {text} = 5", "en") == 1
     assert language(text, "el") == 0
@@ -478,21 +548,31 @@ def test_english_solutions_are_english():
     ("**B**", "B", 1), ("**B.**", "B", 1),
     ("\\text{B}", "B", 1), ("\\textbf{(B)}", "B", 1), ("$B$", "B", 1), ("Answer: B", "B", 1),
     ("The correct answer is (B).", "B", 1),
-    ("option b", "B", 1), ("B. Aspirin", "B", 1), ("(B) 12 mg", "B", 1), ("B: both of them", "B", 1), ("E", "E", 1),
-    ("A", "B", 0), ("C", "B", 0), ("A, B", "B", 0), ("B, C", "B", 0), ("B or C", "B", 0), ("B and C", "B", 0),
+    ("option b", "B", 1), ("B. Aspirin", "B", 1), ("(B) 12 mg", "B", 1),
+    ("B: both of them", "B", 1), ("E", "E", 1),
+    ("A", "B", 0), ("C", "B", 0), ("A, B", "B", 0), ("B, C", "B", 0), ("B or C", "B", 0),
+    ("B and C", "B", 0),
     ("BC", "B", 0), ("A B C D E", "B", 0),
-    ("B. C", "B", 0), ("B. no, C.", "B", 0), ("(B) (C)", "B", 0), ("B/C", "B", 0), ("not A", "A", 0),
+    ("B. C", "B", 0), ("B. no, C.", "B", 0), ("(B) (C)", "B", 0), ("B/C", "B", 0),
+    ("not A", "A", 0),
     ("A drug", "A", 0), ("be", "B", 0), ("Aspirin", "A", 0),
-    ("Banana", "B", 0), ("F", "B", 0), ("2", "B", 0), ("Aspirin B", "B", 0), ("B1", "B", 0), ("", "B", 0),
+    ("Banana", "B", 0), ("F", "B", 0), ("2", "B", 0), ("Aspirin B", "B", 0), ("B1", "B", 0),
+    ("", "B", 0),
     ("В", "B", 0), ("\u200bB", "B", 0),
-    ("**Answer: B**", "B", 1), ("**Answer:** B", "B", 1), ("**Answer**: **(B)**", "B", 1), ("B - Aspirin", "B", 1), ("**B** – Aspirin", "B", 1),
-    ("The correct answer is option B", "B", 1), ("The correct answer is: Option (b).", "B", 1), ("答案：B", "B", 1), ("正确答案是B。", "B", 1), ("B。", "B", 1),
-    ("（B）", "B", 1), ("选项 B", "B", 1), ("Ｂ", "B", 1), ("B - A", "B", 0), ("B - Aspirin, C", "B", 0), ("B-C", "B", 0), ("B.或C", "B", 0), ("B。C", "B", 0),
-    ("答案：B或C", "B", 0), ("Answer: B, answer: C", "B", 0), ("option B option C", "B", 0), ("**Answer: B** **Answer: C**", "B", 0), ("B. _C_", "B", 0),
-    ("The answer is option B or C", "B", 0), ("answer answer answer B", "B", 0), ("B*C", "B", 0), ("B - ", "B", 0), ("Ｂ Ｃ", "B", 0), ("B. Ⓒ", "B", 0),
+    ("**Answer: B**", "B", 1), ("**Answer:** B", "B", 1), ("**Answer**: **(B)**", "B", 1),
+    ("B - Aspirin", "B", 1), ("**B** – Aspirin", "B", 1),
+    ("The correct answer is option B", "B", 1), ("The correct answer is: Option (b).", "B", 1),
+    ("答案：B", "B", 1), ("正确答案是B。", "B", 1), ("B。", "B", 1),
+    ("（B）", "B", 1), ("选项 B", "B", 1), ("Ｂ", "B", 1), ("B - A", "B", 0),
+    ("B - Aspirin, C", "B", 0), ("B-C", "B", 0), ("B.或C", "B", 0), ("B。C", "B", 0),
+    ("答案：B或C", "B", 0), ("Answer: B, answer: C", "B", 0), ("option B option C", "B", 0),
+    ("**Answer: B** **Answer: C**", "B", 0), ("B. _C_", "B", 0),
+    ("The answer is option B or C", "B", 0), ("answer answer answer B", "B", 0),
+    ("B*C", "B", 0), ("B - ", "B", 0), ("Ｂ Ｃ", "B", 0), ("B. Ⓒ", "B", 0),
 ])
 def test_choice(answer, gold, score):
-    assert choice_reward(f"<think>A, C or D</think><answer>{answer}</answer>", {"answer": gold}) == score
+    response = f"<think>A, C or D</think><answer>{answer}</answer>"
+    assert choice_reward(response, {"answer": gold}) == score
 
 
 def test_choice_with_the_text_of_the_options():
@@ -521,8 +601,8 @@ OPTIONS = {"choices": ["Ibuprofen", "Aspirin", "A beta blocker", "E. coli"]}
     ("B. Ibuprofen", None), ("A. Aspirin", None),
     ("Aspirin, Ibuprofen", None), ("not Aspirin", None), ("Aspirin or A", None),
     ("B. Aspirin or C", None), ("(B) Aspirin.", "B"),
-    ("Therefore, the correct answer is (B) Aspirin.", "B"), ("aspirin", "B"), ("\\text{Aspirin}",
-    "B"), ("Aspirin A", None)])
+    ("Therefore, the correct answer is (B) Aspirin.", "B"), ("aspirin", "B"),
+    ("\\text{Aspirin}", "B"), ("Aspirin A", None)])
 def test_choice_reads_the_options_texts(answer, letter):
     for gold in "ABCD":
         row = {**OPTIONS, "answer": gold}
@@ -545,10 +625,10 @@ def test_choice_without_options(answer):
         assert choice_reward(f"<answer>{answer}</answer>", {"answer": gold}) == (gold == "B")
 
 
-@pytest.mark.parametrize("answer, letter", [("yes", "A"), ("No.", "B"), ("**Maybe**", "C"),
-    ("The answer is maybe", "C"), ("B. no", "B"), ("B (no)", "B"),
-                                            ("yes or no", None), ("yes no", None), ("B. yes", None),
-                                            ("not yes", None), ("no maybe", None)])
+@pytest.mark.parametrize("answer, letter", [
+    ("yes", "A"), ("No.", "B"), ("**Maybe**", "C"), ("The answer is maybe", "C"),
+    ("B. no", "B"), ("B (no)", "B"), ("yes or no", None), ("yes no", None), ("B. yes", None),
+    ("not yes", None), ("no maybe", None)])
 def test_choice_of_yes_no_maybe(answer, letter):
     for gold in "ABC":
         row = {"answer": gold, "choices": ["yes", "no", "maybe"]}
@@ -557,8 +637,8 @@ def test_choice_of_yes_no_maybe(answer, letter):
 
 def test_choice_of_letters_whose_texts_are_letters():
     row = {"choices": ["O", "A", "B", "AB"]}
-    read = [rewards.choice_of(answer, row) for answer in ("A", "AB", "C. B", "A. B", "C (B)",
-    "B or A")]
+    answers = ("A", "AB", "C. B", "A. B", "C (B)", "B or A")
+    read = [rewards.choice_of(answer, row) for answer in answers]
     assert read == ["A", "D", "C", None, "C", None]
 
 
@@ -581,11 +661,14 @@ def test_a_lettered_answer_in_mathematics(answer, right):
 # ---------------------------------------------------------------- length and repetition
 
 @pytest.mark.parametrize("length, right, score", [
-    (100, True, 0.5), (200, True, 0.0), (300, True, -0.5), (150, True, 0.25), (50, True, 0.5), (900, True, -0.5),
+    (100, True, 0.5), (200, True, 0.0), (300, True, -0.5), (150, True, 0.25), (50, True, 0.5),
+    (900, True, -0.5),
     (100, False, 0.0), (200, False, 0.0), (300, False, -0.5), (250, False, -0.25)])
 def test_length(length, right, score):
-    row = {"task": "match", "answer": "5", "shortest": 100, "longest": 300, "completion_tokens": length}
-    assert length_reward("<answer>5</answer>" if right else "<answer>6</answer>", row) == pytest.approx(score)
+    row = {"task": "match", "answer": "5", "shortest": 100, "longest": 300}
+    response = "<answer>5</answer>" if right else "<answer>6</answer>"
+    counted = {**row, "completion_tokens": length}
+    assert length_reward(response, counted) == pytest.approx(score)
 
 
 def test_length_in_characters_and_of_a_group_of_equals():
@@ -597,19 +680,23 @@ def test_length_in_characters_and_of_a_group_of_equals():
         length_reward("<answer>5</answer>", {"task": "match", "answer": "5"})
 
 
-@pytest.mark.parametrize("length, score", [(0, 0), (800, 0), (850, -0.25), (900, -0.5), (1000, -1), (5000, -1)])
+@pytest.mark.parametrize("length, score", [
+    (0, 0), (800, 0), (850, -0.25), (900, -0.5), (1000, -1), (5000, -1)])
 def test_overlong(length, score):
-    assert overlong_reward("", {"max_length": 1000, "completion_tokens": length}) == pytest.approx(score)
-    assert overlong_reward("x" * length, {"max_length": 1000, "overlong_margin": 200}) == pytest.approx(score)
+    in_tokens = {"max_length": 1000, "completion_tokens": length}
+    assert overlong_reward("", in_tokens) == pytest.approx(score)
+    in_characters = {"max_length": 1000, "overlong_margin": 200}
+    assert overlong_reward("x" * length, in_characters) == pytest.approx(score)
 
 
 def test_repetition():
     assert repetition_reward("one two three four five", {"ngram": 3}) == 0
     assert repetition_reward("a b", {"ngram": 3}) == 0
     assert repetition_reward("", {}) == 0
-    assert repetition_reward("a b c a b c", {"ngram": 3}) == pytest.approx(-1 / 4)                # abc bca cab abc
-    assert repetition_reward("a b a b a", {"ngram": 2}) == pytest.approx(-1 / 2)        # ab ba ab ba
-    assert repetition_reward("加三得十加三得十", {"ngram": 3}) == pytest.approx(-1 / 3)             # 4 different of 6
+    # abc bca cab abc; ab ba ab ba; 4 different of 6
+    assert repetition_reward("a b c a b c", {"ngram": 3}) == pytest.approx(-1 / 4)
+    assert repetition_reward("a b a b a", {"ngram": 2}) == pytest.approx(-1 / 2)
+    assert repetition_reward("加三得十加三得十", {"ngram": 3}) == pytest.approx(-1 / 3)
     assert repetition_reward("wait " * 1000, {}) < -0.99
     assert repetition_reward("!" * 1000, {}) < -0.99
     assert repetition_reward(" ".join(map(str, range(1000))), {}) == 0
@@ -638,8 +725,8 @@ def test_combined_refuses_unknown_names():
         combined("", {}, {"languag": 1.0})
 
 
-@pytest.mark.parametrize("broken", [lambda response, row: 1 / 0, lambda response, row: float("nan"),
-                                    lambda response, row: None])
+@pytest.mark.parametrize("broken", [
+    lambda response, row: 1 / 0, lambda response, row: float("nan"), lambda response, row: None])
 def test_a_reward_that_fails_scores_zero_and_is_counted(broken, monkeypatch):
     monkeypatch.setitem(rewards.REWARDS, "broken", broken)
     before = rewards.FAILURES.total()
@@ -651,7 +738,8 @@ def test_a_reward_that_fails_scores_zero_and_is_counted(broken, monkeypatch):
 def test_import_is_light():
     code = "import sys, rewards; print('sympy' in sys.modules, 'torch' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True).split() == ["False", "False"]
+    printed = subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True)
+    assert printed.split() == ["False", "False"]
 
 
 # ---------------------------------------------------------------- right, votes

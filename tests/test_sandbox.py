@@ -1,4 +1,7 @@
-"""graders/sandbox.py and the code reward: attacks, each contained and with nothing left running; honest programs; HumanEval and MBPP."""
+"""
+graders/sandbox.py and the code reward: attacks, each contained and with nothing left running;
+honest programs; HumanEval and MBPP.
+"""
 import gzip
 import json
 import os
@@ -31,17 +34,24 @@ REASON = cannot_run()
 needs_sandbox = pytest.mark.skipif(REASON is not None, reason=REASON or '')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# attacks: each prints BREACH where it got somewhere
+# ---------------------------------------------------------------- attacks
 
-ATTACKS = {
+ATTACKS = {  # each prints BREACH where it got somewhere
     'internet': 'import socket\nsocket.create_connection(("1.1.1.1", 53), 1)\nprint("BREACH")',
     'loopback': 'import socket\nsocket.create_connection(("127.0.0.1", PORT), 1)\nprint("BREACH")',
-    'abstract socket': 'import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect("\\0nanor1-test-PORT")\nprint("BREACH")',
-    'raw packets': 'import socket\nsocket.socket(socket.AF_PACKET, socket.SOCK_RAW)\nprint("BREACH")',
+    'abstract socket': '''
+import socket
+s = socket.socket(socket.AF_UNIX)
+s.connect("\\0nanor1-test-PORT")
+print("BREACH")''',
+    'raw packets': '''
+import socket
+socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+print("BREACH")''',
     'files of the host': '''
 import os
-for path in ("/etc/passwd", "/etc/shadow", "/root", "/home", "/var/log", "/sys", "HERE", "/proc/1/root/etc/passwd", "/proc/self/root/root"):
+for path in ("/etc/passwd", "/etc/shadow", "/root", "/home", "/var/log", "/sys", "HERE",
+             "/proc/1/root/etc/passwd", "/proc/self/root/root"):
     if os.path.exists(path):
         print("BREACH", path)''',
     'environment': '''
@@ -73,7 +83,8 @@ open(json.__file__, "a").write("raise SystemExit(0)")
 print("BREACH")''',
     'writing outside of /tmp': '''
 import os
-for folder in ("/", "/dev", "/dev/shm", "/usr", "/usr/bin", "/proc/sys/kernel", "/bin", "/etc", "/lib"):
+for folder in ("/", "/dev", "/dev/shm", "/usr", "/usr/bin", "/proc/sys/kernel", "/bin", "/etc",
+               "/lib"):
     try:
         open(folder + "/mark", "w").write("x")
         print("BREACH", folder)
@@ -92,7 +103,13 @@ try:
 except OSError:
     print("stopped after", made)
 ''',
-    'exponential fork bomb': 'import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass',
+    'exponential fork bomb': '''
+import os
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass''',
     'thread bomb': '''
 import threading, time
 try:
@@ -102,8 +119,15 @@ try:
 except RuntimeError:
     pass''',
     'memory': 'x = bytearray(4 << 30)\nx[::4096] = b"x" * len(x[::4096])\nprint("BREACH")',
-    'memory by little': 'x = []\nwhile len(x) < 4000:\n    x.append(bytearray(b"x" * (1 << 20)))\nprint("BREACH")',
-    'mapped memory': 'import mmap\nx = [mmap.mmap(-1, 64 << 20) for _ in range(64)]\nprint("BREACH")',
+    'memory by little': '''
+x = []
+while len(x) < 4000:
+    x.append(bytearray(b"x" * (1 << 20)))
+print("BREACH")''',
+    'mapped memory': '''
+import mmap
+x = [mmap.mmap(-1, 64 << 20) for _ in range(64)]
+print("BREACH")''',
     'memory of many processes': '''
 import mmap, os, time
 ready, tell = os.pipe()
@@ -122,7 +146,9 @@ print("BREACH")''',
     'memory of no process': '''
 import ctypes, os
 libc = ctypes.CDLL(None)
-if libc.shmget(0, 4096, 0o1600) != -1 or libc.msgget(0, 0o1600) != -1 or libc.memfd_create(b"x", 0) != -1:
+if libc.shmget(0, 4096, 0o1600) != -1 or libc.msgget(0, 0o1600) != -1:
+    print("BREACH")
+if libc.memfd_create(b"x", 0) != -1:
     print("BREACH")
 if os.uname().machine == "x86_64" and libc.syscall((1 << 30) + 319, b"x", 0) != -1:
     print("BREACH")''',
@@ -180,10 +206,14 @@ if ctypes.CDLL(None).unshare(0x10000000) == 0:
     print("BREACH")''',
     'mounting': '''
 import ctypes
-if ctypes.CDLL(None).mount(b"none", b"/tmp", b"tmpfs", 0, None) == 0 or ctypes.CDLL(None).chroot(b"/tmp") == 0:
+libc = ctypes.CDLL(None)
+if libc.mount(b"none", b"/tmp", b"tmpfs", 0, None) == 0 or libc.chroot(b"/tmp") == 0:
     print("BREACH")''',
     'becoming root': 'import os\nos.setuid(0)\nprint("BREACH")',
-    'raising limits': 'import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nprint("BREACH")',
+    'raising limits': '''
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+print("BREACH")''',
     'stopping the timer within': '''
 import ctypes, os, signal, time
 ctypes.CDLL(None).ptrace(16, 1, 0, 0)
@@ -205,7 +235,12 @@ import os
 kept = [os.open("/tmp/x", os.O_CREAT | os.O_RDWR) for _ in range(500)]
 print("BREACH")''',
     'crash': 'import ctypes\nctypes.string_at(0)\nprint("BREACH")',
-    'deep recursion': 'import sys\nsys.setrecursionlimit(10 ** 9)\nf = lambda: f()\nf()\nprint("BREACH")',
+    'deep recursion': '''
+import sys
+sys.setrecursionlimit(10 ** 9)
+f = lambda: f()
+f()
+print("BREACH")''',
     'reading all descriptors': '''
 import os
 for fd in range(3, 256):
@@ -217,21 +252,30 @@ for fd in range(3, 256):
 }
 
 
+def children_of(pid):
+    """Processes that a process has started."""
+    found = []
+    try:
+        for task in os.listdir(f'/proc/{pid}/task'):
+            found += Path(f'/proc/{pid}/task/{task}/children').read_text().split()
+    except OSError:
+        return []
+    return found
+
+
 def namespace_of(process):
-    """Inode of the process namespace that a sandbox's program has made, or None where it is already gone."""
-    def children(pid):
-        try:
-            return [int(c) for task in os.listdir(f'/proc/{pid}/task') for c in Path(f'/proc/{pid}/task/{task}/children').read_text().split()]
-        except OSError:
-            return []
-    own, end = os.stat('/proc/self/ns/pid').st_ino, time.monotonic() + 5
+    """Inode of the process namespace that a sandbox's program has made, or None where it is already
+    gone."""
+    own = os.stat('/proc/self/ns/pid').st_ino
+    end = time.monotonic() + 5
     while time.monotonic() < end and process.poll() is None:
-        for pid in children(process.pid):
+        for pid in children_of(process.pid):
             try:
-                if (found := os.stat(f'/proc/{pid}/ns/pid').st_ino) != own:
-                    return found
+                found = os.stat(f'/proc/{pid}/ns/pid').st_ino
             except OSError:
-                pass
+                continue
+            if found != own:
+                return found
     return None
 
 
@@ -240,17 +284,21 @@ def inhabitants(namespaces):
     found = []
     for pid in filter(str.isdigit, os.listdir('/proc')):
         try:
-            if os.stat(f'/proc/{pid}/ns/pid').st_ino in namespaces and Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z':
-                found.append(pid)
+            namespace = os.stat(f'/proc/{pid}/ns/pid').st_ino
+            state = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
         except OSError:
-            pass
+            continue
+        if namespace in namespaces and state != 'Z':
+            found.append(pid)
     return found
 
 
 @pytest.fixture
 def watched(monkeypatch):
     """Remembers the namespaces of all sandboxes of a test, and looks for survivors after it."""
-    start, namespaces = sandbox._start, set()
+    start = sandbox._start
+    namespaces = set()
+
     def watching(*args, **named):
         process = start(*args, **named)
         namespaces.add(namespace_of(process))
@@ -258,10 +306,16 @@ def watched(monkeypatch):
     monkeypatch.setattr(sandbox, '_start', watching)
     yield namespaces
     namespaces.discard(None)
-    end = time.monotonic() + 2
-    while inhabitants(namespaces) and time.monotonic() < end:  # the kernel takes a moment to clear a namespace away
+    end = time.monotonic() + 2   # the kernel takes a moment to clear a namespace away
+    while inhabitants(namespaces) and time.monotonic() < end:
         time.sleep(0.01)
     assert inhabitants(namespaces) == []
+
+
+ENDED = {  # attacks that are ended, or end badly
+    'CPU', 'CPU in one operation', 'sleeping', 'deaf to signals', 'regular expression',
+    'endless errors', 'crash', 'memory', 'memory of many processes', 'stopping the timer within',
+    'ruining the memory of the timer within'}
 
 
 @needs_sandbox
@@ -274,14 +328,15 @@ def test_attack(name, watched, monkeypatch, tmp_path):
         port = server.getsockname()[1]
         local.bind(f'\0nanor1-test-{port}')
         local.listen()
-        program = ATTACKS[name].replace('PORT', str(port)).replace('HERE', str(tmp_path)).replace('KEY', str(port))
+        program = ATTACKS[name]
+        for word, value in (('PORT', port), ('HERE', tmp_path), ('KEY', port)):
+            program = program.replace(word, str(value))
         before = time.monotonic()
         result = sandbox.run(program, 'some input', seconds=1)
     assert time.monotonic() - before < 8
     assert 'BREACH' not in result.stdout and len(result.stdout) <= sandbox.OUTPUT
     assert os.getppid() > 0 and not list(tmp_path.iterdir())
-    if name in ('CPU', 'CPU in one operation', 'sleeping', 'deaf to signals', 'regular expression', 'endless errors', 'crash', 'memory', 'memory of many processes',
-                'stopping the timer within', 'ruining the memory of the timer within'):
+    if name in ENDED:
         assert result.timed_out or result.code != 0
     if name == 'fork bomb':
         assert int(result.stdout.split()[-1]) < 30
@@ -292,11 +347,28 @@ CHEATS = {  # programs against `assert f(1) == 2` and a second that is never tru
     'exit': 'import sys\nsys.exit(0)',
     'exit in the call': 'def f(x):\n    raise SystemExit(0)',
     'exit in the call, at once': 'import os\ndef f(x):\n    os._exit(0)',
-    'equal to everything': 'class E:\n    def __eq__(self, other): return True\ndef f(x): return E()',
-    'an integer equal to everything': 'class E(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(x): return E(7)',
-    'a list equal to everything': 'class E(list):\n    def __eq__(self, other): return True\ndef f(x): return E()',
-    'all of its own': 'import builtins\nbuiltins.all = builtins.any = builtins.isinstance = lambda *a: True\ndef f(x): return 7',
-    'equality of its own': 'import operator, json\njson.loads = lambda *a: ["call", [], {}]\noperator.eq = lambda *a: True\ndef f(x): return 7',
+    'equal to everything': '''
+class E:
+    def __eq__(self, other): return True
+def f(x): return E()''',
+    'an integer equal to everything': '''
+class E(int):
+    def __eq__(self, other): return True
+    __hash__ = int.__hash__
+def f(x): return E(7)''',
+    'a list equal to everything': '''
+class E(list):
+    def __eq__(self, other): return True
+def f(x): return E()''',
+    'all of its own': '''
+import builtins
+builtins.all = builtins.any = builtins.isinstance = lambda *a: True
+def f(x): return 7''',
+    'equality of its own': '''
+import operator, json
+json.loads = lambda *a: ["call", [], {}]
+operator.eq = lambda *a: True
+def f(x): return 7''',
     'reading the tests': '''
 import gc, os, sys
 found = []
@@ -339,7 +411,12 @@ for fd in range(3, 40):
         pass
 def f(x): return 0''',
     'hanging': 'def f(x):\n    while True: pass',
-    'flooding': 'import os\nfor fd in range(3, 40):\n    try:\n        while True: os.write(fd, b"x" * 65536)\n    except OSError: pass',
+    'flooding': '''
+import os
+for fd in range(3, 40):
+    try:
+        while True: os.write(fd, b"x" * 65536)
+    except OSError: pass''',
     'a value too deep': 'def f(x):\n    y = []\n    for _ in range(100000): y = [y]\n    return y',
     'a value too long': 'def f(x): return "x" * (1 << 28)',
     'not a number': 'def f(x): return float("nan")',
@@ -348,10 +425,18 @@ def f(x): return 0''',
     'infinity by multiplication': 'def f(x): return 1e308 * 10',
     'an infinite decimal': 'from decimal import Decimal\ndef f(x): return Decimal("Infinity")',
     'a decimal that is no number': 'from decimal import Decimal\ndef f(x): return Decimal("sNaN")',
-    'a huge fraction': 'class Fraction:\n    def __str__(self): return "1e99999999"\nFraction.__module__ = "fractions"\ndef f(x): return Fraction()',
+    'a huge fraction': '''
+class Fraction:
+    def __str__(self): return "1e99999999"
+Fraction.__module__ = "fractions"
+def f(x): return Fraction()''',
     'a class': 'def f(x): return int',
-    'a class equal to everything': 'class M(type):\n    def __eq__(self, other): return True\n    __hash__ = type.__hash__\n'
-                                   'class C(metaclass=M): pass\ndef f(x): return C',
+    'a class equal to everything': '''
+class M(type):
+    def __eq__(self, other): return True
+    __hash__ = type.__hash__
+class C(metaclass=M): pass
+def f(x): return C''',
     'no function': 'x = 2',
     'syntax': 'def f(x: return 2',
     'nothing': '',
@@ -361,37 +446,59 @@ def f(x): return 0''',
 @needs_sandbox
 @pytest.mark.parametrize('name', CHEATS)
 def test_cheat(name, watched):
-    asserts = ['assert f(1) == 2', 'assert 2 == f(1)', 'expected = 2\nassert f(1) == expected', 'assert f(1) == 2 and f(1) == 3', 'assert not f(1) != 2']
+    asserts = ['assert f(1) == 2', 'assert 2 == f(1)', 'expected = 2\nassert f(1) == expected',
+               'assert f(1) == 2 and f(1) == 3', 'assert not f(1) != 2']
     assert sandbox.run_asserts(CHEATS[name], asserts, seconds=1) == [False] * 5
 
 
 @needs_sandbox
-@pytest.mark.parametrize('value', ['float("inf")', '-float("inf")', '1e308 * 10', 'float("nan")', '[float("inf")] * 2', '(-float("inf"), float("inf"))',
-                                   '{"a": float("inf")}', '1.7e308', '[1e308 * 10, 2.5]', 'True', '10 ** 400'])
+@pytest.mark.parametrize('value', [
+    'float("inf")', '-float("inf")', '1e308 * 10', 'float("nan")', '[float("inf")] * 2',
+    '(-float("inf"), float("inf"))', '{"a": float("inf")}', '1.7e308', '[1e308 * 10, 2.5]', 'True',
+    '10 ** 400'])
 def test_cheats_that_are_compared_by_same(value):
-    wanted = [5, 2.5, -1, 0, False, 1e-300, [1, 2], [1.5, 2.5], {'a': 3}, {'a': 2.5}, -1.7e308, 10 ** 300, '5', None]
-    asserts = [call_assert('f', [1], x) for x in wanted] + [f'assert same({x!r}, f(1))' for x in wanted]
-    assert sandbox.run_asserts(f'def f(x): return {value}', asserts, entry_point='f') == [False] * len(asserts)
+    wanted = [5, 2.5, -1, 0, False, 1e-300, [1, 2], [1.5, 2.5], {'a': 3}, {'a': 2.5}, -1.7e308,
+              10 ** 300, '5', None]
+    asserts = [call_assert('f', [1], x) for x in wanted]
+    asserts += [f'assert same({x!r}, f(1))' for x in wanted]
+    passed = sandbox.run_asserts(f'def f(x): return {value}', asserts, entry_point='f')
+    assert passed == [False] * len(asserts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# honest programs
+# ---------------------------------------------------------------- honest programs
 
 
 def graded(program, **row):
-    return code_reward(f'<think>\n```python\nprint(0)\n```\n</think>Here:\n```python\n{program}\n```\nDone.', {'prefill': '', **row})
+    reasoning = '<think>\n```python\nprint(0)\n```\n</think>'
+    answer = f'Here:\n```python\n{program}\n```\nDone.'
+    return code_reward(reasoning + answer, {'prefill': '', **row})
 
 
 TESTS = [{'input': '1 2\n', 'output': '3\n'}, {'input': '10 20', 'output': '30'}]
 
 
+ADDS = 'print(sum(map(int, input().split())))'
+WITH_MAIN = '''
+import sys
+def main():
+    a, b = map(int, sys.stdin.readline().split())
+    print(a + b)
+if __name__ == "__main__":
+    main()'''
+WITH_DATACLASS = '''
+from dataclasses import dataclass
+@dataclass
+class P:
+    x: "int"
+print(sum(P(int(s)).x for s in open(0).read().split()))'''
+
+
 @needs_sandbox
 @pytest.mark.parametrize('program, score', [
-    ('print(sum(map(int, input().split())))', 1), ('print(sum(map(int, input().split())), end="  \\n\\n")', 1), ('print(3)', 0),
-    ('print(3)\nprint(30)', 0), ('print(sum(map(int, input().split())))\nprint()\nprint(1)', 0), ('', 0), ('print(', 0),
-    ('print(sum(map(int, input().split())))\nraise SystemExit(1)', 0), ('print(sum(map(int, input().split())))\nraise SystemExit(0)', 1),
-    ('import sys\ndef main():\n    a, b = map(int, sys.stdin.readline().split())\n    print(a + b)\nif __name__ == "__main__":\n    main()', 1),
-    ('from dataclasses import dataclass\n@dataclass\nclass P:\n    x: "int"\nprint(sum(P(int(s)).x for s in open(0).read().split()))', 1),
+    (ADDS, 1), ('print(sum(map(int, input().split())), end="  \\n\\n")', 1),
+    ('print(3)', 0), ('print(3)\nprint(30)', 0), (f'{ADDS}\nprint()\nprint(1)', 0), ('', 0),
+    ('print(', 0), (f'{ADDS}\nraise SystemExit(1)', 0), (f'{ADDS}\nraise SystemExit(0)', 1),
+    (WITH_MAIN, 1), (WITH_DATACLASS, 1),
 ])
 def test_programs(program, score):
     assert graded(program, tests=TESTS) == score
@@ -411,34 +518,68 @@ def test_share_of_tests():
     tests = [{'input': str(i), 'output': str(i % 2)} for i in range(4)]
     assert graded('input()\nprint(1)', tests=tests) == 0
     assert graded('input()\nprint(1)', tests=tests, partial=True) == 0.5
-    assert graded('def f(x): return 1', asserts=[f'assert f({i}) == {i % 2}' for i in range(4)], partial=True) == 0.5
+    asserts = [f'assert f({i}) == {i % 2}' for i in range(4)]
+    assert graded('def f(x): return 1', asserts=asserts, partial=True) == 0.5
     with pytest.raises(ValueError, match='no tests'):
         graded('print(1)', tests=[])
     with pytest.raises(ValueError, match='not Python'):
         graded('print(1)', asserts=['assert ('])
 
 
+NODES = '''
+class Node:
+    def __init__(self, value): self.value = value
+def total(nodes): return sum(n.value for n in nodes)'''
+RAISES = '''
+try:
+    f(0)
+    assert False
+except ZeroDivisionError:
+    pass'''
+
+
 @needs_sandbox
 @pytest.mark.parametrize('asserts, program', [
-    (['assert f(2) == 4', 'assert f(x=3) == 9'], 'def f(x): return x * x'),
-    (['assert f() == (1, [2.5, None, True], {"a": {1, 2}}, b"x", 1j)'], 'def f(): return (1, [2.5, None, True], {"a": {1, 2}}, b"x", 1j)'),
-    (['assert not f()'], 'def f(): return []'),
-    (['assert f(10 ** 5000) == 10 ** 5000 + 1', 'assert f(-1) == 0'], 'def f(x): return x + 1'),
-    (['assert list(f(3)) == [0, 1, 2]', 'assert next(f(1)) == 0'], 'def f(n): yield from range(n)'),
+    (['assert f(2) == 4', 'assert f(x=3) == 9'],
+     'def f(x): return x * x'),
+    (['assert f() == (1, [2.5, None, True], {"a": {1, 2}}, b"x", 1j)'],
+     'def f(): return (1, [2.5, None, True], {"a": {1, 2}}, b"x", 1j)'),
+    (['assert not f()'],
+     'def f(): return []'),
+    (['assert f(10 ** 5000) == 10 ** 5000 + 1', 'assert f(-1) == 0'],
+     'def f(x): return x + 1'),
+    (['assert list(f(3)) == [0, 1, 2]', 'assert next(f(1)) == 0'],
+     'def f(n): yield from range(n)'),
     (['assert Node(3).value == 3', 'n = Node(4)\nn.value = 5\nassert total([Node(1), n]) == 6'],
-     'class Node:\n    def __init__(self, value): self.value = value\ndef total(nodes): return sum(n.value for n in nodes)'),
-    (['assert Solution().twice(4) == 8'], 'class Solution:\n    def twice(self, x): return 2 * x'),
-    (['assert same(f(3), [[1, 2], 0.3])'], 'def f(x): return ((1, 2), 0.1 + 0.2)'),
-    (['try:\n    f(0)\n    assert False\nexcept ZeroDivisionError:\n    pass'], 'def f(x): return 1 // x'),
-    (['assert f("\\u00e9\\n\\udc80") == 3'], 'def f(s): return len(s)'),
-    (['assert f([1, "a", 2.5], int) == [1]', 'assert f([1, "a"], str) == ["a"]'], 'def f(x, kind): return [y for y in x if type(y) is kind]'),
-    (['assert f() == [int, {"a": str}]'], 'def f(): return [int, {"a": str}]'),
-    (['assert f([3, 1])(1) == 2'], 'def f(y): return lambda x: x + 1'),
-    (['assert f(2) == 0.5', 'from fractions import Fraction\nassert f(3) == Fraction(1, 3) and f(Fraction(1, 3)) == 3'],
+     NODES),
+    (['assert Solution().twice(4) == 8'],
+     'class Solution:\n    def twice(self, x): return 2 * x'),
+    (['assert same(f(3), [[1, 2], 0.3])'],
+     'def f(x): return ((1, 2), 0.1 + 0.2)'),
+    ([RAISES],
+     'def f(x): return 1 // x'),
+    (['assert f("\\u00e9\\n\\udc80") == 3'],
+     'def f(s): return len(s)'),
+    (['assert f([1, "a", 2.5], int) == [1]', 'assert f([1, "a"], str) == ["a"]'],
+     'def f(x, kind): return [y for y in x if type(y) is kind]'),
+    (['assert f() == [int, {"a": str}]'],
+     'def f(): return [int, {"a": str}]'),
+    (['assert f([3, 1])(1) == 2'],
+     'def f(y): return lambda x: x + 1'),
+    (['assert f(2) == 0.5',
+      'from fractions import Fraction\n'
+      'assert f(3) == Fraction(1, 3) and f(Fraction(1, 3)) == 3'],
      'from fractions import Fraction\ndef f(x): return 1 / Fraction(x)'),
-    (['from decimal import Decimal\nassert f("0.1") == Decimal("0.3")', 'assert f("1.5") == 4.5'], 'from decimal import Decimal\ndef f(x): return Decimal(x) * 3'),
-    (['assert f(3) == range(3)', 'assert list(f(3)) == [0, 1, 2] and same(f(3), [0, 1, 2])', 'assert f(10 ** 30)[-1] == 10 ** 30 - 1'], 'def f(x): return range(x)'),
-    (['assert same(f(), 1e308 * 10)', 'assert same(f(10 ** 20), 10 ** 20 + 1)', 'assert same(f(True), 1)'], 'def f(x=1e309): return float(x) if x != 1 else x'),
+    (['from decimal import Decimal\nassert f("0.1") == Decimal("0.3")', 'assert f("1.5") == 4.5'],
+     'from decimal import Decimal\ndef f(x): return Decimal(x) * 3'),
+    (['assert f(3) == range(3)',
+      'assert list(f(3)) == [0, 1, 2] and same(f(3), [0, 1, 2])',
+      'assert f(10 ** 30)[-1] == 10 ** 30 - 1'],
+     'def f(x): return range(x)'),
+    (['assert same(f(), 1e308 * 10)',
+      'assert same(f(10 ** 20), 10 ** 20 + 1)',
+      'assert same(f(True), 1)'],
+     'def f(x=1e309): return float(x) if x != 1 else x'),
 ])
 def test_functions(asserts, program, watched):
     assert sandbox.run_asserts(program, asserts) == [True] * len(asserts)
@@ -550,24 +691,39 @@ def test_seconds_need_not_be_whole():
 def test_builtins_of_the_program_are_not_the_tests():
     """But for the function that is asked for: MBPP has a `sum` of its own."""
     program = 'def abs(x): return 0\ndef isinstance(x, y): return True\ndef f(x): return 7'
-    assert sandbox.run_asserts(program, ['assert abs(f(1) - 2) < 1', 'assert isinstance(f(1), str)']) == [False, False]
-    assert sandbox.run_asserts('def sum(a, b): return a * b', ['assert sum(2, 3) == 6'], entry_point='sum') == [True]
+    asserts = ['assert abs(f(1) - 2) < 1', 'assert isinstance(f(1), str)']
+    assert sandbox.run_asserts(program, asserts) == [False, False]
+    own = 'def sum(a, b): return a * b'
+    assert sandbox.run_asserts(own, ['assert sum(2, 3) == 6'], entry_point='sum') == [True]
 
 
 @needs_sandbox
 def test_the_function_named_is_the_programs():
-    setup = 'def f(x):\n    return 0\ndef helper(x):\n    return x + 1\ndef check(candidate):\n    assert candidate(1) == helper(1)'
+    setup = '''
+def f(x):
+    return 0
+def helper(x):
+    return x + 1
+def check(candidate):
+    assert candidate(1) == helper(1)'''
     assert sandbox.run_asserts('def f(x): return x + 1', ['check(f)'], setup, 'f') == [True]
     assert sandbox.run_asserts('def f(x): return x', ['check(f)'], setup, 'f') == [False]
     assert sandbox.run_asserts('def helper(x): return x', ['check(f)'], setup, 'f') == [False]
 
 
 @pytest.mark.parametrize('answer, program', [
-    ('```python\na\n```', 'a'), ('```\na\nb\n```', 'a\nb'), ('```py\na\n```\ntext\n```python\nb\n```', 'b'), ('```python\na\n```\n```text\nb\n```', 'a'),
-    ('<answer>\n```python\na\n```\n</answer>', 'a'), ('```python\nx\n```\n<answer>a</answer>', 'a'), ('a', None), ('```python\na', None),
-    ('```python\na\n```\n```python\nb', None), ('<answer>a</answer><answer>b</answer>', None), ('', None), ('   ```python\na\n   ```', 'a'),
-    ('```python\na\n```\nExample output:\n```\n6\n```', 'a'), ('```\n6\n```\n```py\na\n```', 'a'), ('```\na\n```\n```\nb\n```', 'b'), ('```text\na\n```', None),
-    ('```python title="x"\na\n```', 'a'), ('``` Python3 \na\n```', 'a'), ('```python{1,3}\na\n```', 'a'), ('```python a\n```\n```bash\nb\n```', '')])
+    ('```python\na\n```', 'a'), ('```\na\nb\n```', 'a\nb'),
+    ('```py\na\n```\ntext\n```python\nb\n```', 'b'),
+    ('```python\na\n```\n```text\nb\n```', 'a'),
+    ('<answer>\n```python\na\n```\n</answer>', 'a'),
+    ('```python\nx\n```\n<answer>a</answer>', 'a'), ('a', None), ('```python\na', None),
+    ('```python\na\n```\n```python\nb', None), ('<answer>a</answer><answer>b</answer>', None),
+    ('', None), ('   ```python\na\n   ```', 'a'),
+    ('```python\na\n```\nExample output:\n```\n6\n```', 'a'),
+    ('```\n6\n```\n```py\na\n```', 'a'), ('```\na\n```\n```\nb\n```', 'b'),
+    ('```text\na\n```', None),
+    ('```python title="x"\na\n```', 'a'), ('``` Python3 \na\n```', 'a'),
+    ('```python{1,3}\na\n```', 'a'), ('```python a\n```\n```bash\nb\n```', '')])
 def test_program_of(answer, program):
     assert program_of('<think>\n```python\nno\n```</think>' + answer, {}) == program
     assert program_of(answer + '</think>', {'prefill': '<think>'}) is None
@@ -690,23 +846,27 @@ def test_program_of_is_linear(text):
     assert time.process_time() - start < 2
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# real problems
+# ---------------------------------------------------------------- real problems
 
 
 def real_rows(step):
+    """(program, names that it defines, row) of HumanEval and MBPP"""
     if not SHARED.exists():
         pytest.skip('needs the shared data')
-    out = []
-    with gzip.open(SHARED / 'humaneval/HumanEval.jsonl.gz', 'rt') as f:
-        for row in map(json.loads, f):
-            out.append((row['canonical_solution'], [row['entry_point']], {'asserts': [f'check({row["entry_point"]})'], 'setup': row['prompt'] + row['test'],
-                                                                       'entry_point': row['entry_point'], 'starter': row['prompt']}))
+    found = []
+    with gzip.open(SHARED / 'humaneval/HumanEval.jsonl.gz', 'rt') as file:
+        for row in map(json.loads, file):
+            name = row['entry_point']
+            tests = {'asserts': [f'check({name})'], 'setup': row['prompt'] + row['test'],
+                     'entry_point': name, 'starter': row['prompt']}
+            found.append((row['canonical_solution'], [name], tests))
     for row in map(json.loads, (SHARED / 'mbpp/mbpp.jsonl').read_text().splitlines()):
         names = re.findall(r'^(?:def|class) (\w+)', row['code'], re.MULTILINE)
-        out.append((row['code'], names, {'asserts': row['test_list'] + row['challenge_test_list'], 'setup': row['test_setup_code'],
-                                         'entry_point': next(name for name in names if re.search(rf'\b{name}\b', row['test_list'][0]))}))
-    return out[::step]
+        tested = [name for name in names if re.search(rf'\b{name}\b', row['test_list'][0])]
+        tests = {'asserts': row['test_list'] + row['challenge_test_list'],
+                 'setup': row['test_setup_code'], 'entry_point': tested[0]}
+        found.append((row['code'], names, tests))
+    return found[::step]
 
 
 def right_and_broken(step):
@@ -734,14 +894,14 @@ def test_all_of_humaneval_and_mbpp():
 @needs_sandbox
 @pytest.mark.slow
 def test_twenty_programs_a_second():
-    start = sum(os.times()[:4])   # of the processor, children's included: the clock would also count what others do on the machine
+    # of the processor, children's included: the clock would also count what others do
+    start = sum(os.times()[:4])
     for _ in range(60):
         assert sandbox.run('print(int(input()) * 2)', '21').stdout == '42\n'
     assert (sum(os.times()[:4]) - start) / 60 < 1 / 20
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# without a sandbox
+# ---------------------------------------------------------------- without a sandbox
 
 
 def test_training_refuses_to_start_without_bubblewrap(monkeypatch):
@@ -751,7 +911,8 @@ def test_training_refuses_to_start_without_bubblewrap(monkeypatch):
         rewards.prepare({'accuracy': 1.0}, {'code'})
     rewards.prepare({'accuracy': 1.0}, {'math'})  # runs no programs
     before = rewards.FAILURES.total()
-    assert rewards.combined('```\nprint(1)\n```', {'task': 'code', 'tests': TESTS}, {'accuracy': 1.0})[0] == 0
+    row = {'task': 'code', 'tests': TESTS}
+    assert rewards.combined('```\nprint(1)\n```', row, {'accuracy': 1.0})[0] == 0
     assert rewards.FAILURES.total() == before + 1
 
 
@@ -759,7 +920,10 @@ def test_training_refuses_to_start_without_bubblewrap(monkeypatch):
 def test_a_sandbox_that_leaks_is_refused(monkeypatch):
     monkeypatch.setattr(sandbox, '_works', {})
     whole = sandbox._bubblewrap
-    monkeypatch.setattr(sandbox, '_bubblewrap', lambda prefix: [*whole(prefix), '--ro-bind', '/etc', '/etc'])
+
+    def leaking(prefix):
+        return [*whole(prefix), '--ro-bind', '/etc', '/etc']
+    monkeypatch.setattr(sandbox, '_bubblewrap', leaking)
     with pytest.raises(sandbox.SandboxError, match='bad: /etc/passwd'):
         sandbox.require()
 
@@ -780,18 +944,25 @@ def test_the_unsafe_way_warns_and_still_limits(monkeypatch):
 @needs_sandbox
 @pytest.mark.parametrize('at_once', [True, False])
 def test_a_killed_parent_takes_its_programs_along(at_once):
-    """A grader that is killed leaves nothing behind: not while a program runs, nor (after the seconds of the timer within) while a sandbox starts."""
+    """A grader that is killed leaves nothing behind: not while a program runs, nor (after the
+    seconds of the timer within) while a sandbox starts."""
     code = ('import sys\nfrom graders import sandbox\nsandbox.require()\nprint("on", flush=True)\n'
             f'sandbox.run("import time; time.sleep(1000)", seconds={1 if at_once else 100})')
-    process = subprocess.Popen([sys.executable, '-c', code], cwd=Path(sandbox.__file__).parents[1], stdout=subprocess.PIPE, text=True)
+    root = Path(sandbox.__file__).parents[1]
+    process = subprocess.Popen([sys.executable, '-c', code], cwd=root, stdout=subprocess.PIPE,
+                               text=True)
     assert process.stdout.readline() == 'on\n'
-    end, found = time.monotonic() + 30, None
+
+    # the sandbox's namespace, and in it the timer and the program
+    end = time.monotonic() + 30
+    found = None
     while found is None and time.monotonic() < end:
         for child in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split():
             inner = Path(f'/proc/{child}/task/{child}/children').read_text().split()
             found = os.stat(f'/proc/{inner[0]}/ns/pid').st_ino if inner else None
-    while not at_once and len(inhabitants({found})) < 2 and time.monotonic() < end:   # the timer and the program
+    while not at_once and len(inhabitants({found})) < 2 and time.monotonic() < end:
         time.sleep(0.01)
+
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
