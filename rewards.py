@@ -80,7 +80,7 @@ def split_response(response, row):
 
 BOX = re.compile(r'\\(?:boxed|fbox)(?![A-Za-z])\s*')
 BARE = re.compile(r'-?\d+(?:\.\d+)?(?!\w)|[A-Za-z](?![\w\'’-])(?!\s+\w)')  # TeX's \boxed 5
-NO_ANSWER = re.compile(  # in a box: here the answer will stand
+NO_ANSWER = re.compile(  # what holds an answer's place: \boxed{...}, \boxed{your answer}
     r'(?:[\s.…~$]|\\[lc]?dots)*|(?:\\text\{)?(?:(?:the|your|my) )?(?:final )?answer(?: here)?\}?')
 
 
@@ -157,10 +157,11 @@ def _tagged_answers(response, row):
 
 
 def answer_of(response, row, task=None):
-    """The final answer as a string: the first of answers_of, where the others only spell it anew.
+    """The final answer as a string: the first of answers_of, where the others only spell it anew;
+    None when there is no answer, and when there are several different ones.
 
-    What is the same answer is the task's to say (SAME[task], by default of row['task']), or else
-    the words'. None when there is no answer and when there are several different ones.
+    SAME[task] says whether two answers are the same (task: by default row['task']), or same_words
+    for a task that is not there.
     """
     found = answers_of(response, row)
     same = SAME.get(task or row.get('task'), same_words)
@@ -177,14 +178,14 @@ def answer_of(response, row, task=None):
 # ---------------------------------------------------------------- tasks: match
 
 def match_reward(response, row):
-    """1.0 when the answer is row['answer'], as same_words has it."""
+    """1.0 when the answer is row['answer'], compared by same_words."""
     answer = answer_of(response, row, 'match')
     return float(answer is not None and same_words(answer, str(row['answer']), row))
 
 
 def same_words(one, other, row):
-    """Whether two answers are alike but for case, white space (all around commas) and a last full
-    stop."""
+    """Whether two answers are alike but for case, white space (around commas none counts) and a
+    last full stop."""
     return _plain_words(one) == _plain_words(other)
 
 
@@ -196,8 +197,8 @@ def _plain_words(text):
 # ---------------------------------------------------------------- tasks: countdown
 
 def countdown_reward(response, row):
-    """1.0 when the answer is an expression over row['numbers'] (see countdown_value) of value
-    row['target']. ValueError where these are no numbers."""
+    """1.0 when the answer is an expression that uses each of row['numbers'] once and has the value
+    row['target'] (see countdown_value). ValueError where these are no numbers."""
     numbers = [whole(n) for n in row['numbers']]
     target = exact(row['target'])
     answer = answer_of(response, row, 'countdown')
@@ -205,7 +206,7 @@ def countdown_reward(response, row):
 
 
 def same_value(one, other, row):
-    """Whether two answers are expressions over row['numbers'] of one value."""
+    """Whether two answers are expressions of row['numbers'] that have one value."""
     numbers = [whole(n) for n in row['numbers']]
     value = countdown_value(one, numbers)
     return value is not None and value == countdown_value(other, numbers)
@@ -221,33 +222,33 @@ def math_reward(response, row):
     gold is written so; with row['form'] == 'number' the answer must be a number. What cannot be
     decided in time scores 0.0 and is counted in FAILURES.
     """
-    load()  # is on no answer's clock
+    load()  # sympy, which takes no answer's time
     gold = str(row['answer'])
     answers = answers_of(response, row)
     if not gold.strip():
         raise ValueError("the row's answer is empty")
     end = time.perf_counter() + 1.0
     try:
-        if _each_equals(gold, answers, end):
-            is_list = False
-            said = _spell_one_answer(answers, end)
-        else:
-            is_list = _are_elements(gold, answers, _tagged_answers(response, row))
-            said = is_list
-        return float(said and _are_worked_out(answers, row, is_list, end))
+        is_list = not _all_equal(gold, answers, end)
+        if is_list and not _are_elements(gold, answers, _tagged_answers(response, row)):
+            return 0.0
+        if not is_list and not _spell_one_answer(answers, end):
+            return 0.0
+        return float(_are_worked_out(answers, row, is_list, end))
     except TimeoutError:
         FAILURES['math', 'TimeoutError'] += 1
         return 0.0
 
 
-def _in_time(end):
+def _check_time(end):
     if time.perf_counter() > end:
         raise TimeoutError
 
 
-def _each_equals(gold, answers, end):
+def _all_equal(gold, answers, end):
+    """Whether every answer says the same as the gold."""
     for answer in answers:
-        _in_time(end)
+        _check_time(end)
         if not math_equal(gold, answer):
             return False
     return True
@@ -261,17 +262,17 @@ def _are_elements(gold, answers, tagged):
 
 
 def _spell_one_answer(answers, end):
-    """Whether the answers are equal, and not only equal to the gold: 10 and 0.1 are for 10%."""
+    """Whether the answers equal each other, too: 10 and 0.1 both equal 10%, but are two answers."""
     for one, other in itertools.combinations(answers, 2):
         if not math_equal(one, other) and not math_equal(other, one):
             return False
-        _in_time(end)
+        _check_time(end)
     return True
 
 
 def _are_worked_out(answers, row, is_list, end):
-    """Whether an answer is more than an expression of the prompt: of spellings one must be, of the
-    elements of a list all."""
+    """Whether the answers are more than expressions of the prompt: of several spellings one must
+    be, of the elements of a list all."""
     gold = str(row['answer'])
     prompt = _prompt_text(row.get('prompt'))
     for answer in answers:
@@ -281,7 +282,7 @@ def _are_worked_out(answers, row, is_list, end):
             return True
         if is_list and not is_worked_out:
             return False
-        _in_time(end)
+        _check_time(end)
     return is_list
 
 
@@ -541,7 +542,7 @@ ACCURACY = {  # task -> its reward
     'preference': preference_reward,
 }
 
-SAME = {  # task -> same(one, other, row): are two answers one in two spellings? Without it by words
+SAME = {  # task -> same(one, other, row): are two answers one in two spellings? Else same_words
     'countdown': same_value,
     'math': same_in_math,
     'choice': same_choice,
@@ -549,8 +550,7 @@ SAME = {  # task -> same(one, other, row): are two answers one in two spellings?
 
 JUDGED = {'preference'}  # tasks that know better and worse, but no right and wrong
 
-
-# What is a task is a reward too, whenever it was added to ACCURACY: this is a view.
+# A view: every task is a reward too, whenever it was added to ACCURACY.
 REWARDS = ChainMap({
     'accuracy': accuracy_reward,
     'random': random_reward,
@@ -902,8 +902,8 @@ VOTE_SECONDS = 10.0          # for the answers of one problem; after it they go 
 
 
 def votes(answers, row):
-    """Final answers to a problem (None: no answer) -> for each the answer that it is a vote for,
-    the first that is the same in the eyes of its task's grader (SAME). None: no vote."""
+    """Final answers to a problem (None: no answer) -> for each the answer that it votes for: the
+    first that the task's grader (SAME) calls the same. None: no vote."""
     if row.get('task') in NO_VOTE:
         return [None] * len(answers)
     end = time.monotonic() + VOTE_SECONDS
