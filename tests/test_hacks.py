@@ -263,8 +263,8 @@ def test_filler_in_the_language_is_paid_back_as_repetition():
 
 
 @pytest.mark.parametrize('filler', [
-    'wait, ' * 500, '<think>' * 500, 'Therefore\n' * 500, '对' * 500, 'Wait ' * 250 + 'WAIT ' * 250,
-    '! ' * 500])
+    'wait, ' * 500, '<think>' * 500, 'Therefore\n' * 500, '对' * 500,
+    'Wait ' * 250 + 'WAIT ' * 250, '! ' * 500])
 def test_loops(filler):
     assert repetition_reward(filler, {}) < -0.9
 
