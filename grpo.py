@@ -69,10 +69,10 @@ from model import update_router_bias
 from rollout import alike, collect, micro_batches, moe_shape, problem_order, tensors
 from sample import present
 from evaluate import average, evaluate, evaluated, show_problems
-from train import (Graded, Log, Stop, Unsharded, begin, finish, idle_in_training, load_model,
-                   load_tokenizer, make_optimizers, model_config, optimizer_step, peak_memory,
-                   peak_tflops, report_skip, reshard, resume, router_bias, schedule, shard,
-                   start_processes, total)
+from train import (Graded, Log, Stop, Unsharded, check_out_dir, finish, idle_in_training,
+                   load_model, load_tokenizer, make_optimizers, model_config, optimizer_step,
+                   peak_memory, peak_tflops, report_skip, reshard, resume, router_bias, schedule,
+                   shard, start_processes, total)
 
 
 @dataclass
@@ -399,7 +399,7 @@ def main(cfg):
         return plan.show(cfg, cfg.init_from, cfg.plan)
     device, rank, world = start_processes(cfg)
     if not cfg.show:
-        begin(cfg)
+        check_out_dir(cfg)
     tokenizer = load_tokenizer(cfg)
 
     # problems

@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 import textwrap
+import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -170,48 +171,56 @@ class Rows(Training):
 # --------------------------------------------------------------------------------------------------
 # processes and devices
 
-PATIENCE = timedelta(hours=2)  # of ranks that wait for one that reads, saves or samples
-TOGETHER = timedelta(minutes=10)  # of ranks in the same forward or backward pass: longer is a fault
+WAIT_TIMEOUT = timedelta(hours=2)     # of ranks that wait for one that reads, saves or samples
+PASS_TIMEOUT = timedelta(minutes=10)  # of ranks in the same forward or backward pass: longer is a
+                                      # fault
 
 
 def start_processes(cfg):
-    """-> device, rank, world. Under torchrun joins the process group: nccl on GPUs, gloo on
-    CPUs."""
+    """-> device, rank, world (number of ranks). Under torchrun joins the process group: nccl on
+    GPUs, gloo on CPUs."""
     device = use_device(cfg)
     if 'RANK' in os.environ and not dist.is_initialized():
-        dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=PATIENCE)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    return torch.device(device), rank, world
+        backend = 'nccl' if device == 'cuda' else 'gloo'
+        dist.init_process_group(backend, timeout=WAIT_TIMEOUT)
+    if not dist.is_initialized():
+        return torch.device(device), 0, 1
+    return torch.device(device), dist.get_rank(), dist.get_world_size()
+
+
+def autocast(cfg, device):
+    """A context in which the model computes in cfg.dtype."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16')
 
 
 @functools.cache
-def mesh_of(kind, world, shard_ranks):
+def device_mesh(kind, world, shard_ranks):
     """The ranks as FSDP sees them, in groups of their own: where they gather different layers the
-    run ends after ten minutes (TOGETHER, which is NCCL's own limit too), not after PATIENCE."""
+    run ends after PASS_TIMEOUT (which is NCCL's own limit too), not after WAIT_TIMEOUT."""
     if shard_ranks:
         shape = world // shard_ranks, shard_ranks
         return init_device_mesh(kind, shape, mesh_dim_names=('copies', 'ranks'))
-    group = dist.new_group(timeout=TOGETHER)
+    group = dist.new_group(timeout=PASS_TIMEOUT)
     return DeviceMesh.from_group(group, kind, mesh_dim_names=('ranks',))
 
 
 def into_units(model, cfg, device):
-    """FSDP2: each layer is a unit, the embedding, norm and head another. With `shard_ranks` every
-    so many ranks (a node) share a copy of the weights and gradients are averaged over the copies
-    (HSDP); else all ranks share one."""
+    """FSDP2: each layer is a unit; the embedding, norm and head are another. With `shard_ranks`
+    every so many ranks (a node) share a copy of the weights and gradients are averaged over the
+    copies (HSDP); else all ranks share one. ValueError where shard_ranks does not divide them."""
     world = dist.get_world_size()
     if world % (cfg.shard_ranks or world):
         raise ValueError(f'shard_ranks={cfg.shard_ranks} does not divide {world} ranks')
-    mesh = mesh_of(device.type, world, cfg.shard_ranks)
-    policy = precision(cfg, device)
+    mesh = device_mesh(device.type, world, cfg.shard_ranks)
+    policy = mixed_precision(cfg, device)
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def precision(cfg, device):
-    """On GPUs bf16 weights are gathered and float32 gradients reduced. Inputs stay as they are:
-    FSDP would copy every list among them, and routes be collected in the copy."""
+def mixed_precision(cfg, device):
+    """-> FSDP's policy: on GPUs bf16 weights are gathered and float32 gradients reduced. Inputs
+    stay as they are: FSDP would copy every list among them, and routes be collected in the copy."""
     if cfg.dtype != 'bfloat16' or device.type != 'cuda':
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32,
@@ -219,8 +228,8 @@ def precision(cfg, device):
 
 
 def shard(model, cfg, device):
-    """The model ready for training: in FSDP units, if a checkpoint was not read into them already.
-    Nothing to do in one process."""
+    """-> the model ready for training: under torchrun in FSDP units, if a checkpoint was not read
+    into them already."""
     model.activation_checkpointing = cfg.activation_checkpointing
     if dist.is_initialized():
         if not isinstance(model, FSDPModule):
@@ -234,15 +243,15 @@ def shard(model, cfg, device):
 
 
 def reshard(model):
-    """After a forward without a backward pass: FSDP's root stays gathered, and what is then
-    changed, or held by an optimizer, is soon freed."""
+    """Frees the weights that FSDP gathered -> the model. After a forward without a backward pass
+    its root stays gathered, and what is then changed, or held by an optimizer, is soon lost."""
     if isinstance(model, FSDPModule):
         model.reshard()
     return model
 
 
 class Unsharded:
-    """`with Unsharded(model):` gathers every FSDP unit for sampling and lets go of it afterwards
+    """`with Unsharded(model):` gathers every FSDP unit for sampling and frees it afterwards
     (unshard is not recursive). Ranks may run different things within, or nothing, as long as no
     hook of FSDP is called: see Transformer."""
 
@@ -259,7 +268,7 @@ class Unsharded:
 
 
 def total(value, device):
-    """Sum of a number or tensor over all ranks."""
+    """-> tensor, the sum of a number or tensor over all ranks. Called by every rank."""
     value = torch.as_tensor(value, device=device)
     if dist.is_initialized():
         value = value.clone()
@@ -282,9 +291,11 @@ class Stop:
         self.signal = number
 
     def wanted(self, device):
+        """-> whether any rank had a signal. Called by every rank."""
         return bool(total(float(self.signal is not None), device))
 
     def leave(self, log, step, folder):
+        """Ends the process: status 0 after SIGTERM, else 130."""
         log.close()
         print(f'stopped after step {step}, saved in {folder}; the same command goes on from there',
               file=sys.stderr)
@@ -298,7 +309,9 @@ class Stop:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for matrices [.., rows, columns]:
 
-        W -= lr * sqrt(max(1, rows / columns)) * NS5(nesterov momentum)
+        M <- beta M + G                                 momentum of the gradient G
+        O  = NS5(G + beta M)                            Nesterov's, see `orthogonalise`
+        W <- (1 - lr weight_decay) W - lr sqrt(max(1, rows / columns)) O
 
     Stacked experts [E, rows, columns] are orthogonalised one by one.
     https://kellerjordan.github.io/posts/muon
@@ -311,49 +324,77 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             for p in group['params']:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state['momentum'] = torch.zeros_like(p)
-                state['momentum'].mul_(group['momentum']).add_(p.grad)
-                update = p.grad.add(state['momentum'], alpha=group['momentum'])
-                if isinstance(update, DTensor):
-                    whole = orthogonalise(update.full_tensor())
-                    update = distribute_tensor(whole, p.device_mesh, p.placements,
-                                               src_data_rank=None)
-                else:
-                    update = orthogonalise(update)
-                scale = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
-                p.mul_(1 - group['lr'] * group['weight_decay'])
-                p.add_(update, alpha=-group['lr'] * scale)
+                if p.grad is not None:
+                    self.step_parameter(p, group)
+
+    def step_parameter(self, p, group):
+        beta = group['momentum']
+        state = self.state[p]
+        if not state:
+            state['momentum'] = torch.zeros_like(p)
+        state['momentum'].mul_(beta).add_(p.grad)
+        nesterov = p.grad.add(state['momentum'], alpha=beta)
+        direction = orthogonalise_sharded(nesterov)
+
+        rows, columns = p.shape[-2:]
+        scale = max(1.0, rows / columns) ** 0.5
+        p.mul_(1 - group['lr'] * group['weight_decay'])
+        p.add_(direction, alpha=-group['lr'] * scale)
 
 
 def orthogonalise(g, steps=5):
-    """Newton-Schulz iteration towards U V^T of g = U S V^T; singular values end between about 0.7
-    and 1.2."""
+    """Newton-Schulz iteration towards U V^T of g [.., rows, columns] = U S V^T:
+
+        X_0 = G / |G|,    A = X X^T,    X <- a X + (b A + c A A) X
+
+    The singular values of the result lie between about 0.7 and 1.2; its dtype is that of g."""
     x = g.float() / (g.float().norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    flip = x.shape[-2] > x.shape[-1]
-    x = x.mT if flip else x
+    is_tall = x.shape[-2] > x.shape[-1]
+    if is_tall:              # X X^T is then the smaller of the two products
+        x = x.mT
     for _ in range(steps):
         a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.mT if flip else x).to(g.dtype)
+    if is_tall:
+        x = x.mT
+    return x.to(g.dtype)
+
+
+def orthogonalise_sharded(g):
+    """As orthogonalise; g may be a DTensor, which each rank gathers whole."""
+    if not isinstance(g, DTensor):
+        return orthogonalise(g)
+    whole = orthogonalise(g.full_tensor())
+    return distribute_tensor(whole, g.device_mesh, g.placements, src_data_rank=None)
+
+
+NOT_HIDDEN = ('embed', 'lm_head', 'gate.weight', 'score.weight')  # matrices at the model's ends,
+                                                                  # and routers
 
 
 def make_optimizers(model, cfg):
-    """-> list. Muon, if its rate is set, takes the hidden matrices; AdamW the embedding, head (that
-    of a reward model too), router, norms and biases."""
-    apart = ('embed', 'lm_head', 'gate.weight', 'score.weight')
+    """-> list: AdamW and, if cfg.muon_learning_rate is set, Muon.
 
-    def hidden(name, p):
-        return p.ndim >= 2 and not any(part in name for part in apart)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    muon = [p for name, p in named if cfg.muon_learning_rate and hidden(name, p)]
-    rest = [p for name, p in named if not (cfg.muon_learning_rate and hidden(name, p))]
-    groups = [{'params': [p for p in rest if p.ndim >= 2], 'weight_decay': cfg.weight_decay},
-              {'params': [p for p in rest if p.ndim < 2], 'weight_decay': 0.0}]
-    optimizers = [torch.optim.AdamW(groups, cfg.learning_rate, (cfg.beta1, cfg.beta2), fused=True)]
+    Muon takes the hidden matrices; AdamW the embedding, head (that of a reward model too), router,
+    norms and biases. Each parameter group has its peak rate under 'peak_lr'."""
+    muon = []
+    matrices = []
+    vectors = []
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        is_hidden = p.ndim >= 2 and not any(part in name for part in NOT_HIDDEN)
+        if is_hidden and cfg.muon_learning_rate:
+            muon.append(p)
+        elif p.ndim >= 2:
+            matrices.append(p)
+        else:
+            vectors.append(p)
+
+    groups = [{'params': matrices, 'weight_decay': cfg.weight_decay},
+              {'params': vectors, 'weight_decay': 0.0}]
+    betas = (cfg.beta1, cfg.beta2)
+    optimizers = [torch.optim.AdamW(groups, cfg.learning_rate, betas, fused=True)]
     if muon:
         optimizers.append(Muon(muon, cfg.muon_learning_rate, weight_decay=cfg.weight_decay))
     for optimizer in optimizers:
@@ -363,45 +404,66 @@ def make_optimizers(model, cfg):
 
 
 def schedule(step, cfg):
-    """Share of the peak learning rate at a step (0-based): up to 1 in warmup_steps, then down to
-    min_lr at the last step. A run that ends with its warm-up does not come down."""
-    warm, last = min(1.0, (step + 1) / max(1, cfg.warmup_steps)), cfg.steps - 1
-    start, done = min(cfg.warmup_steps, last - 1), 0.0
+    """-> share of the peak learning rate at a step (from 0):
+
+        (step + 1) / warmup_steps           in the warm-up
+        min_lr + (1 - min_lr) f(done)       after it; done goes from 0 to 1 at the last step
+        f(x) = 1 (constant), 1 - x (linear), (1 + cos(pi x)) / 2 (cosine)
+
+    A run that ends with its warm-up does not come down."""
+    warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+
+    # how much of the way down is done
+    last = cfg.steps - 1
+    start = min(cfg.warmup_steps, last - 1)
+    done = 0.0
     if start >= 0 and cfg.warmup_steps <= last:
         done = min(1.0, max(0, step - start) / (last - start))
-    tail = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done))}
-    return warm * (cfg.min_lr + (1 - cfg.min_lr) * tail[cfg.schedule])
+
+    fall = 1.0
+    if cfg.schedule == 'linear':
+        fall = 1 - done
+    elif cfg.schedule == 'cosine':
+        fall = 0.5 * (1 + math.cos(math.pi * done))
+    return warm * (cfg.min_lr + (1 - cfg.min_lr) * fall)
 
 
 def optimizer_step(model, optimizers, share, grad_clip, loss=0.0):
-    """-> gradient norm before clipping. Sets the learning rates to `share` of their peaks, steps,
-    clears the gradients. Where the norm or `loss` (of all ranks) is not finite nothing is changed
-    and None returned."""
+    """Sets the learning rates to `share` of their peaks, clips the gradients, steps, clears them.
+
+    loss: of all ranks. -> gradient norm before clipping; None where that or the loss is not finite,
+    and then no weight and no optimizer's state is changed."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float('inf'))
-    norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
-    healthy = math.isfinite(norm) and math.isfinite(loss)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    norm = norm.item()
+    is_finite = math.isfinite(norm) and math.isfinite(loss)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group['lr'] = group['peak_lr'] * share
-        if healthy:
+        if is_finite:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return norm if healthy else None
+    return norm if is_finite else None
 
 
-def report_skip(cfg, log, step, bad, batch, rank):
-    """An update was skipped, the `bad`th in a row: told, and the end of the run after
-    cfg.max_bad_updates, with each rank's batch saved."""
-    log.warn(f'step {step + 1}: loss or gradient is not finite, update skipped ({bad} in a row)')
-    if bad >= cfg.max_bad_updates:
-        path = Path(cfg.out_dir) / f'bad_batch_rank{rank}.pt'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({'step': step, **batch}, path)
-        raise FloatingPointError(
-            f'{bad} updates in a row had a loss or gradient that is not finite; the batch is in '
-            f'{path}, checkpoints in {cfg.out_dir} are from before. Usual causes: learning_rate '
-            'too high, rows of data that are broken; the same command replays the steps since the '
-            'checkpoint to the same bits')
+def report_skip(cfg, log, step, in_a_row, batch, rank):
+    """Warns that the update of a step (from 0) was skipped, as the last in_a_row were.
+
+    After cfg.max_bad_updates of them each rank saves its batch and FloatingPointError ends the
+    run."""
+    log.warn(f'step {step + 1}: loss or gradient is not finite, '
+             f'update skipped ({in_a_row} in a row)')
+    if in_a_row < cfg.max_bad_updates:
+        return
+    path = Path(cfg.out_dir) / f'bad_batch_rank{rank}.pt'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({'step': step, **batch}, path)
+    raise FloatingPointError(
+        f'{in_a_row} updates in a row had a loss or gradient that is not finite; the batch is in '
+        f'{path}, checkpoints in {cfg.out_dir} are from before. Usual causes: learning_rate '
+        'too high, rows of data that are broken; the same command replays the steps since the '
+        'checkpoint to the same bits')
 
 
 # --------------------------------------------------------------------------------------------------
@@ -409,14 +471,15 @@ def report_skip(cfg, log, step, bad, batch, rank):
 
 
 def check_start(cfg):
-    """Raises unless a Rows names what to start from, and it is there."""
+    """ValueError or FileNotFoundError unless the settings, a Rows, name what to start from and it
+    is there."""
     if not (cfg.tokenizer or cfg.init_from):
         raise ValueError('set init_from (a checkpoint) or tokenizer (and model) to start from')
     present(cfg, 'init_from', 'tokenizer')
 
 
 def show_plan(cfg):
-    """Prints what a Rows needs in memory."""
+    """Prints what a run with these settings, a Rows, needs in memory."""
     start = cfg.init_from
     if not start:
         vocab_size = Tokenizer.from_pretrained(cfg.tokenizer).vocab_size
@@ -424,55 +487,71 @@ def show_plan(cfg):
     plan.show(cfg, start, cfg.plan)
 
 
-def begin(cfg):
+def check_out_dir(cfg):
     """ValueError, before anything is loaded, where nothing is left to do in out_dir: the run is
     finished or past cfg.steps. Called by every rank."""
-    at, out = checkpoint.peek(cfg.out_dir, 'flops'), cfg.out_dir
-    finished = checkpoint.on_rank0((Path(out) / 'config.json').exists)
-    if at is None and finished:
+    out = cfg.out_dir
+    saved = checkpoint.peek(out, 'flops')   # 'step' and 'flops' of the newest checkpoint
+    is_finished = checkpoint.on_rank0((Path(out) / 'config.json').exists)
+    if saved is None and is_finished:
         raise ValueError(f'{out} holds a finished model and no checkpoint to go on from: set '
                          f'another out_dir (with init_from={out} it starts from these weights)')
-    if at is None:
+    if saved is None:
         return
-    step, most = at['step'], getattr(cfg, 'max_flops', 0)
+
+    step = saved['step']
     if not cfg.resume:
         raise ValueError(f'{out} has a checkpoint of step {step} in the way: with resume=False a '
                          'run starts anew, in another out_dir or when you have removed it')
     if step > cfg.steps:
         raise ValueError(f'{out} is at step {step}, past steps={cfg.steps}, and is left as it is: '
                          f'raise steps to go on from there, or set another out_dir')
-    spent = bool(most) and at['flops'] >= most
-    if finished and (step == cfg.steps or spent):
-        raise ValueError(f'{out} holds the finished model of step {step}: raise '
-                         f'{"max_flops" if spent else "steps"} to go on from its last checkpoint, '
-                         'or set another out_dir to train anew')
+    max_flops = getattr(cfg, 'max_flops', 0)
+    is_spent = max_flops > 0 and saved['flops'] >= max_flops
+    if is_finished and (step == cfg.steps or is_spent):
+        key = 'max_flops' if is_spent else 'steps'
+        raise ValueError(f'{out} holds the finished model of step {step}: raise {key} to go on '
+                         'from its last checkpoint, or set another out_dir to train anew')
+
+
+def check_ranks(cfg, world):
+    """ValueError where the rows of a step cannot be dealt to the ranks in equal shares."""
+    if cfg.batch_rows % world:
+        raise ValueError(f'batch_rows={cfg.batch_rows} does not divide into {world} ranks')
 
 
 def idle_in_training(cfg, world):
     """Cases for configurator.idle that the trainers share."""
-    return [(not cfg.eval_data, ('eval_every', 'eval_rows', 'eval_max_new_tokens'), 'no eval_data'),
+    evaluation = ('eval_every', 'eval_rows', 'eval_max_new_tokens')
+    return [(not cfg.eval_data, evaluation, 'no eval_data'),
             (cfg.schedule == 'constant', ('min_lr',), "schedule='constant' never falls"),
             (world == 1, ('shard_ranks',), 'there is one process')]
 
 
 def resume(cfg, model, optimizers):
-    """-> the state of the newest checkpoint in out_dir, which is loaded, or None. Learning rates
-    and the like are those of this command, not the checkpoint's."""
+    """Loads the newest checkpoint in out_dir -> its state, or None where there is none. Learning
+    rates and the like stay those of this command. Called by every rank."""
     found = checkpoint.latest(cfg.out_dir)
     if not found:
         return None
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    ours = [{key: value for key, value in group.items() if key != 'params'} for group in groups]
+    settings = []
+    for group in all_groups(optimizers):
+        settings.append({key: value for key, value in group.items() if key != 'params'})
     state = checkpoint.load(found, model, optimizers)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    for group, values in zip(groups, ours):
+    for group, values in zip(all_groups(optimizers), settings):
         group.update(values)
     if dist.is_initialized():
         dist.barrier()         # a rank may have read for long
     return state
 
 
+def all_groups(optimizers):
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
 def load_tokenizer(cfg):
+    """-> the Tokenizer of cfg.tokenizer or cfg.init_from, with the date on which the run began.
+    Called by every rank."""
     source = cfg.tokenizer or cfg.init_from
     tokenizer = Tokenizer.from_pretrained(source, cfg.chat_template, cfg.template_args)
     tokenizer.date = datetime.fromisoformat(checkpoint.began(cfg.out_dir))
@@ -480,7 +559,7 @@ def load_tokenizer(cfg):
 
 
 def model_config(cfg, tokenizer):
-    """-> ModelConfig of the model that load_model makes or reads, before it does"""
+    """-> ModelConfig of the model that load_model will make or read"""
     changes = getattr(cfg, 'model', {})
     if cfg.init_from:
         folder = hub.local_folder(cfg.init_from, ('config.json',))
@@ -490,43 +569,51 @@ def model_config(cfg, tokenizer):
 
 
 def load_model(cfg, device, whole=False, tokenizer=None):
-    """-> model, tokenizer, from init_from or new. Under torchrun each rank reads only its shards of
-    a checkpoint, unless `whole`. tokenizer: of load_tokenizer, where it is there already."""
+    """-> model, tokenizer, from init_from or new.
+
+    Under torchrun each rank reads only its shards of a checkpoint, unless `whole`. tokenizer: of
+    load_tokenizer, where it is there already. ValueError where model and tokenizer do not fit."""
     source = cfg.tokenizer or cfg.init_from
     if tokenizer is None:
         tokenizer = load_tokenizer(cfg)
     torch.manual_seed(cfg.seed)
     if cfg.init_from:
-        parts = None
+        split = None
         if dist.is_initialized() and not whole:
-            parts = functools.partial(into_units, cfg=cfg, device=device)
-        model = Transformer.from_pretrained(cfg.init_from, device=device, shard=parts,
-                                            **getattr(cfg, 'model', {}))
+            split = functools.partial(into_units, cfg=cfg, device=device)
+        changes = getattr(cfg, 'model', {})
+        model = Transformer.from_pretrained(cfg.init_from, device=device, shard=split, **changes)
         tokenizer.check_model(model.cfg.vocab_size, f'{source} and {cfg.init_from}')
     else:
         model = Transformer(model_config(cfg, tokenizer)).to(device)
     model.use_tokens(tokenizer)
-    return fp8.convert(model) if cfg.fp8 else model, tokenizer
+    if cfg.fp8:
+        model = fp8.convert(model)
+    return model, tokenizer
 
 
-def tell_long(cfg, long, others):
-    """long: [(file and row, tokens)] of the rows that do not fit, beside so many others. ValueError
+def report_long(cfg, long, kept):
+    """long: [(file and row, tokens)] of the rows that do not fit, beside `kept` others. ValueError
     names the first of them, or where cfg.long_rows is 'drop' a line on stderr does."""
     if not long:
         return
-    (where, tokens), count = long[0], f'{len(long)} of {len(long) + others} rows are too long'
-    room = f'row_len={cfg.row_len}' if tokens > cfg.row_len else 'max_position_embeddings'
-    told = f'{where}: {tokens} tokens do not fit {room}'
-    if cfg.long_rows == 'error' or not others:
-        way = ", or set long_rows='drop'" if others and cfg.long_rows == 'error' else ''
-        raise ValueError(f'{told} ({count}): raise that{way}')
+    where, tokens = long[0]
+    setting = f'row_len={cfg.row_len}' if tokens > cfg.row_len else 'max_position_embeddings'
+    message = f'{where}: {tokens} tokens do not fit {setting}'
+    count = f'{len(long)} of {len(long) + kept} rows are too long'
+    if not kept:
+        raise ValueError(f'{message} ({count}): raise that')
+    if cfg.long_rows == 'error':
+        raise ValueError(f"{message} ({count}): raise that, or set long_rows='drop'")
     if first_rank():
-        print(f'{told}; {count} and dropped', file=sys.stderr)
+        print(f'{message}; {count} and dropped', file=sys.stderr)
 
 
 def eval_problems(cfg, tokenizer, device):
-    """-> the rows of cfg.eval_data, of each file the first eval_rows, that fit the context"""
-    context, problems = model_config(cfg, tokenizer).max_position_embeddings, []
+    """-> the rows of cfg.eval_data, of each file the first eval_rows, that fit the context; their
+    rewards are ready. ValueError names a row that cannot be graded."""
+    context = model_config(cfg, tokenizer).max_position_embeddings
+    problems = []
     for path in cfg.eval_data:
         rows = read_rows(path, require=('prompt', 'task'))[:cfg.eval_rows]
         rewards.checked(path, rows, {'accuracy': 1.0})
@@ -534,15 +621,16 @@ def eval_problems(cfg, tokenizer, device):
                        'eval_max_new_tokens', 'long_rows')
         problems += [rows[i] for i in kept]
     if problems:
-        rewards.prepare({'accuracy': 1.0}, {row['task'] for row in problems}, cfg.unsafe_code,
-                        cfg.reward_workers, load_judges(cfg.preference, device))
+        tasks = {row['task'] for row in problems}
+        judges = load_judges(cfg.preference, device)
+        rewards.prepare({'accuracy': 1.0}, tasks, cfg.unsafe_code, cfg.reward_workers, judges)
     return problems
 
 
 # --------------------------------------------------------------------------------------------------
 # what a run writes
 
-RATE = ('learning_rate', 'schedule', 'warmup_steps', 'min_lr', 'steps')  # what it follows from
+RATE_KEYS = ('learning_rate', 'schedule', 'warmup_steps', 'min_lr', 'steps')
 
 
 class Log:
@@ -550,66 +638,93 @@ class Log:
     they hold of the steps after its checkpoint, a new one all."""
 
     def __init__(self, cfg, rank, step, steps):
-        self.folder, self.quiet = Path(cfg.out_dir), rank != 0
+        """step: how many steps were done before, of `steps`"""
+        self.folder = Path(cfg.out_dir)
+        self.quiet = rank != 0
         if self.quiet:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings, now = self.folder / 'config.run.json', json.loads(json.dumps(asdict(cfg)))
-        before = hub.read_json(settings) if step and settings.exists() else now
-        for key in now:
-            if before.get(key) != now[key]:
-                self.warn(f'{key} was {before.get(key)!r}; from step {step} on it is {now[key]!r}')
-        if any(before.get(key) != now.get(key) for key in RATE):
-            then = SimpleNamespace(**{**now, **before})
-            old = schedule(step - 1, then) * then.learning_rate
+        self.note_settings(cfg, step)
+        self.keep_metrics(step)
+        self.keep_samples(step)
+        self.file = open(self.folder / 'metrics.jsonl', 'a')
+        self.wandb = self.start_wandb(cfg, step) if cfg.wandb else None
+        self.bar = tqdm(total=steps, initial=step, desc=self.folder.name, dynamic_ncols=True,
+                        mininterval=1.0)
+
+    def note_settings(self, cfg, step):
+        """Writes config.run.json; warns of what is not as it was when the run began."""
+        path = self.folder / 'config.run.json'
+        now = json.loads(json.dumps(asdict(cfg)))
+        before = hub.read_json(path) if step and path.exists() else now
+        for key, value in now.items():
+            if before.get(key) != value:
+                self.warn(f'{key} was {before.get(key)!r}; from step {step} on it is {value!r}')
+        if any(before.get(key) != now.get(key) for key in RATE_KEYS):
+            settings = SimpleNamespace(**{**now, **before})
+            old = schedule(step - 1, settings) * settings.learning_rate
             new = schedule(step, cfg) * cfg.learning_rate
             if not math.isclose(old, new):
                 self.warn(f'the learning rate jumps from {old:.3g} in step {step} to {new:.3g} in '
                           f'step {step + 1}')
-        settings.write_text(json.dumps(now, indent=1))
+        path.write_text(json.dumps(now, indent=1))
+
+    def keep_metrics(self, step):
+        """Cuts metrics.jsonl after what was written up to this step."""
         path = self.folder / 'metrics.jsonl'
-        old = path.read_text().splitlines() if path.exists() and step else []
-        old = [line for line in old if line.endswith('}') and json.loads(line)['step'] <= step]
-        path.write_text(''.join(line + '\n' for line in old))
-        self.file = open(path, 'a')
+        lines = path.read_text().splitlines() if path.exists() and step else []
+        lines = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
+        path.write_text(''.join(line + '\n' for line in lines))
+
+    def keep_samples(self, step):
+        """Cuts samples.txt after what was written up to this step."""
         path = self.folder / 'samples.txt'
-        old = path.read_text(encoding='utf-8') if path.exists() and step else ''
-        later = (m.start() for m in re.finditer(r'^step (\d+),', old, re.M) if int(m[1]) > step)
-        path.write_text(old[:next(later, None)], encoding='utf-8')
-        self.wandb = None
-        if cfg.wandb:
-            try:
-                import wandb
-            except ImportError:
-                raise SystemExit("wandb is missing: pip install -e '.[wandb]', or leave the key "
-                                 '`wandb` empty') from None
-            self.wandb = wandb.init(project=cfg.wandb, name=str(self.folder), resume='allow',
-                                    id=self.wandb_id(step), config=asdict(cfg))
-        self.bar = tqdm(total=steps, initial=step, desc=self.folder.name, dynamic_ncols=True,
-                        mininterval=1.0)
+        text = path.read_text(encoding='utf-8') if path.exists() and step else ''
+        for heading in re.finditer(r'^step (\d+),', text, re.M):
+            if int(heading[1]) > step:
+                text = text[:heading.start()]
+                break
+        path.write_text(text, encoding='utf-8')
+
+    def start_wandb(self, cfg, step):
+        """-> the run of Weights & Biases. SystemExit where that is not installed."""
+        try:
+            import wandb
+        except ImportError:
+            raise SystemExit("wandb is missing: pip install -e '.[wandb]', or leave the key "
+                             '`wandb` empty') from None
+        return wandb.init(project=cfg.wandb, name=str(self.folder), resume='allow',
+                          id=self.wandb_id(step), config=asdict(cfg))
 
     def wandb_id(self, step):
         """The run's id, made at its start and kept beside its checkpoints: a run that begins again,
         or goes on in a copy of its folder, is another. A folder that was moved holds the same."""
-        path, here = self.folder / 'wandb.json', str(self.folder.resolve())
+        path = self.folder / 'wandb.json'
+        folder = str(self.folder.resolve())
         known = hub.read_json(path) if step and path.exists() else {}
-        copied = known and known['folder'] != here and (Path(known['folder']) / path.name).exists()
-        if not known or copied:
+        is_copy = False
+        if known and known['folder'] != folder:
+            is_copy = (Path(known['folder']) / path.name).exists()
+        if not known or is_copy:
             known = {'id': uuid.uuid4().hex[:12]}
-        path.write_text(json.dumps({**known, 'folder': here}))
+        path.write_text(json.dumps({**known, 'folder': folder}))
         return known['id']
 
     def write(self, numbers, shown=()):
+        """numbers: {name: number or None}, 'step' among them, a line of metrics.jsonl. shown: names
+        of those for the progress line."""
         if self.quiet:
             return
         self.file.write(json.dumps(numbers) + '\n')
         self.file.flush()
         if self.wandb:
-            there = {k: v for k, v in numbers.items() if k != 'step' and v is not None}
-            self.wandb.log(there, step=numbers['step'])
-        there = {name: numbers[name] for name in shown if numbers.get(name) is not None}
-        said = ' '.join(f'{name} {value:.3g}' for name, value in there.items())
-        self.bar.set_postfix_str(said, refresh=False)
+            values = {k: v for k, v in numbers.items() if k != 'step' and v is not None}
+            self.wandb.log(values, step=numbers['step'])
+        words = []
+        for name in shown:
+            if numbers.get(name) is not None:
+                words.append(f'{name} {numbers[name]:.3g}')
+        self.bar.set_postfix_str(' '.join(words), refresh=False)
 
     def warn(self, text):
         if not self.quiet:
@@ -619,15 +734,16 @@ class Log:
         """entries: (where from, {name: number}, prompt, response), the last two text"""
         if self.quiet:
             return
-        with open(self.folder / 'samples.txt', 'a', encoding='utf-8') as f:
-            for where, numbers, *texts in entries:
+        with open(self.folder / 'samples.txt', 'a', encoding='utf-8') as file:
+            for where, numbers, prompt, response in entries:
                 numbers = ', '.join(f'{name} {value:.3g}' for name, value in numbers.items())
-                f.write(f'step {step}, {where}: {numbers}\n')
-                for name, text in zip(('prompt', 'response'), texts):
-                    f.write(f'  {name}\n{textwrap.indent(text, "    ", bool)}\n')
-                f.write('\n')
+                file.write(f'step {step}, {where}: {numbers}\n')
+                for name, text in (('prompt', prompt), ('response', response)):
+                    file.write(f'  {name}\n{textwrap.indent(text, "    ", bool)}\n')
+                file.write('\n')
 
     def tick(self):
+        """A step is done."""
         if not self.quiet:
             self.bar.update()
 
@@ -639,9 +755,46 @@ class Log:
                 self.wandb.finish()
 
 
+def is_due(step, every, last=None):
+    """Whether what is done every so many steps (0: never), and after the last one, is done after
+    this one."""
+    return step == last or every > 0 and step % every == 0
+
+
+class Clock:
+    """Seconds of training, over all the parts of a run that was stopped and went on."""
+
+    def __init__(self, seconds=0.0):
+        """seconds: of the parts before"""
+        self.before = seconds
+        self.began = time.time()
+
+    def seconds(self):
+        return self.before + time.time() - self.began
+
+
+class Meter:
+    """Sums of a step by name, over micro-batches as they come and over ranks when they are read."""
+
+    def __init__(self, names, device, dtype=torch.float32):
+        self.sums = {name: torch.zeros((), dtype=dtype, device=device) for name in names}
+
+    def add(self, **values):
+        """values: tensors of one number, whose gradients are not wanted"""
+        for name, value in values.items():
+            self.sums[name] += value.detach()
+
+    def read(self):
+        """-> {name: number}, over all ranks. Called by every rank."""
+        sums = torch.stack(list(self.sums.values()))
+        return dict(zip(self.sums, total(sums, sums.device).tolist()))
+
+
 def expert_counts(routes, E, times):
-    """-> tokens that each expert got, [MoE layers, E]; times [tokens]: for how many each counts, 0
-    for padding"""
+    """Tokens that each expert got -> [MoE layers, E] int64.
+
+    routes: for each MoE layer (scores, experts [tokens, K]). times [tokens]: for how many each
+    token counts, 0 for padding."""
     counts = []
     for _, chosen in routes:
         weights = times.repeat_interleave(chosen.shape[1]).double()
@@ -649,7 +802,14 @@ def expert_counts(routes, E, times):
     return torch.stack(counts)
 
 
+def expert_max_load(counts):
+    """counts [MoE layers, E] -> the busiest expert's tokens over the mean expert's, averaged over
+    layers; 1 where every expert gets the same"""
+    return (counts.amax(1) / counts.float().mean(1)).mean().item()
+
+
 def router_bias(model):
+    """-> {'router_bias_max': the largest |b|}, or {} of a model without router biases"""
     biases = [b.abs().max().item() for name, b in model.named_buffers()
               if name.endswith('e_score_correction_bias')]
     return {'router_bias_max': max(biases)} if biases else {}
@@ -668,19 +828,34 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+PEAK_TFLOPS = {  # dense bfloat16, of the data sheets; by a part of the device's name
+    'B200': 2250, 'GH200': 989, 'H200': 989, 'H100': 989, 'H800': 989, 'A100': 312, 'A800': 312,
+    'L40S': 362, 'RTX 4090': 165,
+}
+
+
 def peak_tflops(cfg, device):
-    """-> dense bfloat16 TFLOP/s of one device by its data sheet, 0.0 where unknown. (The FLOPs of
-    the logs are 6 N a token trained and 2 N sampled, N the active parameters: no attention scores,
-    no recomputation.)"""
-    known = {'B200': 2250, 'GH200': 989, 'H200': 989, 'H100': 989, 'H800': 989, 'A100': 312,
-             'A800': 312, 'L40S': 362, 'RTX 4090': 165}
-    name = torch.cuda.get_device_name() if device.type == 'cuda' else ''
-    return cfg.peak_tflops or float(next((v for k, v in known.items() if k in name), 0))
+    """-> TFLOP/s of one device by its data sheet, 0.0 where unknown. (The FLOPs of the logs are 6 N
+    a token trained and 2 N sampled, N the active parameters: no attention scores, no
+    recomputation.)"""
+    if cfg.peak_tflops:
+        return cfg.peak_tflops
+    device_name = torch.cuda.get_device_name() if device.type == 'cuda' else ''
+    for name, tflops in PEAK_TFLOPS.items():
+        if name in device_name:
+            return float(tflops)
+    return 0.0
+
+
+def utilisation(cfg, flops, seconds, device, world):
+    """-> {'mfu': share of the devices' peak that these FLOPs are}, {} where the peak is unknown"""
+    peak = 1e12 * peak_tflops(cfg, device) * world
+    return {'mfu': flops / seconds / peak} if peak else {}
 
 
 def finish(cfg, model, tokenizer, rank):
-    """The finished model and its tokenizer in out_dir, the hub's layout, in save_dtype; config.json
-    appears last."""
+    """Writes the finished model and its tokenizer to out_dir in the hub's layout, weights in
+    save_dtype; config.json appears last. Called by every rank."""
     weights = checkpoint.full_state_dict(model) if dist.is_initialized() else None
     if rank == 0:
         tokenizer.save_pretrained(cfg.out_dir)

@@ -323,8 +323,8 @@ def test_ranks_with_unequal_rows_and_tokens_train_what_one_does(toy, tmp_path, r
 
 def as_on_gpus(function, *args):
     """With FSDP's policy for bf16 on GPUs, on CPUs."""
-    policy = train.precision
-    train.precision = lambda cfg, device: policy(cfg, torch.device('cuda'))
+    policy = train.mixed_precision
+    train.mixed_precision = lambda cfg, device: policy(cfg, torch.device('cuda'))
     function(*args)
 
 
@@ -376,7 +376,7 @@ def test_in_bf16_fsdp_as_on_gpus_computes_what_one_process_does(toy, tmp_path, r
 
 
 def gathers_alone(cfg):
-    train.TOGETHER = timedelta(seconds=1)
+    train.PASS_TIMEOUT = timedelta(seconds=1)
     model = Transformer(ModelConfig(vocab_size=64, **TINY))
     gathered = sft.Unsharded(sft.shard(model, cfg, torch.device('cpu')))
     if torch.distributed.get_rank() == 1:
