@@ -1,4 +1,5 @@
-"""preference.py: the loss in closed form, scores against a batch of one, training, resumption and the reward on a tiny model."""
+"""preference.py: the loss in closed form, scores against a batch of one, training, resumption and
+the reward on a tiny model."""
 import json
 import math
 import os
@@ -24,8 +25,21 @@ from judge import Judge, RewardModel, conversation, load_judges, padded
 from model import ModelConfig, Transformer
 from preference import accuracy, judge_pairs, read_pairs
 
-TINY = dict(model_type='qwen2', num_hidden_layers=2, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64,
-            max_position_embeddings=136)
+TINY = dict(model_type='qwen2', num_hidden_layers=2, hidden_size=32, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=16, intermediate_size=64, max_position_embeddings=136)
+
+
+def write_rows(path, rows):
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def turn(prompt, answer):
+    """A conversation of one turn each."""
+    return [{'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': answer}]
 
 
 def pair(rng):
@@ -34,18 +48,20 @@ def pair(rng):
     good = digits.copy()
     good[rng.randrange(5)] = '8'
     thought = ' '.join(rng.choice('123456789') for _ in range(6))
-    prompt = [{'role': 'user', 'content': f'{rng.randrange(1, 9)} {rng.randrange(1, 9)}'}]
-    said = lambda answer: [*prompt, {'role': 'assistant', 'content': f'<think>{thought}</think> ' + ' '.join(answer)}]  # noqa: E731
-    return {'chosen': said(good), 'rejected': said(digits)}
+    prompt = f'{rng.randrange(1, 9)} {rng.randrange(1, 9)}'
+    chosen = f'<think>{thought}</think> ' + ' '.join(good)
+    rejected = f'<think>{thought}</think> ' + ' '.join(digits)
+    return {'chosen': turn(prompt, chosen), 'rejected': turn(prompt, rejected)}
 
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pairs')
-    prepare.main(prepare.Config(out_dir=str(folder), corpus_rows=50, rl_rows=8, test_rows=8, max_number=8))
+    prepare.main(prepare.Config(out_dir=str(folder), corpus_rows=50, rl_rows=8, test_rows=8,
+                                max_number=8))
     rng = random.Random(1)
     for name, n in (('pairs', 400), ('held_out', 100)):
-        (folder / f'{name}.jsonl').write_text(''.join(json.dumps(pair(rng)) + '\n' for _ in range(n)))
+        write_rows(folder / f'{name}.jsonl', [pair(rng) for _ in range(n)])
     return folder
 
 
@@ -65,20 +81,23 @@ def trained(toy):
 
 
 def metrics(folder):
-    return [json.loads(line) for line in (Path(folder) / 'metrics.jsonl').read_text().splitlines()]
+    return read_lines(Path(folder) / 'metrics.jsonl')
 
 
 def test_accuracy_and_loss_in_closed_form():
-    chosen, rejected = torch.tensor([1.0, 0.0, 2.0, -3.0]), torch.tensor([0.0, 0.0, 3.0, -5.0])
+    chosen = torch.tensor([1.0, 0.0, 2.0, -3.0])
+    rejected = torch.tensor([0.0, 0.0, 3.0, -5.0])
     right, interval, loss = accuracy(chosen, rejected)
     assert right == pytest.approx(2.5 / 4)
-    assert loss == pytest.approx(sum(math.log(1 + math.exp(b - a)) for a, b in [(1, 0), (0, 0), (2, 3), (-3, -5)]) / 4, rel=1e-6)
+    losses = [math.log(1 + math.exp(b - a)) for a, b in [(1, 0), (0, 0), (2, 3), (-3, -5)]]
+    assert loss == pytest.approx(sum(losses) / 4, rel=1e-6)
     assert 0 <= interval[0] < right < interval[1] <= 1
 
 
 def test_the_interval_is_over_prompts():
     chosen = torch.tensor([1.0] * 36 + [0.0] * 4)
-    prompts, level = [str(i // 4) for i in range(40)], torch.full((40,), 0.5)
+    prompts = [str(i // 4) for i in range(40)]
+    level = torch.full((40,), 0.5)
     right, interval, _ = accuracy(chosen, level, prompts)   # four alike pairs of each of ten
     assert right == 0.9 and interval == pytest.approx([0.5958, 0.9821], abs=0.02)   # Wilson: 9, 10
     assert accuracy(chosen, level)[1] == pytest.approx([0.7695, 0.9604], abs=4e-3)   # 36 of 40
@@ -101,7 +120,8 @@ def test_scores_do_not_depend_on_padding_and_start_as_the_language_model():
 def test_training_orders_pairs_it_has_not_seen(trained):
     lines = metrics(trained)
     held = [line for line in lines if 'eval_accuracy' in line]
-    assert lines[0]['loss'] < 0.75 and held[-1]['step'] == 120            # log 2 = 0.693 at the start
+    assert lines[0]['loss'] < 0.75      # log 2 = 0.693 at the start
+    assert held[-1]['step'] == 120
     assert held[-1]['eval_accuracy'] > 0.95 and held[-1]['eval_accuracy_ci'][0] > 0.9
     about = json.loads((trained / 'preference.json').read_text())
     assert about['judged'] == 'summary' and about.keys() == {'judged', 'date'}
@@ -113,7 +133,8 @@ def test_a_run_in_two_parts_is_the_run_in_one(toy, tmp_path):
                            save_every=2))
     (tmp_path / 'parts' / 'config.json').unlink()
     preference.main(config(toy, tmp_path / 'parts', steps=4, schedule='constant', eval_data=[]))
-    whole, parts = (RewardModel.from_pretrained(tmp_path / name).state_dict() for name in ('whole', 'parts'))
+    whole = RewardModel.from_pretrained(tmp_path / 'whole').state_dict()
+    parts = RewardModel.from_pretrained(tmp_path / 'parts').state_dict()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
@@ -137,32 +158,36 @@ def test_a_run_resumed_on_another_day_keeps_the_date_of_its_start(toy, tmp_path,
 def test_reward(toy, trained):
     rewards.prepare({'accuracy': 1.0}, {'preference'},
                     judges=load_judges({'helpfulness': str(trained)}))
-    held = [json.loads(line) for line in (toy / 'held_out.jsonl').read_text().splitlines()]
+    held = read_lines(toy / 'held_out.jsonl')
     values = {}
     for side in ('chosen', 'rejected'):
         rows = [{'task': 'preference', 'prompt': r[side][:-1], 'prefill': '<think>'} for r in held]
         responses = [r[side][-1]['content'].removeprefix('<think>') for r in held]
-        values[side] = [parts['accuracy'] for _, parts in rewards.grade(list(zip(responses, rows)), {'accuracy': 1.0})]
+        graded = rewards.grade(list(zip(responses, rows)), {'accuracy': 1.0})
+        values[side] = [parts['accuracy'] for _, parts in graded]
     assert all(0 < v < 1 for side in values.values() for v in side)
     assert sum(a > b for a, b in zip(values['chosen'], values['rejected'])) > 95
     judge = Judge(trained)
     ids = conversation(judge.tokenizer, held[0]['chosen'], 'summary')
-    expected = judge.model.scores(torch.tensor([ids]), torch.tensor([len(ids) - 1])).sigmoid().item()
-    assert values['chosen'][0] == pytest.approx(expected, abs=1e-6)
-    assert 0.2 < sum(values['chosen'] + values['rejected']) / 200 < 0.8      # a typical answer is at one half
+    score = judge.model.scores(torch.tensor([ids]), torch.tensor([len(ids) - 1]))
+    assert values['chosen'][0] == pytest.approx(score.sigmoid().item(), abs=1e-6)
+    mean = sum(values['chosen'] + values['rejected']) / 200
+    assert 0.2 < mean < 0.8      # a typical answer is at one half
 
 
 def test_a_sample_that_cannot_be_judged_scores_zero_and_the_others_do_not(toy, trained):
     rewards.prepare({'preference': 1.0}, (), judges=load_judges({'helpfulness': str(trained)}))
     good = ('1</think> 8 8', {'prompt': '1 2', 'prefill': '<think>'})
     before = rewards.FAILURES.total()
-    graded = rewards.grade([good, ('8', {}), good, ('8', {'prompt': '1', 'judge': 'nobody'})], {'preference': 1.0})
+    nobody = ('8', {'prompt': '1', 'judge': 'nobody'})
+    graded = rewards.grade([good, ('8', {}), good, nobody], {'preference': 1.0})
     assert graded[0] == graded[2] and graded[0][0] > 0 and graded[1][0] == graded[3][0] == 0
     assert rewards.FAILURES.total() == before + 2
 
 
 def test_hacks_of_the_reward_model(toy, trained):
-    """What is judged is the summary: promises in the reasoning are not read, and no summary is no reward."""
+    """What is judged is the summary: promises in the reasoning are not read, and no summary is no
+    reward."""
     rewards.prepare({'preference': 1.0}, (), judges=load_judges({'helpfulness': str(trained)}))
     row = {'prompt': '1 2', 'prefill': '<think>'}
     bad = rewards.preference_reward('1 2</think> 1 2 3 4 5', row)
@@ -173,17 +198,16 @@ def test_hacks_of_the_reward_model(toy, trained):
 
 def test_safety_judges_the_whole_response(toy):
     tokenizer = Tokenizer.from_pretrained(toy / 'tokenizer')
-    a, b = ([{'role': 'user', 'content': '1'}, {'role': 'assistant', 'content': f'<think>{x}</think> 5'}] for x in '78')
+    a = turn('1', '<think>7</think> 5')
+    b = turn('1', '<think>8</think> 5')
     assert conversation(tokenizer, a, 'summary') == conversation(tokenizer, b, 'summary')
     assert conversation(tokenizer, a, 'response') != conversation(tokenizer, b, 'response')
 
 
 @pytest.mark.parametrize('row, message', [
     ({'chosen': [], 'rejected': []}, 'row 1.*chosen.*assistant'),
-    ({'chosen': [{'role': 'user', 'content': '1'}], 'rejected': [{'role': 'user', 'content': '1'}]}, 'chosen.*assistant'),
-    ({'chosen': [{'role': 'user', 'content': '1'}, {'role': 'assistant', 'content': '2'}],
-      'rejected': [{'role': 'user', 'content': '2'}, {'role': 'assistant', 'content': '2'}]},
-     'same conversation'),
+    ({'chosen': turn('1', '2')[:1], 'rejected': turn('1', '2')[:1]}, 'chosen.*assistant'),
+    ({'chosen': turn('1', '2'), 'rejected': turn('2', '2')}, 'same conversation'),
     (dict.fromkeys(('chosen', 'rejected'), [{'role': 'system', 'content': '1'},
                                             {'role': 'assistant', 'content': '2'}]),
      'pairs.jsonl, row 1: the chat template fails'),
@@ -207,27 +231,36 @@ def test_reinforcement_learning_asks_the_reward_model(toy, trained, tmp_path):
         out_dir=str(tmp_path / 'policy'), tokenizer=str(toy / 'tokenizer'), model=TINY, steps=1,
         data=[str(toy / 'corpus.jsonl')], loss_on='all', batch_rows=16, micro_rows=8,
         learning_rate=5e-3, warmup_steps=5, save_every=0, threads=1))
-    (tmp_path / 'rl.jsonl').write_text(''.join(json.dumps({'prompt': f'{n} {n}', 'task': 'preference'}) + '\n' for n in range(1, 9)))
+    problems = [{'prompt': f'{n} {n}', 'task': 'preference'} for n in range(1, 9)]
+    write_rows(tmp_path / 'rl.jsonl', problems)
     before = rewards.FAILURES.total()
-    grpo.main(grpo.Config(init_from=str(tmp_path / 'policy'), out_dir=str(tmp_path / 'rl'), data=[str(tmp_path / 'rl.jsonl')], rewards={'accuracy': 1.0},
-                          preference={'helpfulness': str(trained)}, steps=2, prompts=4, group=4, max_new_tokens=12, eval_every=0, save_every=0, threads=1,
-                          device='cpu'))
+    grpo.main(grpo.Config(
+        init_from=str(tmp_path / 'policy'), out_dir=str(tmp_path / 'rl'),
+        data=[str(tmp_path / 'rl.jsonl')], rewards={'accuracy': 1.0},
+        preference={'helpfulness': str(trained)}, steps=2, prompts=4, group=4, max_new_tokens=12,
+        eval_every=0, save_every=0, threads=1, device='cpu'))
     lines = metrics(tmp_path / 'rl')
     assert len(lines) == 2 and all(0 < line['reward'] < 1 for line in lines)
     assert rewards.FAILURES.total() == before
 
 
 def test_pairs_from_scored_samples(toy, tmp_path):
-    rows = [{'prompt': f'{n}', 'samples': [{'response': f'<think>1</think> {r}', 'total': t} for r, t in zip('abcd', (0.0, 1.0, 0.5, 1.0))]} for n in range(6)]
+    samples = [{'response': f'<think>1</think> {text}', 'total': total}
+               for text, total in [('a', 0.0), ('b', 1.0), ('c', 0.5), ('d', 1.0)]]
+    rows = [{'prompt': f'{n}', 'samples': samples} for n in range(6)]
     rows.append({'prompt': 'all alike', 'samples': [{'response': 'a', 'total': 1.0}] * 4})
-    (tmp_path / 'samples.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    write_rows(tmp_path / 'samples.jsonl', rows)
     given = dict(samples=[str(tmp_path / 'samples.jsonl')], tokenizer=str(toy / 'tokenizer'))
     pairs_script.main(pairs_script.Config(**given, out=str(tmp_path / 'pairs.jsonl'), held_out=2))
-    parts = [[json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ('pairs.jsonl', 'pairs.held_out.jsonl')]
-    assert [len(part) for part in parts] == [4, 2]
-    for r in parts[0] + parts[1]:
-        assert r['chosen'][-1]['content'][-1] in 'bd' and r['rejected'][-1]['content'][-1] == 'a' and r['chosen'][:-1] == r['rejected'][:-1]
-    assert {r['chosen'][0]['content'] for r in parts[0]}.isdisjoint(r['chosen'][0]['content'] for r in parts[1])
+    kept = read_lines(tmp_path / 'pairs.jsonl')
+    held_out = read_lines(tmp_path / 'pairs.held_out.jsonl')
+    assert len(kept) == 4 and len(held_out) == 2
+    for row in kept + held_out:
+        assert row['chosen'][-1]['content'][-1] in 'bd'
+        assert row['rejected'][-1]['content'][-1] == 'a'
+        assert row['chosen'][:-1] == row['rejected'][:-1]
+    prompts = {row['chosen'][0]['content'] for row in kept}
+    assert prompts.isdisjoint(row['chosen'][0]['content'] for row in held_out)
     with pytest.raises(ValueError, match='7 prompts, 6 of them'):
         pairs_script.main(pairs_script.Config(**given, held_out=6))
 
@@ -235,20 +268,24 @@ def test_pairs_from_scored_samples(toy, tmp_path):
 def test_two_ranks_train_what_one_does(toy, tmp_path):
     given = config(toy, tmp_path, steps=6, log_every=1, schedule='constant')
     flags = [f'--{name}={value}' for name, value in vars(given).items() if name != 'out_dir']
-    root, environment = Path(preference.__file__).parent, {**os.environ, 'OMP_NUM_THREADS': '1'}
-    for out, start in (('one', []), ('two', ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'])):
+    root = Path(preference.__file__).parent
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    for out, start in (('one', []), ('two', torchrun)):
         command = [sys.executable, *start, 'preference.py', *flags, f'--out_dir={tmp_path / out}']
-        told = subprocess.run(command, cwd=root, env=environment, timeout=280,
-                              capture_output=True, text=True)
-        assert told.returncode == 0 and 'returned a view' not in told.stderr, told.stderr
+        process = subprocess.run(command, cwd=root, env=environment, timeout=280,
+                                 capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        assert 'returned a view' not in process.stderr, process.stderr
     for one, two in zip(metrics(tmp_path / 'one'), metrics(tmp_path / 'two'), strict=True):
         for name in one.keys() & {'loss', 'accuracy', 'grad_norm', 'eval_accuracy', 'eval_loss'}:
             assert one[name] == pytest.approx(two[name], rel=2e-3), name
-    pairs = read_pairs(str(toy / 'pairs.jsonl'), Tokenizer.from_pretrained(toy / 'tokenizer'), 'summary', 96)[:256]
-    for out in ('one', 'two'):                                          # a typical answer scores 0
+    tokenizer = Tokenizer.from_pretrained(toy / 'tokenizer')
+    pairs = read_pairs(str(toy / 'pairs.jsonl'), tokenizer, 'summary', 96)[:256]
+    for out in ('one', 'two'):
         model = RewardModel.from_pretrained(tmp_path / out)
-        with torch.no_grad():
-            assert abs(judge_pairs(model, pairs, torch.device('cpu'), 32).mean().item()) < 1e-4, out
+        scores = judge_pairs(model, pairs, torch.device('cpu'), 32)
+        assert abs(scores.mean().item()) < 1e-4, out      # a typical answer scores 0
 
 
 def test_pairs_too_long_are_named_or_dropped_and_a_finished_run_goes_on(toy, tmp_path, capsys):
@@ -275,8 +312,8 @@ def test_pairs_too_long_are_named_or_dropped_and_a_finished_run_goes_on(toy, tmp
     preference.main(given('short', steps=4))
     whole = config(toy, tmp_path / 'whole', steps=4, data=[f'{tmp_path}/short.jsonl'], **flat)
     preference.main(whole)
-    a, b = ((tmp_path / name / 'model.safetensors').read_bytes() for name in ('short', 'whole'))
-    assert a == b
+    short = (tmp_path / 'short' / 'model.safetensors').read_bytes()
+    assert short == (tmp_path / 'whole' / 'model.safetensors').read_bytes()
 
 
 def test_pairs_without_samples_or_a_tokenizer_say_what_to_set():

@@ -30,25 +30,35 @@ from sample import Sampler
 from sft import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=48, moe_intermediate_size=16,
-            max_position_embeddings=256, num_nextn_predict_layers=1)
+TINY = dict(model_type='deepseek_v3', num_hidden_layers=2, hidden_size=32, num_attention_heads=4,
+            intermediate_size=48, moe_intermediate_size=16, max_position_embeddings=256,
+            num_nextn_predict_layers=1)
 
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp('toy')
-    prepare.main(prepare.Config(out_dir=str(folder), corpus_rows=300, rl_rows=64, test_rows=32, max_number=8))
+    prepare.main(prepare.Config(out_dir=str(folder), corpus_rows=300, rl_rows=64, test_rows=32,
+                                max_number=8))
     return folder
 
 
 def config(toy, out, **changes):
-    return Config(**{**dict(out_dir=str(out), tokenizer=str(toy / 'tokenizer'), data=[str(toy / 'corpus.jsonl')], loss_on='all', model=TINY,
-                            row_len=160, batch_rows=4, micro_rows=4, steps=6, muon_learning_rate=0.02, learning_rate=3e-3, warmup_steps=2,
-                            save_every=2, log_every=1, threads=1), **changes})
+    settings = dict(
+        out_dir=str(out), tokenizer=str(toy / 'tokenizer'), data=[str(toy / 'corpus.jsonl')],
+        loss_on='all', model=TINY, row_len=160, batch_rows=4, micro_rows=4, steps=6,
+        muon_learning_rate=0.02, learning_rate=3e-3, warmup_steps=2, save_every=2, log_every=1,
+        threads=1)
+    return Config(**{**settings, **changes})
 
 
 def metrics(folder):
     return [json.loads(line) for line in (Path(folder) / 'metrics.jsonl').read_text().splitlines()]
+
+
+def exported(folder):
+    """The bytes of the finished model's weights."""
+    return (folder / 'model.safetensors').read_bytes()
 
 
 def same(a, b, tolerance=0.0):
@@ -62,14 +72,16 @@ def same(a, b, tolerance=0.0):
 
 
 def test_training_lowers_the_loss_and_writes_a_model(toy, tmp_path):
-    sft.main(config(toy, tmp_path / 'a', steps=40, eval_data=[str(toy / 'test.jsonl')], eval_every=40, eval_rows=4))
+    sft.main(config(toy, tmp_path / 'a', steps=40, eval_data=[str(toy / 'test.jsonl')],
+                    eval_every=40, eval_rows=4))
     lines = metrics(tmp_path / 'a')
     losses = [line['loss'] for line in lines if 'loss' in line]
     assert losses[0] > 5.5 and losses[-1] < 4.3 and lines[-1]['eval_problems'] == 4
     assert lines[0]['expert_max_load'] >= 1 and lines[-2]['mtp_loss'] < lines[0]['mtp_loss']
     model = Transformer.from_pretrained(tmp_path / 'a')
     assert model.cfg.eos_token_id is not None
-    assert any((layer.mlp.gate.e_score_correction_bias != 0).any() for layer in model.model.layers if hasattr(layer.mlp, 'gate'))
+    gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, 'gate')]
+    assert any((gate.e_score_correction_bias != 0).any() for gate in gates)
 
 
 def test_an_evaluation_is_scored_by_a_reward_file(toy, tmp_path, capsys):
@@ -109,7 +121,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(toy, tmp_path, monkeypatch):
     assert not (tmp_path / 'cut' / 'config.json').exists()
     sft.main(config(toy, tmp_path / 'cut'))
     same(metrics(tmp_path / 'cut'), metrics(tmp_path / 'whole'))
-    assert (tmp_path / 'cut' / 'model.safetensors').read_bytes() == (tmp_path / 'whole' / 'model.safetensors').read_bytes()
+    assert exported(tmp_path / 'cut') == exported(tmp_path / 'whole')
 
 
 def test_a_resumed_run_takes_the_settings_of_its_command(toy, tmp_path, capsys):
@@ -117,11 +129,15 @@ def test_a_resumed_run_takes_the_settings_of_its_command(toy, tmp_path, capsys):
     before = Transformer.from_pretrained(tmp_path / 'a')
     (tmp_path / 'a' / 'config.json').unlink()
     capsys.readouterr()
-    sft.main(config(toy, tmp_path / 'a', steps=4, learning_rate=1e-12, muon_learning_rate=1e-12, bias_rate=0.0))
+    sft.main(config(toy, tmp_path / 'a', steps=4, learning_rate=1e-12, muon_learning_rate=1e-12,
+                    bias_rate=0.0))
     said = capsys.readouterr().err
-    assert 'learning_rate was 0.003; from step 2 on it is 1e-12' in said and 'steps was 2' in said and said.count(' was ') == 4
-    for (name, a), b in zip(before.state_dict().items(), Transformer.from_pretrained(tmp_path / 'a').state_dict().values(), strict=True):
-        assert torch.allclose(a, b, atol=1e-8), name
+    assert 'learning_rate was 0.003; from step 2 on it is 1e-12' in said
+    assert 'steps was 2' in said and said.count(' was ') == 4
+    after = Transformer.from_pretrained(tmp_path / 'a').state_dict()
+    assert before.state_dict().keys() == after.keys()
+    for name, weight in before.state_dict().items():
+        assert torch.allclose(weight, after[name], atol=1e-8), name
 
 
 def contents(folder):
@@ -133,11 +149,10 @@ def test_a_finished_run_goes_on_with_more_steps_as_if_it_had_never_ended(toy, tm
     rates = dict(schedule='constant', save_every=0)
     sft.main(config(toy, tmp_path / 'whole', steps=6, **rates))
     sft.main(config(toy, tmp_path / 'a', steps=4, **rates))
-    assert saved_steps(tmp_path / 'a') == [4]                       # though save_every is 0
+    assert saved_steps(tmp_path / 'a') == [4]      # though save_every is 0
     sft.main(config(toy, tmp_path / 'a', steps=6, **rates))
     same(metrics(tmp_path / 'a'), metrics(tmp_path / 'whole'))
-    a, whole = ((tmp_path / run / 'model.safetensors').read_bytes() for run in ('a', 'whole'))
-    assert a == whole
+    assert exported(tmp_path / 'a') == exported(tmp_path / 'whole')
 
 
 def saved_steps(folder):
@@ -157,9 +172,9 @@ def test_a_run_with_nothing_left_to_do_says_what_to_do_and_changes_nothing(toy, 
     shutil.rmtree(tmp_path / 'a' / 'step_00000002')
     with pytest.raises(ValueError, match='a finished model and no checkpoint to go on from'):
         sft.main(config(toy, tmp_path / 'a', steps=4))
-    told = run(config(toy, tmp_path / 'a', steps=4), stderr=subprocess.PIPE)
-    said = told.communicate()[1].decode()
-    assert told.returncode == 1 and said.startswith('sft.py: ') and said.count('\n') == 1
+    process = run(config(toy, tmp_path / 'a', steps=4), stderr=subprocess.PIPE)
+    said = process.communicate()[1].decode()
+    assert process.returncode == 1 and said.startswith('sft.py: ') and said.count('\n') == 1
 
 
 def test_a_change_of_the_rate_in_the_middle_is_told_as_a_jump(toy, tmp_path, capsys):
@@ -182,7 +197,7 @@ def test_rows_too_long_are_named_or_dropped_and_counted(toy, tmp_path, capsys, m
     given = {name: config(toy, tmp_path / name, data=[f'{tmp_path}/{name}.jsonl'], steps=2)
              for name in ('mixed', 'short', 'all')}
     with monkeypatch.context() as patch:
-        patch.setattr(sft, 'load_model', None)                      # nothing is loaded before
+        patch.setattr(sft, 'load_model', None)      # nothing is loaded before
         with pytest.raises(ValueError) as error:
             sft.main(given['mixed'])
         assert str(error.value).startswith(f'{where} (2 of 42 rows are too long)')
@@ -225,7 +240,7 @@ def test_without_eval_every_the_end_is_evaluated_and_samples_show_their_prompts(
     for (message,) in prompts[:2]:
         assert text.count(f'    ⟦<|user|>⟧{message["content"]}⟦<|assistant|>⟧\n') == 2
     (tmp_path / 'a' / 'config.json').unlink()
-    shutil.rmtree(tmp_path / 'a' / 'step_00000004')                 # a run taken back to step 2
+    shutil.rmtree(tmp_path / 'a' / 'step_00000004')      # a run taken back to step 2
     sft.main(config(toy, tmp_path / 'a', steps=3, **graded))
     text = (tmp_path / 'a' / 'samples.txt').read_text(encoding='utf-8')
     assert re.findall(r'^step (\d), ', text, re.M) == ['2', '2', '3', '3']
@@ -251,8 +266,8 @@ def test_an_export_with_an_mtp_layer_says_what_transformers_will_say(toy, tmp_pa
     sft.main(config(toy, tmp_path / 'a', steps=1))
     said = capsys.readouterr().err
     load = transformers.AutoModelForCausalLM.from_pretrained
-    _, told = load(tmp_path / 'a', output_loading_info=True)
-    listed = {re.match(r'model\.layers\.\d+\.', name)[0] for name in told['unexpected_keys']}
+    _, info = load(tmp_path / 'a', output_loading_info=True)
+    listed = {re.match(r'model\.layers\.\d+\.', name)[0] for name in info['unexpected_keys']}
     assert listed == {'model.layers.2.'} and 'model.layers.2.* as UNEXPECTED' in said
     plain = {**TINY, 'num_nextn_predict_layers': 0}
     sft.main(config(toy, tmp_path / 'b', steps=1, model=plain))
@@ -263,10 +278,12 @@ def test_padding_counts_in_no_experts_load(toy, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(sft, 'update_router_bias', lambda model, counts, rate: seen.append(counts))
     sft.main(config(toy, tmp_path / 'a', steps=3, micro_rows=2))
-    tokens = [line['tokens'] for line in metrics(tmp_path / 'a')]
-    assert 0 < tokens[-1] < 3 * 4 * 160                                # some is padding
-    for counts, n in zip(seen, (tokens[0], tokens[1] - tokens[0], tokens[2] - tokens[1]), strict=True):
-        assert (counts.sum(1) == n * Transformer.from_pretrained(tmp_path / 'a').cfg.num_experts_per_tok).all()
+    K = Transformer.from_pretrained(tmp_path / 'a').cfg.num_experts_per_tok
+    tokens = [0] + [line['tokens'] for line in metrics(tmp_path / 'a')]
+    assert 0 < tokens[-1] < 3 * 4 * 160      # some is padding
+    assert len(seen) == 3
+    for step, counts in enumerate(seen):
+        assert (counts.sum(1) == K * (tokens[step + 1] - tokens[step])).all()
 
 
 def flags(cfg):
@@ -279,12 +296,20 @@ def run(cfg, **options):
     return subprocess.Popen(command, cwd=ROOT, env=environment, **options)
 
 
-@pytest.mark.parametrize('how, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize('how, code', [
+    (signal.SIGTERM, 0),
+    (signal.SIGINT, 130),
+    (signal.SIGKILL, -9),
+])
 def test_signals_and_kills_lose_at_most_a_save_interval(toy, tmp_path, how, code):
     sft.main(config(toy, tmp_path / 'whole', steps=12))
     process = run(config(toy, tmp_path / 'cut', steps=12), stderr=subprocess.PIPE)
+
+    def is_under_way():
+        return saved_steps(tmp_path / 'cut') and len(metrics(tmp_path / 'cut')) >= 3
+
     limit = time.time() + 120
-    while time.time() < limit and not (list((tmp_path / 'cut').glob('step_*')) and len(metrics(tmp_path / 'cut')) >= 3):
+    while time.time() < limit and not is_under_way():
         time.sleep(0.02)
     process.send_signal(how)
     said = process.communicate()[1].decode()
@@ -296,7 +321,7 @@ def test_signals_and_kills_lose_at_most_a_save_interval(toy, tmp_path, how, code
         assert reached - saved <= (2 if how == signal.SIGKILL else 0)
     assert run(config(toy, tmp_path / 'cut', steps=12), stderr=subprocess.DEVNULL).wait() == 0
     same(metrics(tmp_path / 'cut'), metrics(tmp_path / 'whole'))
-    assert (tmp_path / 'cut' / 'model.safetensors').read_bytes() == (tmp_path / 'whole' / 'model.safetensors').read_bytes()
+    assert exported(tmp_path / 'cut') == exported(tmp_path / 'whole')
 
 
 def train_alone(settings):
@@ -347,12 +372,13 @@ def sharded_equals_whole(shapes, cfg):
         with torch.no_grad():
             for p in model.parameters():
                 p += 0.02 * torch.randn_like(p)     # norms too: none of them is a bf16 number
-        whole, ids = copy.deepcopy(model), torch.randint(0, 64, (3, 20))
+        whole = copy.deepcopy(model)
+        ids = torch.randint(0, 64, (3, 20))
         sharded = sft.shard(model, cfg, device)
         with torch.autocast('cpu', torch.bfloat16):
             mtp = 'num_nextn_predict_layers' in shape
-            a, b = (m.logprobs(ids, ids.roll(-1, 1), mtp=mtp, entropy=True)
-                    for m in (whole, sharded))
+            a = whole.logprobs(ids, ids.roll(-1, 1), mtp=mtp, entropy=True)
+            b = sharded.logprobs(ids, ids.roll(-1, 1), mtp=mtp, entropy=True)
             sampled = [Sampler(whole).generate(ids.tolist(), n, 9, seed=1) for n in (2, 8)]
             with sft.Unsharded(sharded):
                 again = [Sampler(sharded).generate(ids.tolist(), n, 9, seed=1) for n in (2, 8)]
@@ -397,42 +423,63 @@ def test_two_copies_of_two_ranks_equal_one_process(toy, tmp_path, script):
     settings = config(toy, tmp_path / 'x', device='cpu', keep=1)
     if script == 'grpo':
         sft.main(config(toy, tmp_path / 'm', steps=2))
-        given = [f'--init_from={tmp_path / "m"}', f"--data=['{toy / 'rl.jsonl'}']", "--rewards={'random': 1.0}", '--steps=3', '--prompts=4', '--group=4',
-                 '--max_new_tokens=8', '--eval_every=0', '--updates=2', '--kl_coef=0.1', '--threads=1', '--device=cpu', '--muon_learning_rate=0.01',
-                 '--micro_tokens=128']
+        given = [f'--init_from={tmp_path / "m"}', f"--data=['{toy / 'rl.jsonl'}']",
+                 "--rewards={'random': 1.0}", '--steps=3', '--prompts=4', '--group=4',
+                 '--max_new_tokens=8', '--eval_every=0', '--updates=2', '--kl_coef=0.1',
+                 '--threads=1', '--device=cpu', '--muon_learning_rate=0.01', '--micro_tokens=128']
     else:
         given = [flag for flag in flags(settings) if '--out_dir' not in flag]
-    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=4', f'{script}.py', '--shard_ranks=2']
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=4']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    subprocess.run([*start, *given, f'--out_dir={tmp_path / "four"}', '--shard_ranks=2'], cwd=ROOT, env=environment, check=True, timeout=280)
-    subprocess.run([sys.executable, f'{script}.py', *given, f'--out_dir={tmp_path / "one"}'], cwd=ROOT, env=environment, check=True, timeout=280)
+    for out, start, more in (('four', torchrun, ['--shard_ranks=2']), ('one', [], [])):
+        command = [sys.executable, *start, f'{script}.py', *given, f'--out_dir={tmp_path / out}']
+        subprocess.run([*command, *more], cwd=ROOT, env=environment, check=True, timeout=280)
     same(metrics(tmp_path / 'four'), metrics(tmp_path / 'one'), 2e-3)
 
 
 def test_longer_context_by_rope_keys(toy, tmp_path):
     sft.main(config(toy, tmp_path / 'short', steps=1))
-    yarn = {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 256, 'beta_fast': 32, 'beta_slow': 1, 'mscale': 1.0, 'mscale_all_dim': 1.0}
-    longer = dict(init_from=str(tmp_path / 'short'), tokenizer=None, model={'max_position_embeddings': 1024, 'rope_scaling': yarn}, row_len=700)
-    sft.main(config(toy, tmp_path / 'long', steps=1, learning_rate=0.0, muon_learning_rate=0.0, bias_rate=0.0, **longer))
-    short, long = Transformer.from_pretrained(tmp_path / 'short'), Transformer.from_pretrained(tmp_path / 'long')
-    assert long.cfg.max_position_embeddings == 1024 and long.cfg.rope_scaling['factor'] == 4.0 and short.cfg.rope_scaling is None
+    yarn = {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 256,
+            'beta_fast': 32, 'beta_slow': 1, 'mscale': 1.0, 'mscale_all_dim': 1.0}
+    longer = {'max_position_embeddings': 1024, 'rope_scaling': yarn}
+    sft.main(config(toy, tmp_path / 'long', steps=1, learning_rate=0.0, muon_learning_rate=0.0,
+                    bias_rate=0.0, init_from=str(tmp_path / 'short'), tokenizer=None,
+                    model=longer, row_len=700))
+    short = Transformer.from_pretrained(tmp_path / 'short')
+    long = Transformer.from_pretrained(tmp_path / 'long')
+    assert short.cfg.rope_scaling is None
+    assert long.cfg.max_position_embeddings == 1024 and long.cfg.rope_scaling['factor'] == 4.0
     assert torch.equal(short.model.embed_tokens.weight, long.model.embed_tokens.weight)
     ids = torch.randint(0, short.cfg.vocab_size, (1, 200))
     with torch.no_grad():
         assert not torch.allclose(short(ids), long(ids), atol=1e-3)
 
 
-def test_a_loss_that_is_not_finite_skips_the_step_and_then_stops_the_run(toy, tmp_path, monkeypatch, capsys):
-    true, calls, bad = Transformer.logprobs, iter(range(100)), {1}
-    def broken(self, *args, **kwargs):
-        logp, *rest = true(self, *args, **kwargs)
-        return (logp * float('inf') if next(calls) in bad else logp), *rest
-    monkeypatch.setattr(Transformer, 'logprobs', broken)
-    sft.main(config(toy, tmp_path / 'a', steps=4))
+def break_losses(monkeypatch, *broken):
+    """From here on the losses of the calls of these numbers, from 0, are infinite."""
+    logprobs = Transformer.logprobs
+    calls = itertools.count()
+
+    def infinite(self, *args, **kwargs):
+        logp, *rest = logprobs(self, *args, **kwargs)
+        if next(calls) in broken:
+            logp = logp * float('inf')
+        return logp, *rest
+
+    monkeypatch.setattr(Transformer, 'logprobs', infinite)
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_and_then_stops_the_run(
+        toy, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        break_losses(patch, 1)
+        sft.main(config(toy, tmp_path / 'a', steps=4))
     assert [line['skipped'] for line in metrics(tmp_path / 'a')] == [0, 1, 0, 0]
-    assert 'step 2: loss or gradient is not finite, update skipped (1 in a row)' in capsys.readouterr().err
-    assert all(torch.isfinite(t).all() for t in Transformer.from_pretrained(tmp_path / 'a').state_dict().values())
-    calls, bad = iter(range(100)), {3, 4, 5}
+    said = capsys.readouterr().err
+    assert 'step 2: loss or gradient is not finite, update skipped (1 in a row)' in said
+    weights = Transformer.from_pretrained(tmp_path / 'a').state_dict()
+    assert all(torch.isfinite(t).all() for t in weights.values())
+    break_losses(monkeypatch, 3, 4, 5)
     with pytest.raises(FloatingPointError, match='3 updates in a row.*bad_batch_rank0.pt'):
         sft.main(config(toy, tmp_path / 'b', steps=9))
     saved = torch.load(tmp_path / 'b' / 'bad_batch_rank0.pt', weights_only=True)
@@ -441,11 +488,23 @@ def test_a_loss_that_is_not_finite_skips_the_step_and_then_stops_the_run(toy, tm
 
 def test_wandb_gets_the_numbers_where_it_is_installed(toy, tmp_path, monkeypatch):
     said = []
-    run_of = types.SimpleNamespace(log=lambda numbers, step: said.append((step, numbers)), finish=lambda: said.append('finished'))
-    monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=lambda **given: said.append(given) or run_of))
+
+    class WandbRun:
+        def log(self, numbers, step):
+            said.append((step, numbers))
+
+        def finish(self):
+            said.append('finished')
+
+    def init(**given):
+        said.append(given)
+        return WandbRun()
+
+    monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
     sft.main(config(toy, tmp_path / 'a', steps=2, wandb='tests'))
     assert said[0]['project'] == 'tests' and said[0]['resume'] == 'allow' and said[-1] == 'finished'
-    assert [(step, numbers['loss']) for step, numbers in said[1:-1]] == [(line['step'], line['loss']) for line in metrics(tmp_path / 'a')]
+    logged = [(step, numbers['loss']) for step, numbers in said[1:-1]]
+    assert logged == [(line['step'], line['loss']) for line in metrics(tmp_path / 'a')]
     # an id of its own, whatever the folder's last name; the same where a run goes on, another
     # in a copy and where it begins again
     for folder in ('b/a', 'c'):
@@ -581,7 +640,7 @@ def base_tokenizer(folder, template=CHATML):
     special = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<think>', '</think>', '<answer>',
                '</answer>']
     tokenizer = Tokenizer.from_words(['assistant', 'user'], special, 'qwen2', template,
-                                         eos='<|endoftext|>')
+                                     eos='<|endoftext|>')
     tokenizer.save_pretrained(folder)
     ends = tokenizer.special_tokens['<|endoftext|>']
     (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': ends}))
@@ -636,18 +695,18 @@ def test_turns_without_loss_are_counted_and_refused_where_they_are_most(toy, tmp
     said = r'2 of 3 assistant turns carry no loss.*\(2\).*skip_turns=True'
     with pytest.raises(ValueError, match=said):
         trained('most', longer)
-    rows, told = trained('skipped', longer, skip_turns=True)
-    assert rows == 1 and told.startswith('2 of 3 assistant turns carry no loss')
-    rows, told = trained('unfinished', plain, plain, [*reasoned[:2], 'b'])
-    assert rows == 2 and told.endswith('(1)\n1 rows have no other turn and are left out\n')
+    rows, printed = trained('skipped', longer, skip_turns=True)
+    assert rows == 1 and printed.startswith('2 of 3 assistant turns carry no loss')
+    rows, printed = trained('unfinished', plain, plain, [*reasoned[:2], 'b'])
+    assert rows == 2 and printed.endswith('(1)\n1 rows have no other turn and are left out\n')
     with pytest.raises(ValueError, match="mute.jsonl, row 2: no turn of the assistant's"):
         trained('mute', plain, ['q'])
     assert trained('all', longer, ['q'], loss_on='all') == (2, '')
     refusing = CHATML + "{{ raise_exception('no c') if messages[0].content == 'c' }}"
     with pytest.raises(ValueError, match='broken.jsonl, row 2: .*fails: no c'):
         trained('broken', plain, ['c', 'a'], template=refusing)
-    _, told = trained('endless', plain, template=CHATML.replace('<|im_end|>', ''))
-    assert 'the model does not learn to stop' in told
+    _, printed = trained('endless', plain, template=CHATML.replace('<|im_end|>', ''))
+    assert 'the model does not learn to stop' in printed
 
 
 class AnotherDay(datetime):

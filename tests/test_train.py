@@ -25,7 +25,9 @@ def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_vectors():
 def test_muon_steps_by_its_formula():
     torch.manual_seed(0)
     w = torch.nn.Parameter(torch.randn(8, 4))
-    before, g1, g2 = w.detach().clone(), torch.randn(8, 4), torch.randn(8, 4)
+    before = w.detach().clone()
+    g1 = torch.randn(8, 4)
+    g2 = torch.randn(8, 4)
     optimizer = Muon([w], lr=0.1, momentum=0.9, weight_decay=0.5)
     for g in (g1, g2):
         w.grad = g
@@ -46,8 +48,8 @@ def test_muon_takes_the_hidden_matrices_and_nothing_else():
     names = {id(p): name for name, p in model.named_parameters()}
     cfg = Training(muon_learning_rate=0.02, learning_rate=3e-3)
     adam, muon = make_optimizers(model, cfg)
-    under_adam, under_muon = ([names[id(p)] for group in o.param_groups for p in group['params']]
-                              for o in (adam, muon))
+    under_adam = [names[id(p)] for group in adam.param_groups for p in group['params']]
+    under_muon = [names[id(p)] for group in muon.param_groups for p in group['params']]
     for name in ('score.weight', 'score.bias', 'model.embed_tokens.weight'):
         assert name in under_adam
     assert any('gate.weight' in name for name in under_adam)
