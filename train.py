@@ -345,9 +345,10 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(g, steps=5):
     """Newton-Schulz iteration towards U V^T of g [.., rows, columns] = U S V^T:
 
-        X_0 = G / |G|,    A = X X^T,    X <- a X + (b A + c A A) X
+        X = G / |G|, then `steps` times    A = X X^T,    X <- a X + (b A + c A A) X
 
-    The singular values of the result lie between about 0.7 and 1.2; its dtype is that of g."""
+    The singular values of the result lie between about 0.7 and 1.2; its dtype is that of g. It is
+    computed in float32."""
     x = g.float() / (g.float().norm(dim=(-2, -1), keepdim=True) + 1e-7)
     is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:              # X X^T is then the smaller of the two products
