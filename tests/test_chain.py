@@ -72,7 +72,8 @@ def run(tmp_path_factory):
         sampled('eval_sort', name, f'--summary={folder}/{name}/eval_sort.json', '--limit=4')
     (folder / 'seconds.txt').write_text(f'{folder}/base/config.json 100 112.5\n'
                                         f'{folder}/base/eval.json 120 122.5\n'
-                                        f'{folder}/zero/config.json 121 123\n')
+                                        f'{folder}/zero/config.json 121 123\n'
+                                        f'{folder}/control_sft/config.json 130 190\n')
     report.main(report.Config(run=str(folder)))
     patch.undo()
     return folder
@@ -96,7 +97,7 @@ def test_the_report_has_every_stage_and_the_agreed_keys(run):
     for numbers in got['stages'].values():
         assert keys <= numbers.keys()
         assert 0 <= numbers['pass1_ci'][0] <= numbers['pass1'] <= numbers['pass1_ci'][1] <= 1
-    assert got['seconds'] == 15.5                       # two things at a time count once
+    assert got['seconds'] == 15.5        # two things at a time count once, controls not at all
     assert got['stages']['base']['seconds'] == 15.0
     assert got['sort'].keys() == {'reject', 'final'}
     assert 0 <= got['reward_model']['eval_accuracy'] <= 1

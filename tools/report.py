@@ -74,7 +74,7 @@ def read_jsonl(path):
 
 def seconds_by_stage(run):
     """seconds.txt: lines "path-of-target start end" -> {stage: seconds}, and the seconds in which
-    anything ran"""
+    anything of the chain ran"""
     path = run / 'seconds.txt'
     lines = path.read_text().splitlines() if path.exists() else []
     seconds = defaultdict(float)
@@ -82,6 +82,8 @@ def seconds_by_stage(run):
     for line in lines:
         target, begun, ended = line.rsplit(' ', 2)
         stage = Path(target).relative_to(run).parts[0]
+        if stage not in (*STAGES, 'data', 'reward'):      # a control
+            continue
         seconds[stage] += float(ended) - float(begun)
         spans.append((float(begun), float(ended)))
     wall = until = 0.0

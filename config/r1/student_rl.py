@@ -2,13 +2,13 @@
 # rate that decays, with the compute that distillation takes (the teacher's not counted).
 import os
 _run = os.environ.get('RUN', 'out/r1')
-max_flops = 1.97e12    # what config/r1/distill.py takes; `steps` are a few more
+max_flops = 1.97e12    # what config/r1/distill.py takes; the rate decays as it is spent
 
 out_dir = f'{_run}/student_rl'
 init_from = f'{_run}/student_base'
 data = [f'{_run}/data/rl.jsonl', f'{_run}/data/distill.jsonl']
 rewards = {'accuracy': 1.0, 'format': 0.2, 'language': 0.2}
-steps = 50
+steps = 1000
 schedule = 'linear'
 min_lr = 0.1
 prompts = 32
