@@ -293,7 +293,7 @@ class MLA(nn.Module):
         return self.o_proj(o.reshape(B, T, self.H * self.v))
 
     def decode(self, x_BTC, rope, cache, layer):
-        """x: the T newest tokens of each row; cache (sample.Cache) takes their entries, attends."""
+        """x: the T newest tokens of each row; cache (kv_cache.Cache) takes them and attends."""
         B, T, _ = x_BTC.shape
         q_nope, q_rope, latent = self.project(x_BTC, rope)
         w = self.kv_b_proj.weight.view(self.H, self.n + self.v, self.c)
@@ -703,7 +703,7 @@ class Transformer(nn.Module):
 
     def decode(self, input_ids, positions, cache, routes=None):
         """The next tokens [B, T] at positions [B, T] -> final-normed hidden states [B, T, C].
-        cache: a sample.Cache, told where."""
+        cache: a kv_cache.Cache, told where."""
         rope = self.rope(positions)
         x = self.embed(input_ids)
         for i, layer in enumerate(self.layers):

@@ -1,40 +1,54 @@
 """
-Sampling from the trainer's own weights, and the script that chats and samples prompts.
+Sampling from the trainer's own weights, and the script that chats and answers prompts.
 
     python sample.py --checkpoint=out/r1/final --chat=True
     python sample.py --checkpoint=out/r1/final --prompt=" 3 7 8 make =29" --samples=4
     python sample.py --checkpoint=out/r1/final --prompts=out/r1/data/test.jsonl
 
-The sampler serves a queue of (prompt, sample) requests with a fixed number of slots:
+The sampler serves a queue of requests (prompt, sample) with a fixed number of slots:
 
-    completions = Sampler(model, stop_ids, slots=256).generate(prompts, n=8, max_new_tokens=512, temperature=1.0, seed=1)
+    sampler = Sampler(model, stop_ids, slots=256)
+    completions = sampler.generate(prompts, n=8, max_new_tokens=512, temperature=1.0, seed=1)
 
-A prompt is computed once. Its cache entries are a region that its n samples read together, and each slot has a region of its own
-for what it wrote: scores over both go through one softmax, and the prompt's part is one product per prompt for all its samples.
-A finished slot takes the next request at once; when the queue is empty the batch shrinks to the rows still running; a step reads
-the live length only. MLA caches the latent and the rope key (c + r numbers a token and layer) and decodes absorbed (model.py).
+`Sampler.generate` fills free slots, advances all of them some steps, harvests those that are done,
+and repeats. The way of a token:
 
-Every sample is a function of (seed, prompt number, sample number) and the weights: the uniform number behind each token is a
-hash of (seed, prompt, sample, position), so the batch size, the slots and the other requests change nothing but rounding.
+    PromptCache.prefill   a prompt goes through the model once: Transformer.prefill
+    Decoder.first_tokens  the first token of each of its samples is drawn from its last logits
+    Decoder.step          the newest token of every slot goes through Transformer.decode, where each
+                          layer's attention asks Cache.attend (kv_cache.py), on a GPU the kernel
+                          mla_decode; the next token is drawn from the logits
+    Slots.append          the token is noted, and whether it ends the completion
+    Harvest.collect       the tokens become a Completion, and the slot is free
 
-A model with an MTP layer drafts one token with it and verifies two tokens a forward when few rows are left. The token is always
-drawn from the model's own distribution with its own noise, and the draft counts only if it is the same: the output is that of
-plain decoding, at any temperature.
+A finished slot takes the next request; when the queue is empty the batch shrinks to the rows that
+still run; a step reads the live length only.
 
-On a GPU a step is a CUDA graph, captured anew in every call.
+Every sample is a function of (seed, prompt number, sample number) and the weights: the uniform
+number behind each token is a hash of (seed, prompt, sample, position), so that the batch size, the
+slots and the other requests change nothing but rounding.
 
-S slots, m of them in use, P prompts in use, g rows of one prompt, G key heads (1 for MLA), R query heads for each, T new tokens a row
-(1, or 2 to verify a draft), L own tokens. Left out: paged caches (all requests are known at the start), servers, beams.
+A model with an MTP layer drafts one token with it, and verifies two tokens a forward, when few rows
+are left (`Speculation`). A token is always drawn from the model's own distribution with its own
+noise, and the draft counts only if it is the same: the output is that of plain decoding, at any
+temperature.
+
+On a GPU a step is a CUDA graph, captured anew in every call (`Graphs`).
+
+S slots, B of them in use, L tokens of a completion at most, T new tokens a row (2 to verify a
+draft, else 1), V vocabulary, C hidden width, M MoE layers, K experts a token. Left out: paged
+caches (all requests are known at the start), servers, beams.
 """
 
 import os
 import shlex
 import sys
 import warnings
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain, product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 # before torch: says so where it is missing
 from configurator import ConfigError, at_least, read_file, run, tell_idle
@@ -47,9 +61,9 @@ import kernels
 from data.prompts import encode_prompts, instructed, visible
 from data.source import made_by, missing, read_rows
 from data.tokenizer import Tokenizer
-from kernels import cpu, fused, working_dtype
+from kernels import cpu, working_dtype
 from kernels.cpu_sampling import onednn_weights
-from kernels.mla_decode import mla_decode
+from kv_cache import Cache, KVBuffer, PromptReaders, graph_size
 from model import Transformer
 
 
@@ -60,7 +74,7 @@ class Sampling:
                                            # tokenizer, or a hub id
     temperature: float = 1.0               # of the samples
     top_p: float = 1.0                     # nucleus of the samples; 1.0: everything
-    top_k: int = 0                         # only the so many most probable tokens; 0: all
+    top_k: int = 0                         # only the k most probable tokens; 0: all
     min_p: float = 0.0                     # only tokens of at least this share of the most
                                            # probable one's probability
     max_new_tokens: int = 192              # longest completion, the stop token included
@@ -113,11 +127,25 @@ OF_EVALUATE = (
 
 @dataclass
 class Completion:
-    tokens: list      # ids, the stop token included when there is one
-    logprobs: list    # log-probability of each under softmax(logits / temperature) over all tokens
-    finished: bool    # True: ended with a stop token or stop string; False: cut at the length limit
-    routes: torch.Tensor | None = None  # [prompt + completion - 1, MoE layers, K] int16: the experts of every input token, if asked for
-    entropy: float | None = None  # nats of the distributions its tokens were drawn from, summed
+    """tokens: ids, the stop token included where there is one
+    logprobs: of each token, under softmax(logits / temperature) over all tokens
+    finished: whether it ended with a stop token or stop string; else it was cut at its limit
+    routes: experts of every input token, int16 [prompt + completion - 1, M, K]; None: not asked for
+    entropy: nats of the distributions that its tokens were drawn from, summed; None: not asked for
+    """
+    tokens: list
+    logprobs: list
+    finished: bool
+    routes: torch.Tensor | None = None
+    entropy: float | None = None
+
+
+class Request(NamedTuple):
+    """One completion that is wanted"""
+    prompt: int     # number of the prompt
+    sample: int     # and of the sample
+    key: int        # number that its noise is drawn from, in place of the prompt's
+    limit: int      # most tokens
 
 
 class NotFinite(FloatingPointError):
@@ -128,621 +156,918 @@ class NotFinite(FloatingPointError):
         self.completions = completions
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the cache
-
-
-class Region:
-    """Cache entries of `layers` layers for `rows` sequences of up to `length` tokens: of each layer keys and values [rows, length, G d], or
-    MLA's latent [rows, length, c + r], which is key and in part value."""
-
-    def __init__(self, cfg, layers, rows, length, dtype, device):
-        self.cfg, self.rows, self.length = cfg, rows, length
-        widths = [cfg.cache_width] if cfg.mla else [cfg.cache_width // 2] * 2
-        self.layers = [[torch.zeros(rows, length, width, dtype=dtype, device=device) for width in widths] for _ in range(layers)]
-
-    def put(self, layer, index, entry):
-        """entry: as `Transformer.prefill` and the attention layers make it, at [rows, length][index]"""
-        for place, part in zip(self.layers[layer], entry):
-            place[index] = part.to(place.dtype)
-
-    def read(self, layer, rows, length):
-        """-> keys [rows, length, K], values [rows, length, V]"""
-        k, v = self.layers[layer][0], self.layers[layer][-1]
-        return k[:rows, :length], v[:rows, :length, :self.cfg.kv_lora_rank if self.cfg.mla else None]
-
-    def move(self, to, source, length):
-        for parts in self.layers:
-            for place in parts:
-                place[to, :length] = place[source, :length]
-
-
-class Groups:
-    """Which rows read which prompt. rows [P g]: the rows of prompt 0, then of prompt 1, ..., filled up with row 0; place [m]: where
-    each row went; both None when the rows lie so already. bias [m, 1, 1, Lp]: 0, or -inf past the end of the row's prompt. For the kernel:
-    ends [P] the prompts' lengths, order [m] the rows by prompt, prompt [m] that of each then, inverse [m], most: rows of one prompt at most."""
-
-    def __init__(self, prefix, by_prompt, lengths, m, device, rounded):
-        """by_prompt: {prompt slot: its rows}; lengths: {prompt slot: tokens}; rounded: sizes that graphs are captured for"""
-        self.P, self.g, self.m = min(prefix.rows, rounded(max(by_prompt) + 1)), rounded(max(map(len, by_prompt.values()))), m
-        self.Lp = min(prefix.length, rounded(max(lengths[p] for p in by_prompt)))
-        rows, place = [0] * (self.P * self.g), [0] * m
-        for p, mine in by_prompt.items():
-            for i, row in enumerate(mine):
-                rows[p * self.g + i], place[row] = row, p * self.g + i
-        in_place = len(rows) == m and rows == list(range(m))
-        self.rows, self.place = (None, None) if in_place else (torch.tensor(rows, device=device), torch.tensor(place, device=device))
-        self.ends = torch.tensor([lengths.get(p, 1) if p in by_prompt else 1 for p in range(self.P)], device=device)
-        reads = [row % self.P for row in range(m)]                     # rows without a request read any prompt
-        for p, mine in by_prompt.items():
-            for row in mine:
-                reads[row] = p
-        self.most = rounded(max(Counter(reads).values()))
-        reads = torch.tensor(reads, device=device)
-        hide = torch.arange(self.Lp, device=device) >= self.ends[reads, None, None, None]
-        self.bias = torch.zeros(hide.shape, device=device).masked_fill_(hide, float('-inf'))
-        self.prompt, self.order = reads.sort(stable=True)
-        self.inverse = self.order.argsort()
-
-    def key(self):
-        return self.P, self.g, self.Lp, self.m, self.most, self.rows is None
-
-    def copy_(self, other):
-        """The numbers of `other`, whose key is the same, for a captured graph that reads these tensors."""
-        for name, mine in vars(self).items():
-            if torch.is_tensor(mine):
-                mine.copy_(getattr(other, name))
-
-    def gather(self, t):
-        """[m, X, D] -> [P, g X, D]"""
-        t = t if self.rows is None else t.index_select(0, self.rows)
-        return t.reshape(self.P, -1, t.shape[-1])
-
-    def scatter(self, t):
-        """[P, g X, D] -> [m, X, D]"""
-        t = t.view(self.P * self.g, -1, t.shape[-1])
-        return t if self.place is None else t.index_select(0, self.place)
-
-
-class Cache:
-    """What `Transformer.decode` attends to: each row's own region, and the prompts' if there are any."""
-
-    def __init__(self, own, prefix=None):
-        self.own, self.prefix, self.groups = own, prefix, None
-        self.G = 1 if own.cfg.mla else own.cfg.num_key_value_heads
-        self.R = own.cfg.num_attention_heads // self.G
-
-    def begin(self, at_mT, length, dtype):
-        """The next forward writes at `at` of each row's own region and reads its first `length` entries, up to and with `at`."""
-        (m, T), device = at_mT.shape, at_mT.device
-        self.m, self.length, self.at = m, length, at_mT
-        self.place = (at_mT + torch.arange(0, m * self.own.length, self.own.length, device=device).unsqueeze(1)).flatten()
-        self.kernel = self.own.cfg.mla and fused(at_mT)
-        if self.kernel:
-            return
-        hide = torch.arange(length, device=device) > at_mT.unsqueeze(-1)
-        self.bias = torch.zeros(m, T, 1, length, device=device).masked_fill_(hide.unsqueeze(2), float('-inf'))
-        if self.prefix is not None:
-            self.bias = torch.cat([self.groups.bias.expand(-1, T, -1, -1), self.bias], -1)
-        self.zero = torch.zeros((), dtype=dtype, device=device)
-        if self.G > 1:
-            self.wide = torch.zeros(m, T, self.G, self.R, self.G, self.own.cfg.head_dim, dtype=dtype, device=device)
-
-    def widen(self, q):
-        """q [m, T, H, D] -> [m, T H, G D], zeros beside each query but at its own key head: one product serves all heads"""
-        if self.G == 1:
-            return q.flatten(1, 2)
-        self.wide.diagonal(dim1=2, dim2=4).copy_(q.unflatten(2, (self.G, self.R)).permute(0, 1, 3, 4, 2))
-        return self.wide.flatten(4).flatten(1, 3)
-
-    def narrow(self, o, T):
-        """o [m, T H, G D] -> [m, T, H, D], of each query what its own value head gave"""
-        o = o.view(self.m, T, self.G, self.R, self.G, -1)
-        return o.squeeze(4).flatten(2, 3) if self.G == 1 else o.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).flatten(2, 3)
-
-    def scores(self, a, b, scale):
-        """scale * a b; of bf16 in float32 on a GPU, as the trainer's kernels have them"""
-        if a.is_cuda and a.dtype == torch.bfloat16:
-            return torch.bmm(a, b, out_dtype=torch.float32).mul_(scale)
-        return torch.baddbmm(self.zero, a, b, beta=0, alpha=scale)
-
-    def attend(self, layer, q, entry, scale):
-        """q [m, T, H, D], entry of the m T new tokens, parts [m, T, ·] -> o [m, T, H, Dv]. One softmax over prompt and own tokens."""
-        (m, T, H, _), own = q.shape, self.own.layers[layer]
-        for place, part in zip(own, entry):
-            place.view(-1, place.shape[2]).index_copy_(0, self.place, part.flatten(0, 1).to(place.dtype))
-        q = q.to(own[0].dtype)
-        if self.kernel:
-            seen, latent, c = self.at[:, 0] + 1, own[0], self.own.cfg.kv_lora_rank
-            if self.prefix is None:
-                return mla_decode(q, latent[:m], seen, scale, c)
-            g, prefix = self.groups, self.prefix.layers[layer][0]
-            o = mla_decode(q.index_select(0, g.order), latent[:m], seen.index_select(0, g.order), scale, c, prefix[:g.P], g.ends,
-                           g.prompt, g.most, g.order)
-            return o.index_select(0, g.inverse)
-        q, g, (k, v) = self.widen(q), self.groups, self.own.read(layer, m, self.length)
-        scores = self.scores(k, q.mT, scale).mT      # with few queries a key faster this way round
-        if self.prefix is not None:
-            pk, pv = self.prefix.read(layer, g.P, g.Lp)
-            before = self.scores(g.gather(q), pk.mT, scale)
-            scores = torch.cat([g.scatter(before), scores], -1)
-        p = scores.unflatten(1, (T, H)).add_(self.bias).softmax(-1, dtype=torch.float32).to(q.dtype).flatten(1, 2)
-        if self.prefix is None:
-            return self.narrow(torch.bmm(p, v), T)
-        return self.narrow(torch.baddbmm(g.scatter(torch.bmm(g.gather(p[..., :g.Lp]), pv)), p[..., g.Lp:], v), T)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # drawing a token
 
 
-def pick(logits_SV, u_S, temperature, top_p=1.0, top_k=0, min_p=0.0, entropy=False):
-    """Sample by inverting the cumulative distribution at the numbers u -> tokens [S], their
-    log-probs [S] and, if asked for, the entropy [S], both before any filter.
-    temperature 0: the most probable token, with its log-prob at temperature 1. Filters: the top_k largest, of these those of at
-    least min_p times the largest, of these the fewest whose share reaches top_p."""
-    p = (logits_SV if temperature in (0, 1) else logits_SV / temperature).softmax(dim=-1)
+class Drawn(NamedTuple):
+    """A token for each row, all [B]"""
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    entropies: torch.Tensor | None
+
+
+@dataclass
+class Drawing:
+    """How tokens are drawn from logits, the same for all requests of a call. absent: ids that are
+    no token, or None; the others as in `pick`."""
+    seed: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    entropy: bool
+    absent: torch.Tensor | None
+
+    def noise(self, requests):
+        """-> int64 [B], from which all noise of each request is made"""
+        keys = torch.tensor([request.key for request in requests], dtype=torch.int64)
+        samples = torch.tensor([request.sample for request in requests])
+        return hash_of(self.seed, keys, samples)
+
+    def __call__(self, logits_BV, noise_B, position):
+        """position: of the tokens to draw, from 0 in their completions, a number or [B]"""
+        if self.absent is not None:
+            logits_BV.index_fill_(1, self.absent, float('-inf'))
+        u_B = None
+        if self.temperature > 0:
+            u_B = to_unit_interval(hash_with(noise_B, position))
+        return pick(logits_BV, u_B, self.temperature, self.top_p, self.top_k, self.min_p,
+                    self.entropy)
+
+
+def pick(logits_BV, u_B, temperature, top_p=1.0, top_k=0, min_p=0.0, entropy=False):
+    """Samples by inverting the cumulative distribution at the numbers u in [0, 1). -> Drawn
+
+    temperature 0: the most probable token, with its log-prob at temperature 1
+    top_p, top_k, min_p: see `filtered`. Log-probs and entropies are those before any filter.
+    entropy: whether to compute entropies, of softmax(logits / temperature) in nats
+    """
+    plain = temperature in (0, 1)
+    p_BV = (logits_BV if plain else logits_BV / temperature).softmax(dim=-1)
     if temperature == 0:
-        x = largest(logits_SV)
+        tokens_B = first_largest(logits_BV)
     else:
-        allowed = p
-        if top_k and top_k < p.shape[1]:
-            allowed = torch.where(p >= p.topk(top_k, dim=-1).values[:, -1:], p, 0.0)
-        if min_p > 0:
-            allowed = torch.where(p >= min_p * p.amax(dim=-1, keepdim=True), allowed, 0.0)
-        if top_p < 1:
-            ranked, order = allowed.sort(dim=-1, descending=True)
-            inside = ranked.cumsum(-1) - ranked < top_p * ranked.sum(-1, keepdim=True)
-            allowed = torch.zeros_like(p).scatter_(1, order, ranked * inside)
-        x = invert(allowed, u_S)
-    logp = p.gather(1, x.unsqueeze(1)).squeeze(1).log()
-    return (x, logp, torch.special.entr(p).sum(-1)) if entropy else (x, logp)
+        tokens_B = invert_cdf(filtered(p_BV, top_p, top_k, min_p), u_B)
+    logprobs_B = p_BV.gather(1, tokens_B.unsqueeze(1)).squeeze(1).log()
+    entropies_B = torch.special.entr(p_BV).sum(-1) if entropy else None
+    return Drawn(tokens_B, logprobs_B, entropies_B)
 
 
-def largest(z_SV, width=64):
-    """-> argmax: blocks of tokens first, then inside the block, because maxima are found ten times faster than their places."""
-    blocks = F.pad(z_SV, (0, -z_SV.shape[1] % width), value=float('-inf')).view(len(z_SV), -1, width)
-    b = blocks.amax(-1).argmax(-1, keepdim=True)
-    i = blocks.gather(1, b.unsqueeze(-1).expand(-1, 1, width)).squeeze(1).argmax(-1)
-    return b.squeeze(1) * width + i
+def filtered(p_BV, top_p, top_k, min_p):
+    """-> p_BV with 0 for all but the top_k largest, of these those of at least min_p times the
+    largest, of these the fewest whose share reaches top_p"""
+    kept = p_BV
+    if 0 < top_k < p_BV.shape[1]:
+        least = p_BV.topk(top_k, dim=-1).values[:, -1:]
+        kept = torch.where(p_BV >= least, p_BV, 0.0)
+    if min_p > 0:
+        least = min_p * p_BV.amax(dim=-1, keepdim=True)
+        kept = torch.where(p_BV >= least, kept, 0.0)
+    if top_p < 1:
+        ranked, order = kept.sort(dim=-1, descending=True)
+        before = ranked.cumsum(-1) - ranked
+        inside = before < top_p * ranked.sum(-1, keepdim=True)
+        ranked = torch.where(inside, ranked, 0.0)
+        kept = torch.zeros_like(p_BV).scatter_(1, order, ranked)
+    return kept
 
 
-def invert(p_SV, u_S, width=64):
-    """-> the first token at which the cumulative sum of p exceeds u times its total; blocks of tokens first, then inside the block,
-    because a cumulative sum in double over a whole vocabulary is slow."""
-    S, V = p_SV.shape
-    blocks = F.pad(p_SV, (0, -V % width)).view(S, -1, width)
+def first_largest(z_BV, width=64):
+    """-> argmax [B]: of blocks of tokens first, then inside the block, because maxima are found ten
+    times faster than their places"""
+    padding = -z_BV.shape[1] % width
+    blocks = F.pad(z_BV, (0, padding), value=float('-inf')).view(len(z_BV), -1, width)
+    block = blocks.amax(-1).argmax(-1, keepdim=True)
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, width)).squeeze(1).argmax(-1)
+    return block.squeeze(1) * width + inside
+
+
+def invert_cdf(p_BV, u_B, width=64):
+    """-> the first token [B] at which the cumulative sum of p exceeds u times its total; blocks of
+    tokens first, then inside the block, because a cumulative sum in double over a whole vocabulary
+    is slow"""
+    B, V = p_BV.shape
+    blocks = F.pad(p_BV, (0, -V % width)).view(B, -1, width)
+
+    # which block
     cdf = blocks.sum(-1).double().cumsum(-1)
-    target = u_S.unsqueeze(1) * cdf[:, -1:]
-    b = torch.searchsorted(cdf, target, right=True).clamp(max=cdf.shape[1] - 1)
-    target = target - F.pad(cdf, (1, 0)).gather(1, b)
-    first = torch.arange(0, blocks.shape[0] * blocks.shape[1], blocks.shape[1], device=b.device)
-    cdf = blocks.flatten(0, 1).index_select(0, first + b.squeeze(1)).double().cumsum(-1)
-    i = torch.searchsorted(cdf, target, right=True).squeeze(1)
-    i = torch.minimum(i, (cdf < cdf[:, -1:]).sum(-1))          # rounding never leads past the last token of positive probability
-    return b.squeeze(1) * width + i
+    target = u_B.unsqueeze(1) * cdf[:, -1:]
+    block = torch.searchsorted(cdf, target, right=True).clamp(max=cdf.shape[1] - 1)
+    target = target - F.pad(cdf, (1, 0)).gather(1, block)
+    block = block.squeeze(1)
+
+    # which token of it; rounding never leads past the last one of positive probability
+    first = torch.arange(0, B * blocks.shape[1], blocks.shape[1], device=block.device)
+    cdf = blocks.flatten(0, 1).index_select(0, first + block).double().cumsum(-1)
+    inside = torch.searchsorted(cdf, target, right=True).squeeze(1)
+    last = (cdf < cdf[:, -1:]).sum(-1)
+    return block * width + torch.minimum(inside, last)
 
 
-def mix(h, key):
-    """One round of splitmix64's mixer on int64 tensors; constants 0x9E37.., 0xBF58.., 0x94D0.. as signed numbers."""
+def uniform(seed, *keys_B):
+    """An integer and int64 tensors -> float64 in [0, 1): a hash of all."""
+    return to_unit_interval(hash_of(seed, *keys_B))
+
+
+def hash_of(seed, *keys_B):
+    h = hash_with(torch.full_like(keys_B[0], seed), 0)
+    for key_B in keys_B:
+        h = hash_with(h, key_B)
+    return h
+
+
+def hash_with(h, key):
+    """One round of splitmix64's mixer on int64 tensors; its constants 0x9E37.., 0xBF58.., 0x94D0..
+    as signed numbers."""
     h = (h ^ key) - 0x61C8864680B583EB
-    h = (h ^ shift(h, 30)) * -0x40A7B892E31B1A47
-    h = (h ^ shift(h, 27)) * -0x6B2FB644ECCEEE15
-    return h ^ shift(h, 31)
+    h = (h ^ shift_right(h, 30)) * -0x40A7B892E31B1A47
+    h = (h ^ shift_right(h, 27)) * -0x6B2FB644ECCEEE15
+    return h ^ shift_right(h, 31)
 
 
-def shift(z, bits):
-    """z >> bits, logical, not arithmetic"""
+def shift_right(z, bits):
+    """Fills with zeros, where >> of a negative number fills with ones."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def uniform(seed, *keys_S):
-    """An integer and int64 tensors -> float64 in [0, 1): a hash of all."""
-    h = mix(torch.full_like(keys_S[0], seed), 0)
-    for key in keys_S:
-        h = mix(h, key)
-    return shift(h, 11).double() / 2**53
+def to_unit_interval(h):
+    """The upper 53 bits of int64 -> float64 in [0, 1)"""
+    return shift_right(h, 11).double() / 2**53
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the engine
+# --------------------------------------------------------------------------------------------------
+# the sampler
 
 
 class Sampler:
-    """model: a Transformer. stop_ids: tokens that end a completion; stop_strings: texts that do (needs `tokenizer`). slots: rows
-    decoded at once. check_every: steps between looks at what has finished. speculate: most rows for which an MTP layer drafts
-    (None: what pays on this device; 0: never). drafted and accepted count the drafts of all its
-    calls."""
+    """Samples completions from a model.
 
-    def __init__(self, model, stop_ids=(), slots=256, check_every=None, stop_strings=(), tokenizer=None, speculate=None):
-        self.model, self.slots, self.tokenizer = model, slots, tokenizer
+    model: a Transformer
+    stop_ids: tokens that end a completion
+    slots: rows decoded at once
+    check_every: steps between looks at what has finished; None: what pays on this device
+    stop_strings: texts that end a completion; they need `tokenizer`
+    speculate: most rows for which an MTP layer drafts; None: what pays on this device; 0: never
+    drafted, accepted: how many tokens it drafted in all calls, and how many of them counted
+    """
+
+    def __init__(self, model, stop_ids=(), slots=256, check_every=None, stop_strings=(),
+                 tokenizer=None, speculate=None):
+        self.model = model
+        self.slots = slots
+        self.tokenizer = tokenizer
         self.device = model.head_weight.device
-        self.check_every = check_every or (4 if self.device.type == 'cpu' else 32)
-        self.stop_ids = torch.tensor(sorted(set(stop_ids)), dtype=torch.int64, device=self.device)
-        self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-        self.speculate = (4 if self.device.type == 'cpu' else 16) if speculate is None else speculate
-        self.speculate *= bool(model.cfg.num_nextn_predict_layers)
-        self.drafted = self.accepted = 0
+        on_cpu = self.device.type == 'cpu'
+        self.check_every = check_every or (4 if on_cpu else 32)
+        self.stop_ids = sorted(set(stop_ids))
+        if isinstance(stop_strings, str):
+            stop_strings = [stop_strings]
+        self.stop_strings = list(stop_strings)
+        if speculate is None:
+            speculate = 4 if on_cpu else 16
+        self.speculate = speculate if model.cfg.num_nextn_predict_layers else 0
+        self.drafted = 0
+        self.accepted = 0
 
     @torch.no_grad()
-    def generate(self, prompts, n=1, max_new_tokens=256, temperature=1.0, top_p=1.0, seed=0, keys=None, on_token=None, progress=None,
-                 top_k=0, min_p=0.0, routes=False, unbiased=False, on_done=None, entropy=False):
+    def generate(self, prompts, n=1, max_new_tokens=256, temperature=1.0, top_p=1.0, seed=0,
+                 keys=None, on_token=None, progress=None, top_k=0, min_p=0.0, routes=False,
+                 unbiased=False, on_done=None, entropy=False):
         """prompts: lists of token ids -> for each prompt a list of n Completions.
 
-        max_new_tokens: an integer, or one for each prompt, or n for each prompt. temperature 0 is greedy (its log-probs are those of
-        temperature 1). keys: a number for each prompt that its noise is drawn from (default: its place), so that a prompt's samples do not depend
-        on which rank or call draws them. routes: return every token's experts; entropy: that of
-        the distributions. unbiased: refuse top_p, top_k and min_p, which
-        change the distribution that the log-probs are of. on_token(prompt, sample, token) is called as tokens appear,
-        on_done(prompt, sample, completion) as completions do. ValueError: an empty prompt, one that leaves no room, slots that do
-        not fit in memory; NotFinite: a logit that is not finite, naming the request."""
-        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-        limits = [[limit] * n if isinstance(limit, int) else list(limit) for limit in limits]
-        self.check(prompts, n, limits, temperature, top_p, top_k, min_p, unbiased)
-        how = dict(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, entropy=entropy)
+        max_new_tokens: an integer, or one for each prompt, or n for each prompt
+        temperature, top_p, top_k, min_p: see `pick`; temperature 0 is greedy
+        keys: a number for each prompt that its noise is drawn from (default: its place), so that a
+            prompt's samples do not depend on which rank or call draws them
+        on_token(prompt, sample, token): called as tokens appear
+        on_done(prompt, sample, completion), progress.update(): called as completions appear
+        routes, entropy: whether completions get theirs
+        unbiased: refuse top_p, top_k and min_p, which change the distribution that the log-probs
+            are of
+
+        ValueError: an empty prompt, one that leaves no room, slots that do not fit in memory.
+        NotFinite: a logit that is not finite, naming the request.
+        """
+        limits = limits_of_all(max_new_tokens, len(prompts), n)
+        draw = Drawing(seed, temperature, top_p, top_k, min_p, entropy, self.model.absent)
+        self.check(prompts, n, limits, draw, unbiased)
+        queue = requests_of(limits, n, keys)
         results = [[None] * n for _ in prompts]
-        rows = min(self.slots, len(prompts) * n)
-        with onednn_weights(self.model, rows, free_memory(self.device)):
-            run = Run(self, prompts, min(self.slots, len(prompts) * n), limits, seed, keys, routes, how, results)
-            queue = deque((p, s) for p in range(len(prompts)) for s in range(n))
-            while run.m or queue:
-                run.fill(queue)
-                run.advance(self.check_every, speculating := self.speculating(run, queue))
-                run.harvest(on_token, on_done, progress.update if progress is not None else None)
-                if not queue:
-                    run.shrink()
-                run.forget(queue)
-                if not speculating:
-                    run.mtp = None
-        self.drafted, self.accepted = self.drafted + run.drafted, self.accepted + run.accepted
+
+        S = min(self.slots, len(queue))
+        with onednn_weights(self.model, S, free_memory(self.device)):
+            slots = Slots(self.model, S, max(map(max, limits)), self.stop_ids, routes, entropy)
+            prompt_cache = PromptCache(self.model, prompts, min(len(prompts), S + 1), routes)
+            decoder = Decoder(self.model, slots, prompt_cache, draw)
+            speculation = Speculation(decoder, self.speculate)
+            harvest = Harvest(self, slots, prompt_cache, results, on_token, on_done, progress)
+
+            while queue or slots.B:
+                # fill slots
+                taken = slots.take(queue)
+                prompt_cache.prefill([request.prompt for request in taken.values()])
+                decoder.first_tokens(taken)
+
+                # advance
+                if speculation.pays(queue):
+                    speculation.advance(self.check_every)
+                else:
+                    speculation.stop()
+                    decoder.advance(self.check_every)
+
+                # harvest
+                harvest.collect()
+                if not queue and (moved := slots.shrink()):
+                    decoder.move_rows(*moved)
+                    speculation.move_rows(*moved)
+                prompt_cache.keep(slots.prompts_in_use(), queue)
+
+        self.drafted += speculation.drafted
+        self.accepted += speculation.accepted
         return results
 
-    def speculating(self, run, queue):
-        """Drafts cost a forward of the MTP layer: only where a second token is nearly free, and only while enough are accepted."""
-        useful = run.drafted < 64 or run.accepted > 0.5 * run.drafted   # a verified step costs 1.2 to 1.5 plain ones
-        return not queue and 0 < run.m <= self.speculate and useful
+    # ---- what cannot be sampled
 
-    def check(self, prompts, n, limits, temperature, top_p, top_k, min_p, unbiased):
-        context = self.model.cfg.max_position_embeddings
-        for i, (prompt, limit) in enumerate(zip(prompts, map(max, limits))):
-            if not 1 <= len(prompt) <= context - limit:
-                raise ValueError(f'prompt {i} has {len(prompt)} tokens; with max_new_tokens={limit} the context of '
-                                 f'{context} leaves room for 1 to {context - limit}')
-        every = [limit for some in limits for limit in some]
-        if not prompts or n < 1 or len(limits) != len(prompts) or len(every) != n * len(prompts) or min(every) < 1 \
-                or temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or not 0 <= min_p <= 1:
-            raise ValueError(f'nothing to sample: {len(prompts)} prompts, n={n}, {len(every)} limits from {min(every, default=None)} '
-                             f'(one for each; >= 1), temperature={temperature} (>= 0), top_p={top_p} (0 < top_p <= 1), '
-                             f'top_k={top_k} (>= 0), min_p={min_p} (0 to 1)')
-        if unbiased and (top_p < 1 or top_k or min_p):
-            raise ValueError(f'top_p={top_p}, top_k={top_k}, min_p={min_p} change the distribution that is sampled but not the '
-                             'log-probs, which biases the ratio of a policy gradient; use 1.0, 0 and 0.0 or allow it explicitly')
+    def check(self, prompts, n, limits, draw, unbiased):
+        """ValueError says what is wrong with the arguments of `generate`."""
+        self.check_lengths(prompts, limits)
+        every = list(chain.from_iterable(limits))
+        one_each = len(prompts) == len(limits) and len(every) == n * len(prompts)
+        drawable = (draw.temperature >= 0 and 0 < draw.top_p <= 1 and draw.top_k >= 0
+                    and 0 <= draw.min_p <= 1)
+        if not prompts or n < 1 or not one_each or min(every) < 1 or not drawable:
+            raise ValueError(
+                f'nothing to sample: {len(prompts)} prompts, n={n}, {len(every)} limits from '
+                f'{min(every, default=None)} (one for each; >= 1), '
+                f'temperature={draw.temperature} (>= 0), top_p={draw.top_p} (0 < top_p <= 1), '
+                f'top_k={draw.top_k} (>= 0), min_p={draw.min_p} (0 to 1)')
+        if unbiased and (draw.top_p < 1 or draw.top_k or draw.min_p):
+            raise ValueError(
+                f'top_p={draw.top_p}, top_k={draw.top_k}, min_p={draw.min_p} change the '
+                'distribution that is sampled but not the log-probs, which biases the ratio of a '
+                'policy gradient; use 1.0, 0 and 0.0 or allow it explicitly')
         if self.stop_strings and self.tokenizer is None:
             raise ValueError('stop strings need the tokenizer: Sampler(..., tokenizer=...)')
-        self.plan(prompts, n, max(every))
+        self.check_memory(prompts, n, max(every))
 
-    def plan(self, prompts, n, limit):
-        """ValueError if caches and logits of all slots do not fit into the memory that is free, naming the slots that would."""
-        cfg, size, free = self.model.cfg, working_dtype(self.model.head_weight).itemsize, free_memory(self.device)
-        longest, token = max(map(len, prompts)), cfg.cache_width * cfg.num_hidden_layers * size
-        prefix = min(len(prompts), self.slots + 1) * longest * token
+    def check_lengths(self, prompts, limits):
+        context = self.model.cfg.max_position_embeddings
+        for i, (prompt, some) in enumerate(zip(prompts, limits)):
+            limit = max(some, default=0)
+            room = context - limit
+            if not 1 <= len(prompt) <= room:
+                raise ValueError(
+                    f'prompt {i} has {len(prompt)} tokens; with max_new_tokens={limit} the '
+                    f'context of {context} leaves room for 1 to {room}')
+
+    def check_memory(self, prompts, n, limit):
+        """ValueError if caches and logits of all slots do not fit into the memory that is free,
+        naming the slots that would."""
+        free = free_memory(self.device)
+        if free is None:
+            return
+        cfg = self.model.cfg
+        longest = max(map(len, prompts))
+        slots = min(self.slots, len(prompts) * n)
+
+        # bytes: a token of one layer's cache; all prompts; a slot, with its logits
+        layer_token = cfg.cache_width * working_dtype(self.model.head_weight).itemsize
+        token = layer_token * cfg.num_hidden_layers
+        prompts_in_cache = min(len(prompts), self.slots + 1) * longest * token
         slot = limit * (token + 12) + 16 * cfg.vocab_size
-        if cfg.num_nextn_predict_layers and self.speculate:
-            prefix += self.speculate * (longest + limit) * cfg.cache_width * size
-        need = min(self.slots, len(prompts) * n) * slot + prefix
-        if free is not None and need > free:
-            fit = max(0, int((free - min(prefix, free)) // slot))
-            raise ValueError(f'{min(self.slots, len(prompts) * n)} slots need {need / 2**30:.3g} GiB for {limit} new tokens each and '
-                             f'{free / 2**30:.3g} GiB are free; slots={fit} fit' + ('' if fit else ': shorten max_new_tokens or the prompts'))
+        if self.speculate:
+            prompts_in_cache += self.speculate * (longest + limit) * layer_token
+
+        need = slots * slot + prompts_in_cache
+        if need <= free:
+            return
+        fit = max(0, int((free - min(prompts_in_cache, free)) // slot))
+        advice = '' if fit else ': shorten max_new_tokens or the prompts'
+        raise ValueError(
+            f'{slots} slots need {need / 2**30:.3g} GiB for {limit} new tokens each and '
+            f'{free / 2**30:.3g} GiB are free; slots={fit} fit{advice}')
+
+
+def limits_of_all(max_new_tokens, P, n):
+    """-> [P][n] of each request, from a limit for all, for each prompt, or for each request"""
+    if isinstance(max_new_tokens, int):
+        max_new_tokens = [max_new_tokens] * P
+    return [[limit] * n if isinstance(limit, int) else list(limit) for limit in max_new_tokens]
+
+
+def requests_of(limits, n, keys):
+    """-> a deque of Requests, the samples of a prompt together"""
+    if keys is None:
+        keys = range(len(limits))
+    queue = deque()
+    for p, s in product(range(len(limits)), range(n)):
+        queue.append(Request(p, s, keys[p], limits[p][s]))
+    return queue
 
 
 def free_memory(device):
     """-> bytes, or None where the system does not say"""
     if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     if os.path.exists('/proc/meminfo'):
         with open('/proc/meminfo') as f:
-            return next((int(line.split()[1]) * 1024 for line in f if line.startswith('MemAvailable')), None)
+            for line in f:
+                if line.startswith('MemAvailable'):
+                    return int(line.split()[1]) * 1024
+    return None
 
 
-def bucket(n):
-    """n, rounded up to three binary digits: 1 .. 8, 10, 12, 14, 16, 20, ..."""
-    unit = 1 << max(0, n.bit_length() - 3)
-    return -(-n // unit) * unit
+def right_padded(rows, device):
+    """Lists of token ids -> int64 [len(rows), longest], filled up with 0"""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
 
 
-class Run:
-    """The slots of one `generate`: caches, what each slot holds, and the CUDA graphs of its steps.
-    A slot's `cur` is its newest token, not yet fed; `made` counts its tokens; rows that are done go on computing and write to a spare
-    column."""
+def moe_layers(model):
+    """-> how many, that of the MTP layer not counted"""
+    return sum(hasattr(layer.mlp, 'gate') for layer in model.layers)
 
-    def __init__(self, sampler, prompts, slots, limits, seed, keys, routes, how, results):
-        self.sampler, self.model, self.device, self.how = sampler, sampler.model, sampler.device, how
-        self.prompts, self.limits, self.cfg = prompts, limits, sampler.model.cfg
-        cfg, device = self.cfg, self.device
-        self.dtype = working_dtype(self.model.head_weight)
-        self.S, self.L, self.longest_prompt = slots, max(map(max, limits)), max(map(len, prompts))
-        P = min(len(prompts), self.S + 1)
-        self.prefix = Region(cfg, cfg.num_hidden_layers, P, self.longest_prompt, self.dtype, device)
-        self.cache = Cache(Region(cfg, cfg.num_hidden_layers, self.S, self.L, self.dtype, device), self.prefix)
-        self.cur, self.start, self.made, self.cap, self.noise = torch.zeros(5, self.S, dtype=torch.int64, device=device).unbind()
-        self.done, self.bad = torch.ones(self.S, dtype=torch.bool, device=device), torch.zeros(self.S, dtype=torch.bool, device=device)
-        self.tokens = torch.zeros(self.S, self.L + 1, dtype=torch.int64, device=device)
-        self.logps = torch.zeros(self.S, self.L + 1, device=device)
-        self.entropies = torch.zeros_like(self.logps) if how['entropy'] else None
-        moe = [layer for layer in self.model.model.layers[:cfg.num_hidden_layers] if hasattr(layer.mlp, 'gate')]
-        self.routes = torch.zeros(self.S, self.L + 1, len(moe), cfg.num_experts_per_tok, dtype=torch.int16, device=device) \
-            if routes and moe else None
-        self.state = [t for t in (self.cur, self.start, self.made, self.cap, self.noise, self.done, self.bad, self.tokens, self.logps,
-                                  self.entropies, self.routes) if t is not None]
-        keys = torch.tensor(range(len(prompts)) if keys is None else keys, dtype=torch.int64)
-        self.seeds = mix(mix(torch.full_like(keys, seed), 0), keys)                    # of each prompt
-        # on the host
-        self.m, self.longest = 0, 0                     # rows in use, most tokens of any of them
-        self.request = [None] * self.S                  # (prompt, sample) of each slot
-        self.held = {}                                  # prompt -> (its slot in the prefix region, logits after it, its routes)
-        self.free = list(range(P))[::-1]
-        self.told, self.results = {}, results
-        self.drafted = self.accepted = 0
-        self.mtp, self.graphs, self.fresh_groups = None, {}, True
 
-    # ---- requests in and out
+def stacked(routes, B, T):
+    """routes as Transformer.decode appends them -> the experts, int16 [B, T, M, K]"""
+    return torch.stack([experts.view(B, T, -1) for _, experts in routes], dim=2).short()
 
-    def fill(self, queue):
-        """Free slots take requests, whose first token comes from the prompt's logits."""
-        slots = [i for i in range(self.m) if self.request[i] is None] + list(range(self.m, self.S))
-        taken = [(slot, *queue.popleft()) for slot in slots[:len(queue)]]
-        if not taken:
-            return
-        self.prefill(list(dict.fromkeys(p for _, p, _ in taken if p not in self.held)))
-        slot, p, s = (torch.tensor(column) for column in zip(*taken))
-        noise, slot = mix(self.seeds[p], s).to(self.device), slot.to(self.device)
-        self.noise[slot], self.made[slot], self.done[slot], self.bad[slot] = noise, 0, False, False
-        self.start[slot] = torch.tensor([len(self.prompts[p]) for _, p, _ in taken], device=self.device)
-        self.cap[slot] = torch.tensor([self.limits[p][s] for _, p, s in taken], device=self.device)
-        for row, p, s in taken:
-            self.request[row], self.told[row] = (p, s), 0
-        self.m = max(self.m, 1 + max(row for row, _, _ in taken))
-        drawn = self.draw(torch.stack([self.held[p][1] for _, p, _ in taken]), noise, 0)
-        self.note(slot, torch.ones_like(slot, dtype=torch.bool), *drawn)
-        self.longest, self.fresh_groups = max(self.longest, 1), True
+
+@dataclass
+class HeldPrompt:
+    """A prompt in the cache"""
+    row: int                    # where its entries are in the buffer
+    logits_V: torch.Tensor      # after its last token
+    routes: torch.Tensor | None  # experts of its tokens, int16 [length, M, K]
+
+
+class PromptCache:
+    """The prompts that slots read, computed once each for all their samples.
+
+    tokens: ids of every prompt
+    buffer: KVBuffer of the cache entries of those that are held, a row each
+    held: {prompt's number: HeldPrompt}
+    """
+
+    def __init__(self, model, prompts, rows, routes):
+        cfg = model.cfg
+        self.model = model
+        self.tokens = prompts
+        self.device = model.head_weight.device
+        self.longest = max(map(len, prompts))
+        self.buffer = KVBuffer(cfg, cfg.num_hidden_layers, rows, self.longest,
+                               working_dtype(model.head_weight), self.device)
+        self.with_routes = routes and moe_layers(model) > 0
+        self.held = {}
+        self.free_rows = list(range(rows))[::-1]
 
     def prefill(self, numbers, at_once=8192):
-        """Prompts into the prefix region, about `at_once` tokens a forward."""
-        while numbers:
-            T, count = 0, 0
-            while count < len(numbers) and (not count or (count + 1) * max(T, len(self.prompts[numbers[count]])) <= at_once):
-                T, count = max(T, len(self.prompts[numbers[count]])), count + 1
-            some, numbers = numbers[:count], numbers[count:]
-            ids = torch.tensor([self.prompts[p] + [0] * (T - len(self.prompts[p])) for p in some], device=self.device)
-            last = torch.tensor([len(self.prompts[p]) - 1 for p in some], device=self.device)
-            routes = [] if self.routes is not None else None
-            logits, entries = self.model.prefill(ids, last, routes)
-            slots = torch.tensor([self.free.pop() for _ in some], device=self.device)
-            for layer, entry in enumerate(entries):
-                self.prefix.put(layer, (slots.unsqueeze(1), torch.arange(T, device=self.device)), entry)
-            routes = torch.stack([chosen.view(len(some), T, -1) for _, chosen in routes], 2).short() if routes else [None] * len(some)
-            for p, slot, logit, route in zip(some, slots.tolist(), logits, routes):
-                self.held[p] = slot, logit, None if route is None else route[:len(self.prompts[p])]
+        """Computes those of the prompts that are not held, about `at_once` tokens a forward."""
+        new = [p for p in dict.fromkeys(numbers) if p not in self.held]
+        batch = []
+        longest = 0
+        for p in new:
+            wider = max(longest, len(self.tokens[p]))
+            if batch and (len(batch) + 1) * wider > at_once:
+                self.compute(batch)
+                batch = []
+                wider = len(self.tokens[p])
+            batch.append(p)
+            longest = wider
+        if batch:
+            self.compute(batch)
 
-    def forget(self, queue):
-        """Prompts that no slot reads and no request waits for; when nothing waits, the others close the gaps."""
-        needed = {r[0] for r in self.request if r is not None} | ({queue[0][0]} if queue else set())
-        for p in [p for p in self.held if p not in needed]:
-            self.free.append(self.held.pop(p)[0])
+    def compute(self, numbers):
+        ids_BT = right_padded([self.tokens[p] for p in numbers], self.device)
+        B, T = ids_BT.shape
+        last_B = torch.tensor([len(self.tokens[p]) - 1 for p in numbers], device=self.device)
+        routes = [] if self.with_routes else None
+        logits_BV, entries = self.model.prefill(ids_BT, last_B, routes)
+
+        rows = [self.free_rows.pop() for _ in numbers]
+        rows_B = torch.tensor(rows, device=self.device)
+        for layer, entry in enumerate(entries):
+            self.buffer.write(layer, rows_B, entry)
+
+        experts = stacked(routes, B, T) if routes else None
+        for b, p in enumerate(numbers):
+            its_routes = experts[b, :len(self.tokens[p])] if routes else None
+            self.held[p] = HeldPrompt(rows[b], logits_BV[b], its_routes)
+
+    def keep(self, in_use, queue):
+        """Forgets prompts that no slot reads and that the next request does not want. in_use: set
+        of numbers"""
+        wanted = in_use | {queue[0].prompt} if queue else in_use
+        for p in list(self.held):
+            if p not in wanted:
+                self.free_rows.append(self.held.pop(p).row)
         if not queue:
-            gaps = sorted(slot for slot in self.free if slot < len(self.held))
-            high = [p for p in self.held if self.held[p][0] >= len(self.held)]
-            for p, gap in zip(high, gaps):
-                self.prefix.move(gap, self.held[p][0], len(self.prompts[p]))
-                self.held[p] = gap, *self.held[p][1:]
-            self.free = [slot for slot in range(self.prefix.rows) if slot not in {v[0] for v in self.held.values()}]
+            self.close_gaps()
 
-    def harvest(self, on_token, on_done, progress):
-        """Completions of the slots that are done; frees them."""
-        made, done, bad = torch.stack([self.made[:self.m], self.done[:self.m], self.bad[:self.m]]).tolist()
-        active = [i for i in range(self.m) if self.request[i] is not None and not bad[i]]
-        ended, cut = [i for i in active if done[i]], {}
-        if self.sampler.stop_strings or on_token:
-            for i in active:
-                ids = self.tokens[i, :made[i]].tolist()
-                stop = self.stop_string(ids, self.told[i])
-                if stop:
-                    ids, cut[i], made[i] = ids[:stop], stop, stop
-                    ended += [] if done[i] else [i]
-                for token in ids[self.told[i]:] if on_token else ():
-                    on_token(*self.request[i], token)
-                self.told[i] = len(ids)
-        if ended:
-            rows = torch.tensor(ended, device=self.device)
-            top = max(made[i] for i in ended)
-            tokens, logps = self.tokens[rows, :top].tolist(), self.logps[rows, :top].tolist()
-            sums = None
-            if self.entropies is not None:
-                sums = self.entropies[rows, :top].double().cumsum(1).tolist()
-            stops, self.done[rows], self.fresh_groups = set(self.sampler.stop_ids.tolist()), True, True
-            for k, (i, ids, logp) in enumerate(zip(ended, tokens, logps)):
-                (p, s), count = self.request[i], made[i]
-                route = None
-                if self.routes is not None:
-                    route = torch.cat([self.held[p][2], self.routes[i, :count - 1]]).cpu()
-                c = Completion(ids[:count], logp[:count], i in cut or ids[count - 1] in stops,
-                               route, sums and sums[k][count - 1])
-                self.results[p][s], self.request[i] = c, None
-                if on_done:
-                    on_done(p, s, c)
-                if progress:
-                    progress()
-        if any(bad):
-            p, s = self.request[bad.index(1)]
-            complete = sum(c is not None for r in self.results for c in r)
-            raise NotFinite(f'logits of prompt {p}, sample {s} are not finite; the weights are damaged or training diverged '
-                            f'({complete} samples were complete)', self.results)
-        self.longest = max((made[i] for i in range(self.m) if self.request[i] is not None), default=0)
+    def close_gaps(self):
+        """Nothing waits: the prompts that are left take the first rows of the buffer."""
+        count = len(self.held)
+        gaps = sorted(row for row in self.free_rows if row < count)
+        beyond = [p for p, held in self.held.items() if held.row >= count]
+        for p, gap in zip(beyond, gaps):
+            self.buffer.copy_rows(gap, self.held[p].row, len(self.tokens[p]))
+            self.held[p].row = gap
+        taken = {held.row for held in self.held.values()}
+        self.free_rows = [row for row in range(self.buffer.rows) if row not in taken]
 
-    def stop_string(self, ids, seen):
-        """-> how many tokens it takes to complete the first stop string among the tokens from `seen` on, or None"""
-        strings, decode = self.sampler.stop_strings, self.sampler.tokenizer.decode if self.sampler.stop_strings else None
-        if not strings or len(ids) == seen:
-            return None
-        begin = max(0, seen - max(len(s.encode()) for s in strings))        # a token that is text has at least one byte
-        if any(s in decode(ids[begin:]) for s in strings):
-            for end in range(seen + 1, len(ids) + 1):
-                if any(s in decode(ids[begin:end]) for s in strings):
-                    return end
+
+class Slots:
+    """What each slot samples now. Slots 0 to B are in use, the rows of a step; a row whose
+    completion is done goes on computing until it is given another request.
+
+    request [S]             its Request, or None
+    newest_S                its newest token, not yet fed to the model
+    made_S                  tokens drawn so far
+    prompt_length_S         tokens of its prompt
+    limit_S                 most tokens
+    noise_S                 of Drawing.noise
+    done_S                  whether its completion has ended, or it has none
+    not_finite_S            whether it met a log-prob that is not finite
+    tokens_SL, logprobs_SL  what was drawn; a column more than L, to which rows that are done write
+    entropies_SL            the same, or None: not asked for
+    routes_SLMK             experts of the tokens fed, or None: not asked for
+
+    longest: the most tokens of any row that runs, as of the last look
+    changed: whether rows came or went since the decoder looked
+    """
+
+    def __init__(self, model, S, L, stop_ids, routes, entropy):
+        self.S = S
+        self.L = L
+        self.device = device = model.head_weight.device
+        self.stop_ids = torch.tensor(stop_ids, dtype=torch.int64, device=device)
+
+        def integers(*shape, dtype=torch.int64):
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        self.newest_S = integers(S)
+        self.made_S = integers(S)
+        self.prompt_length_S = integers(S)
+        self.limit_S = integers(S)
+        self.noise_S = integers(S)
+        self.done_S = torch.ones(S, dtype=torch.bool, device=device)
+        self.not_finite_S = torch.zeros(S, dtype=torch.bool, device=device)
+        self.tokens_SL = integers(S, L + 1)
+        self.logprobs_SL = torch.zeros(S, L + 1, device=device)
+        self.entropies_SL = torch.zeros(S, L + 1, device=device) if entropy else None
+        self.routes_SLMK = None
+        M = moe_layers(model)
+        if routes and M:
+            K = model.cfg.num_experts_per_tok
+            self.routes_SLMK = integers(S, L + 1, M, K, dtype=torch.int16)
+
+        self.B = 0
+        self.request = [None] * S
+        self.longest = 0
+        self.changed = True
+
+    def running(self):
+        """-> [(row, its Request), ...]"""
+        rows = enumerate(self.request[:self.B])
+        return [(row, request) for row, request in rows if request is not None]
+
+    def prompts_in_use(self):
+        """-> their numbers"""
+        return {request.prompt for _, request in self.running()}
+
+    def take(self, queue):
+        """Free slots take requests in turn. -> {row: Request} of those that did"""
+        free = [row for row in range(self.B) if self.request[row] is None]
+        free += range(self.B, self.S)
+        taken = {row: queue.popleft() for row in free[:len(queue)]}
+        for row, request in taken.items():
+            self.request[row] = request
+        self.B = max(self.B, 1 + max(taken, default=-1))
+        return taken
+
+    def reset(self, rows, requests, noise, prompt_lengths):
+        """Sets rows [n] for new requests, without a token."""
+        limits = [request.limit for request in requests]
+        self.noise_S[rows] = noise
+        self.made_S[rows] = 0
+        self.done_S[rows] = False
+        self.not_finite_S[rows] = False
+        self.prompt_length_S[rows] = torch.tensor(prompt_lengths, device=self.device)
+        self.limit_S[rows] = torch.tensor(limits, device=self.device)
+        self.longest = max(self.longest, 1)
+        self.changed = True
+
+    def append(self, rows, live, drawn):
+        """Notes a token for each of `rows` (their numbers [n], or the slice of all in use) that is
+        live [n]; the others write to the spare column."""
+        tokens, logprobs, entropies = drawn
+        made = self.made_S[rows]
+        column = torch.where(live, made, self.L)
+        row = torch.arange(self.B, device=self.device) if isinstance(rows, slice) else rows
+        self.tokens_SL[row, column] = tokens
+        self.logprobs_SL[row, column] = logprobs
+        if self.entropies_SL is not None:
+            self.entropies_SL[row, column] = entropies
+        self.newest_S[rows] = torch.where(live, tokens, self.newest_S[rows])
+
+        made = made + live
+        done = made >= self.limit_S[rows]
+        if len(self.stop_ids):
+            done |= (tokens.unsqueeze(1) == self.stop_ids).any(1)
+        self.made_S[rows] = made
+        self.done_S[rows] |= done & live
+        self.not_finite_S[rows] |= ~torch.isfinite(logprobs) & live
+
+    def look(self):
+        """-> made, done, not_finite of the rows in use, lists. This waits for the device."""
+        B = self.B
+        return torch.stack([self.made_S[:B], self.done_S[:B], self.not_finite_S[:B]]).tolist()
 
     def shrink(self):
-        """Nothing waits: the last running rows move into the places of finished ones."""
-        live = [i for i in range(self.m) if self.request[i] is not None]
-        m = self.rounded(len(live))
-        if (self.m - m) * 8 < self.m:
+        """Nothing waits: the last rows that run move into the places of those that do not.
+        -> to, source: rows [n] that moved, or None"""
+        live = [row for row, _ in self.running()]
+        B = graph_size(len(live), self.device)
+        if (self.B - B) * 8 < self.B:
+            return None
+        gaps = [row for row in range(B) if self.request[row] is None]
+        beyond = [row for row in live if row >= B]
+        self.B = B
+        self.changed = True
+        if not beyond:
+            return None
+
+        for gap, row in zip(gaps, beyond):
+            self.request[gap] = self.request[row]
+            self.request[row] = None
+        to = torch.tensor(gaps[:len(beyond)], device=self.device)
+        source = torch.tensor(beyond, device=self.device)
+        for x in self.of_each_slot():
+            x[to] = x[source]
+        return to, source
+
+    def of_each_slot(self):
+        tensors = [self.newest_S, self.made_S, self.prompt_length_S, self.limit_S, self.noise_S,
+                   self.done_S, self.not_finite_S, self.tokens_SL, self.logprobs_SL,
+                   self.entropies_SL, self.routes_SLMK]
+        return [x for x in tensors if x is not None]
+
+
+class Decoder:
+    """Steps of all rows in use: the newest tokens go through the model, and the next are drawn."""
+
+    def __init__(self, model, slots, prompt_cache, draw):
+        cfg = model.cfg
+        self.model = model
+        self.slots = slots
+        self.prompt_cache = prompt_cache
+        self.draw = draw
+        self.device = slots.device
+        self.dtype = working_dtype(model.head_weight)
+        own = KVBuffer(cfg, cfg.num_hidden_layers, slots.S, slots.L, self.dtype, self.device)
+        self.cache = Cache(cfg, own, prompt_cache.buffer)
+        self.graphs = Graphs(self.cache)
+
+    def first_tokens(self, taken):
+        """Draws them from the prompts' logits. taken: {row: its new Request}"""
+        if not taken:
             return
-        gaps, moved = [i for i in range(m) if self.request[i] is None], [i for i in live if i >= m]
-        if moved:
-            to, source = (torch.tensor(x, device=self.device) for x in (gaps[:len(moved)], moved))
-            self.cache.own.move(to, source, self.longest)
-            for t in self.state + ([self.draft] if self.mtp else []):
-                t[to] = t[source]
-            if self.mtp:
-                self.mtp.own.move(to, source, self.mtp.own.length)
-            for a, b in zip(gaps, moved):
-                self.request[a], self.request[b], self.told[a] = self.request[b], None, self.told[b]
-        self.m, self.fresh_groups = m, True
+        requests = list(taken.values())
+        numbers = [request.prompt for request in requests]
+        rows = torch.tensor(list(taken), device=self.device)
+        noise = self.draw.noise(requests).to(self.device)
+        lengths = [len(self.prompt_cache.tokens[p]) for p in numbers]
+        self.slots.reset(rows, requests, noise, lengths)
 
-    def rounded(self, n):
-        """Sizes that a CUDA graph is captured for: at most a quarter more than n. On CPU n itself."""
-        return n if self.device.type == 'cpu' else bucket(n)
+        logits = torch.stack([self.prompt_cache.held[p].logits_V for p in numbers])
+        drawn = self.draw(logits, noise, 0)
+        self.slots.append(rows, torch.ones_like(rows, dtype=torch.bool), drawn)
 
-    # ---- steps
+    def advance(self, count):
+        """`count` steps without a look at what is done (on a CPU: until all are)"""
+        self.group_rows()
+        self.repeat(self.step, 'step', count, tokens_a_step=1)
 
-    def draw(self, logits, noise, made):
-        """logits [rows, V], those of ids without a token become -inf -> as `pick`"""
-        if self.model.absent is not None:
-            logits.index_fill_(1, self.model.absent, float('-inf'))
-        u = shift(mix(noise, made), 11).double() / 2**53 if self.how['temperature'] else None
-        return pick(logits, u, **self.how)
+    def group_rows(self):
+        """Where rows came or went: tells the cache which row reads which prompt."""
+        slots = self.slots
+        if not slots.changed:
+            return
+        slots.B = min(slots.S, graph_size(slots.B, self.device))
+        rows_of = {}
+        for row, request in slots.running():
+            prompt = self.prompt_cache.held[request.prompt].row
+            rows_of.setdefault(prompt, []).append(row)
+        length_of = {}
+        for p, held in self.prompt_cache.held.items():
+            length_of[held.row] = len(self.prompt_cache.tokens[p])
+        self.cache.readers = PromptReaders(
+            rows_of, length_of, slots.B, self.prompt_cache.buffer, self.device)
+        slots.changed = False
 
-    def note(self, rows, live, x, logp, *H):
-        """Token x of the rows (a tensor, or the slice of all in use) where `live`: the others write to the spare column. Sets made, done and cur."""
-        made = self.made[rows]
-        at = torch.where(live, made, self.L)
-        place = torch.arange(self.m, device=self.device) if isinstance(rows, slice) else rows
-        self.tokens[place, at], self.logps[place, at] = x, logp
-        if self.entropies is not None:
-            self.entropies[place, at] = H[0]
-        self.cur[rows] = torch.where(live, x, self.cur[rows])
-        made = made + live
-        done = made >= self.cap[rows]
-        if len(self.sampler.stop_ids):
-            done |= (x.unsqueeze(1) == self.sampler.stop_ids).any(1)
-        self.made[rows] = made
-        self.done[rows] |= done & live
-        self.bad[rows] |= ~torch.isfinite(logp) & live
-
-    def forward(self, ids_mT, at_mT, length):
-        """-> hidden states [m, T, C] of tokens at `at` of their rows' own regions"""
-        routes = [] if self.routes is not None else None
-        self.cache.begin(at_mT, length, self.dtype)
-        h = self.model.decode(ids_mT, self.start[:self.m, None] + at_mT, self.cache, routes)
-        if routes:
-            self.routes[torch.arange(self.m, device=self.device)[:, None], at_mT] = \
-                torch.stack([chosen.view(*ids_mT.shape, -1) for _, chosen in routes], 2).short()
-        return h
+    def repeat(self, step, name, count, tokens_a_step):
+        """step(length): a step that reads at most `length` of the tokens that a row made"""
+        longest = self.slots.longest + count * tokens_a_step
+        length = min(self.slots.L, graph_size(longest, self.device))
+        if self.device.type == 'cuda':
+            self.graphs.repeat(step, name, length, count)
+            return
+        with torch.inference_mode():      # an operation costs less; nothing made in here is kept
+            for _ in range(count):
+                if self.slots.done_S[:self.slots.B].all():
+                    break
+                step(length)
 
     def step(self, length):
-        made = self.made[:self.m].clone()
-        h = self.forward(self.cur[:self.m, None], made[:, None] - 1, length)
-        drawn = self.draw(self.model.logits(h[:, 0]), self.noise[:self.m], made)
-        self.note(slice(0, self.m), ~self.done[:self.m], *drawn)
+        """The next token of each row"""
+        slots = self.slots
+        B = slots.B
+        made_B = slots.made_S[:B].clone()
+        h_BTC = self.forward(slots.newest_S[:B, None], made_B[:, None] - 1, length)
+        logits_BV = self.model.logits(h_BTC[:, 0])
+        drawn = self.draw(logits_BV, slots.noise_S[:B], made_B)
+        slots.append(slice(0, B), ~slots.done_S[:B], drawn)
 
-    def verify(self, length):
-        """Feeds the newest token and the draft after it. The token after the newest is drawn as ever; if it is the draft, the
-        second position's is good as well. Then the MTP layer drafts again, with the noise that the drafted token will meet."""
-        m, noise = self.m, self.noise[:self.m]
-        rows, made, live = slice(0, m), self.made[:m].clone(), ~self.done[:m]
-        at = torch.stack([made - 1, made.clamp(max=self.L - 1)], 1)
-        h = self.forward(torch.stack([self.cur[:m], self.draft[:m]], 1), at, length)
-        logits = self.model.logits(h)
-        x, *drawn = self.draw(logits[:, 0], noise, made)
-        self.note(rows, live, x, *drawn)
-        hit = live & (x == self.draft[:m]) & ~self.done[:m]
-        self.counts += torch.stack([live.sum(), (live & (x == self.draft[:m])).sum()])
-        y, *drawn = self.draw(logits[:, 1], noise, made + 1)
-        self.note(rows, hit, y, *drawn)
-        self.propose(h, torch.stack([x, y], 1), self.start[:m, None] + at, hit.long(), self.longest_prompt + length)
+    def forward(self, ids_BT, at_BT, length):
+        """-> hidden states [B, T, C] of tokens at places `at` of their completions"""
+        slots = self.slots
+        B, T = ids_BT.shape
+        routes = [] if slots.routes_SLMK is not None else None
+        self.cache.begin(at_BT, length, self.dtype)
+        positions_BT = slots.prompt_length_S[:B, None] + at_BT
+        h_BTC = self.model.decode(ids_BT, positions_BT, self.cache, routes)
+        if routes:
+            rows = torch.arange(B, device=self.device)
+            slots.routes_SLMK[rows[:, None], at_BT] = stacked(routes, B, T)
+        return h_BTC
 
-    def propose(self, h, next_ids, positions, last, length):
-        """MTP layer on the newest hidden states and the tokens after them -> drafts, from the `last` of each row."""
-        self.mtp.begin(positions, length, self.dtype)
-        h = self.model.mtp_decode(h, next_ids, positions, self.mtp)
-        logits = self.model.logits(h[torch.arange(self.m, device=self.device), last])
-        self.draft[:self.m] = self.draw(logits, self.noise[:self.m], self.made[:self.m])[0]
+    def move_rows(self, to, source):
+        self.cache.own.copy_rows(to, source, self.slots.longest)
 
-    def start_speculating(self):
-        """The MTP layer has its own cache over prompt and completion: one forward of the few rows that are left fills it."""
-        m, made = self.m, self.made[:self.m].tolist()
-        rows = [self.prompts[r[0]] + self.tokens[i, :made[i]].tolist() if (r := self.request[i]) else [0, 0] for i in range(m)]
-        T = max(map(len, rows)) - 1
-        ids = torch.tensor([row + [0] * (T + 1 - len(row)) for row in rows], device=self.device)
-        self.mtp = Cache(Region(self.cfg, 1, m, self.longest_prompt + self.L, self.dtype, self.device))
-        self.draft, self.counts = (torch.zeros(size, dtype=torch.int64, device=self.device) for size in (m, 2))
-        last = torch.tensor([len(row) - 2 for row in rows], device=self.device)
-        logits, entry = self.model.mtp_prefill(ids, last)
-        places = torch.arange(m, device=self.device)[:, None], torch.arange(T, device=self.device)
-        self.mtp.own.put(0, places, entry)
-        self.draft[:] = self.draw(logits, self.noise[:m], self.made[:m])[0]
 
-    def advance(self, count, speculating):
-        """`count` steps of all rows without looking at what is done (on CPU: until all are)."""
-        if self.fresh_groups:
-            self.m = min(self.S, self.rounded(self.m))
-            by_prompt = {}
-            for row in range(self.m):
-                if self.request[row] is not None:
-                    by_prompt.setdefault(self.held[self.request[row][0]][0], []).append(row)
-            lengths = {slot: len(self.prompts[p]) for p, (slot, *_) in self.held.items()}
-            self.cache.groups = Groups(self.prefix, by_prompt, lengths, self.m, self.device, self.rounded)
-            self.fresh_groups = False
-        if speculating and self.mtp is None:
-            self.start_speculating()
-        step = self.verify if speculating else self.step
-        length = min(self.L, self.rounded(self.longest + count * (1 + speculating)))
-        if self.device.type == 'cuda':
-            self.replay(step, length, count)
-        else:
-            with torch.inference_mode():      # an operation costs less; nothing made in here is kept
-                for _ in range(count):
-                    if self.done[:self.m].all():
-                        break
-                    step(length)
-        if speculating:
-            drafted, accepted = self.counts.tolist()
-            self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
-            self.counts.zero_()
+class Graphs:
+    """Steps as CUDA graphs, captured after one eager step for each bucket of sizes. Graphs hold the
+    addresses of the weights and die with the call of `generate`, so that updated or newly gathered
+    weights are never missed."""
 
-    def replay(self, step, length, count):
-        """Steps as a CUDA graph, captured after one eager step for each bucket of sizes. Graphs hold the addresses of the weights and
-        die with this run, so that updated or newly gathered weights are never missed."""
-        key = step.__name__, length, self.cache.groups.key(), id(self.mtp)
-        if self.graphs is None or count == 1:
-            return [step(length) for _ in range(count)]
-        if key not in self.graphs:
+    def __init__(self, cache):
+        self.cache = cache
+        self.captured = {}       # {key: (graph, the PromptReaders whose tensors it reads)}
+        self.usable = True
+
+    def repeat(self, step, name, length, count):
+        """step(length), `count` times. name: differs between steps that a graph tells apart"""
+        key = name, length, self.cache.readers.key()
+        if self.usable and count > 1:
+            if key not in self.captured:
+                step(length)
+                count -= 1
+                self.capture(step, length, key)
+            if key in self.captured:
+                self.replay(key, count)
+                return
+        for _ in range(count):
             step(length)
-            count -= 1
-            graph, pool = torch.cuda.CUDAGraph(), next((g.pool() for g, _ in self.graphs.values()), None)
-            try:
-                with torch.cuda.graph(graph, pool=pool):
-                    step(length)
-            except RuntimeError as error:
-                warnings.warn(f'the decode step cannot be captured as a CUDA graph and runs eagerly: {error}')
-                self.graphs = None
-                return [step(length) for _ in range(count)]
-            self.graphs[key] = graph, self.cache.groups
-        graph, groups = self.graphs[key]
-        if groups is not self.cache.groups:
-            groups.copy_(self.cache.groups)
+
+    def capture(self, step, length, key):
+        graph = torch.cuda.CUDAGraph()
+        others = [other for other, _ in self.captured.values()]
+        pool = others[0].pool() if others else None
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                step(length)
+        except RuntimeError as error:
+            warnings.warn('the decode step cannot be captured as a CUDA graph and runs eagerly: '
+                          f'{error}', stacklevel=2)
+            self.captured.clear()
+            self.usable = False
+            return
+        self.captured[key] = graph, self.cache.readers
+
+    def replay(self, key, count):
+        graph, readers = self.captured[key]
+        if readers is not self.cache.readers:
+            readers.copy_(self.cache.readers)
         for _ in range(count):
             graph.replay()
+
+
+class Speculation:
+    """Steps that draft and verify. The MTP layer drafts the token after the newest one; the next
+    step feeds both to the model, and where the draft was right gains a second token.
+
+    drafted, accepted: counts of drafts
+    cache: Cache of the MTP layer, over prompts and completions; None while nothing is drafted
+    """
+
+    def __init__(self, decoder, most_rows):
+        self.decoder = decoder
+        self.model = decoder.model
+        self.slots = decoder.slots
+        self.draw = decoder.draw
+        self.most_rows = most_rows
+        self.drafted = 0
+        self.accepted = 0
+        self.cache = None
+        self.starts = 0
+
+    def pays(self, queue):
+        """Drafts cost a forward of the MTP layer: they pay only where a second token is nearly
+        free, and only while enough are accepted."""
+        few = 0 < self.slots.B <= self.most_rows
+        good = self.accepted > 0.5 * self.drafted     # a verified step costs 1.2 to 1.5 plain ones
+        return not queue and few and (self.drafted < 64 or good)
+
+    def advance(self, count):
+        """As Decoder.advance"""
+        self.decoder.group_rows()
+        if self.cache is None:
+            self.start()
+        name = f'draft {self.starts}'     # a graph holds the addresses of this start's cache
+        self.decoder.repeat(self.step, name, count, tokens_a_step=2)
+        drafted, accepted = self.counts.tolist()
+        self.drafted += drafted
+        self.accepted += accepted
+        self.counts.zero_()
+
+    def start(self):
+        """Fills the MTP layer's cache by one forward of the few rows that are left."""
+        slots = self.slots
+        B = slots.B
+        device = slots.device
+        made = slots.made_S[:B].tolist()
+        rows = [[0, 0] for _ in range(B)]
+        for row, request in slots.running():
+            prompt = self.decoder.prompt_cache.tokens[request.prompt]
+            rows[row] = prompt + slots.tokens_SL[row, :made[row]].tolist()
+
+        length = self.decoder.prompt_cache.longest + slots.L
+        own = KVBuffer(self.model.cfg, 1, B, length, self.decoder.dtype, device)
+        self.cache = Cache(self.model.cfg, own)
+        self.counts = torch.zeros(2, dtype=torch.int64, device=device)   # drafted, accepted
+        self.starts += 1
+
+        last_B = torch.tensor([len(row) - 2 for row in rows], device=device)
+        logits_BV, entry = self.model.mtp_prefill(right_padded(rows, device), last_B)
+        own.write(0, torch.arange(B, device=device), entry)
+        self.draft_B = self.draw(logits_BV, slots.noise_S[:B], slots.made_S[:B]).tokens
+
+    def stop(self):
+        self.cache = None
+
+    def step(self, length):
+        """Feeds the newest token and its draft. The token after the newest is drawn as ever; where
+        it is the draft, the logits behind the draft are good as well. Then it drafts again."""
+        slots = self.slots
+        B = slots.B
+        rows = slice(0, B)
+        noise_B = slots.noise_S[:B]
+        draft_B = self.draft_B[:B]
+        made_B = slots.made_S[:B].clone()
+        live_B = ~slots.done_S[:B]
+
+        # the newest tokens and the drafts through the model
+        ids_BT = torch.stack([slots.newest_S[:B], draft_B], dim=1)
+        at_BT = torch.stack([made_B - 1, made_B.clamp(max=slots.L - 1)], dim=1)
+        h_BTC = self.decoder.forward(ids_BT, at_BT, length)
+        logits_BTV = self.model.logits(h_BTC)
+
+        # the token after the newest
+        first = self.draw(logits_BTV[:, 0], noise_B, made_B)
+        slots.append(rows, live_B, first)
+
+        # the token after the draft, where that was right
+        right_B = live_B & (first.tokens == draft_B)
+        self.counts += torch.stack([live_B.sum(), right_B.sum()])
+        more_B = right_B & ~slots.done_S[:B]
+        second = self.draw(logits_BTV[:, 1], noise_B, made_B + 1)
+        slots.append(rows, more_B, second)
+
+        next_BT = torch.stack([first.tokens, second.tokens], dim=1)
+        self.draft_next(h_BTC, next_BT, at_BT, more_B.long(), length)
+
+    def draft_next(self, h_BTC, next_BT, at_BT, last_B, length):
+        """The MTP layer on the newest hidden states and the tokens after them. Drafts come from
+        place `last` of each row, with the noise that the drafted token will meet."""
+        slots = self.slots
+        B = slots.B
+        positions_BT = slots.prompt_length_S[:B, None] + at_BT
+        longest = self.decoder.prompt_cache.longest + length
+        self.cache.begin(positions_BT, longest, self.decoder.dtype)
+        h_BTC = self.model.mtp_decode(h_BTC, next_BT, positions_BT, self.cache)
+        h_BC = h_BTC[torch.arange(B, device=slots.device), last_B]
+        drawn = self.draw(self.model.logits(h_BC), slots.noise_S[:B], slots.made_S[:B])
+        self.draft_B[:B] = drawn.tokens
+
+    def move_rows(self, to, source):
+        if self.cache is not None:
+            self.cache.own.copy_rows(to, source, self.cache.own.length)
+            self.draft_B[to] = self.draft_B[source]
+
+
+class Harvest:
+    """Takes completions out of the slots that are done, and tells those who listen."""
+
+    def __init__(self, sampler, slots, prompt_cache, results, on_token, on_done, progress):
+        self.tokenizer = sampler.tokenizer
+        self.stop_strings = sampler.stop_strings
+        self.stop_ids = set(sampler.stop_ids)
+        self.slots = slots
+        self.prompt_cache = prompt_cache
+        self.results = results
+        self.on_token = on_token
+        self.on_done = on_done
+        self.progress = progress
+        self.reported = {}       # {Request: how many of its tokens were read}
+
+    def collect(self):
+        slots = self.slots
+        made, done, not_finite = slots.look()
+        running = [(row, request) for row, request in slots.running() if not not_finite[row]]
+
+        # the rows that have ended, and after how many tokens
+        ends = {row: made[row] for row, _ in running if done[row]}
+        ended_by_text = set()
+        if self.stop_strings or self.on_token:
+            for row, request in running:
+                end = self.read(row, request, made[row])
+                if end is not None:
+                    ends[row] = end
+                    ended_by_text.add(row)
+        if ends:
+            self.finish(ends, ended_by_text)
+
+        if any(not_finite):
+            p, s, *_ = slots.request[not_finite.index(True)]
+            complete = sum(c is not None for c in chain.from_iterable(self.results))
+            raise NotFinite(
+                f'logits of prompt {p}, sample {s} are not finite; the weights are damaged or '
+                f'training diverged ({complete} samples were complete)', self.results)
+        slots.longest = max((made[row] for row, _ in slots.running()), default=0)
+
+    def read(self, row, request, made):
+        """Tells the tokens that are new. -> how many there are to the end of the first stop string,
+        or None"""
+        seen = self.reported.get(request, 0)
+        ids = self.slots.tokens_SL[row, :made].tolist()
+        end = self.first_stop(ids, seen)
+        ids = ids[:end]
+        if self.on_token:
+            for token in ids[seen:]:
+                self.on_token(request.prompt, request.sample, token)
+        self.reported[request] = len(ids)
+        return end
+
+    def first_stop(self, ids, seen):
+        """-> how many tokens it takes to complete the first stop string among the tokens from
+        `seen` on, or None"""
+        if not self.stop_strings or len(ids) == seen:
+            return None
+        longest = max(len(text.encode()) for text in self.stop_strings)
+        begin = max(0, seen - longest)      # a token that is text has at least one byte
+        if not self.has_stop(ids[begin:]):
+            return None
+        for end in range(seen + 1, len(ids) + 1):
+            if self.has_stop(ids[begin:end]):
+                return end
+        return None
+
+    def has_stop(self, ids):
+        text = self.tokenizer.decode(ids)
+        return any(stop in text for stop in self.stop_strings)
+
+    def finish(self, ends, ended_by_text):
+        """Makes the completions of some rows and frees them. ends: {row: its tokens}"""
+        slots = self.slots
+        rows = torch.tensor(list(ends), device=slots.device)
+        longest = max(ends.values())
+        tokens = slots.tokens_SL[rows, :longest].tolist()
+        logprobs = slots.logprobs_SL[rows, :longest].tolist()
+        entropies = None
+        if slots.entropies_SL is not None:
+            entropies = slots.entropies_SL[rows, :longest].double().cumsum(1).tolist()
+        slots.done_S[rows] = True
+        slots.changed = True
+
+        for i, (row, end) in enumerate(ends.items()):
+            request = slots.request[row]
+            finished = row in ended_by_text or tokens[i][end - 1] in self.stop_ids
+            completion = Completion(tokens[i][:end], logprobs[i][:end], finished)
+            if slots.routes_SLMK is not None:
+                prompt_routes = self.prompt_cache.held[request.prompt].routes
+                own_routes = slots.routes_SLMK[row, :end - 1]
+                completion.routes = torch.cat([prompt_routes, own_routes]).cpu()
+            if entropies is not None:
+                completion.entropy = entropies[i][end - 1]
+            self.results[request.prompt][request.sample] = completion
+            slots.request[row] = None
+            self.reported.pop(request, None)
+            if self.on_done:
+                self.on_done(request.prompt, request.sample, completion)
+            if self.progress is not None:
+                self.progress.update()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -759,7 +1084,8 @@ def until_stop(text, stop):
 def present(cfg, *keys):
     """FileNotFoundError where one of the keys names a folder that is not there, unless it may be
     that of a model of the hub"""
-    for source, key in ((getattr(cfg, key), key) for key in keys):
+    for key in keys:
+        source = getattr(cfg, key)
         if not source or Path(source).is_dir():
             continue
         if Path(source).exists():
@@ -797,24 +1123,25 @@ def load(cfg, tokenizer, device):
     return model
 
 
-def chat_settings(cfg, generation):
-    """What is sampled with: what was set, else what the checkpoint's generation_config.json
-    recommends, else the defaults."""
-    names = ('temperature', 'top_p', 'top_k', 'min_p', 'max_new_tokens')
-    theirs = {}
+def how_to_sample(cfg, generation):
+    """-> arguments of Sampler.generate: what was set, else what the checkpoint's
+    generation_config.json recommends, else the defaults"""
+    names = ('temperature', 'top_p', 'top_k', 'min_p')
+    recommended = {}
     if generation.get('do_sample') is False:
-        theirs['temperature'] = 0.0
+        recommended['temperature'] = 0.0
     else:
-        for name in names[:-1]:
+        for name in names:
             if generation.get(name) is not None:
-                theirs[name] = generation[name]
+                recommended[name] = generation[name]
     if generation.get('max_new_tokens'):
-        theirs['max_new_tokens'] = generation['max_new_tokens']
+        recommended['max_new_tokens'] = generation['max_new_tokens']
+
     how = {}
-    for name in names:
-        value = getattr(cfg, name)
-        unset = value == getattr(Config, name)
-        how[name] = theirs.get(name, value) if unset else value
+    for name in (*names, 'max_new_tokens'):
+        how[name] = getattr(cfg, name)
+        if how[name] == getattr(Config, name):
+            how[name] = recommended.get(name, how[name])
     return how
 
 
@@ -828,58 +1155,91 @@ def no_words(tokenizer, text):
             f'trained on: do not believe the answer{better}')
 
 
+DIM = '\x1b[2m'
+PLAIN = '\x1b[0m'
+
+
 def chat(cfg, model, tokenizer):
     """Reads lines from the terminal and streams answers; an empty line or Ctrl-D ends. <think> text
     is dimmed."""
-    messages, dim, plain = [], '\x1b[2m', '\x1b[0m'
-    how = chat_settings(cfg, tokenizer.generation)
-    print(f'{dim}{", ".join(f"{name}={value:g}" for name, value in how.items())}{plain}')
-    if tokenizer.generation.get('repetition_penalty', 1.0) != 1.0:
-        penalty = tokenizer.generation['repetition_penalty']
-        print(f'{dim}not applied: repetition_penalty={penalty}{plain}')
-    while True:
-        try:
-            text = input('> ')
-        except (EOFError, KeyboardInterrupt):
-            return print()
-        if not text.strip():
-            return
+    how = how_to_sample(cfg, tokenizer.generation)
+    print_settings(how, tokenizer.generation)
+    messages = []
+    while (text := read_line()).strip():
         if told := no_words(tokenizer, text):
-            print(f'{dim}[{told}]{plain}')
+            print(f'{DIM}[{told}]{PLAIN}')
         asked = [{'role': 'user', 'content': text}]
         messages += instructed({'prompt': asked}, cfg.instruction)['prompt']
-        context = model.cfg.max_position_embeddings
-        (prompt,), (row,) = encode_prompts(tokenizer, [{'prompt': messages}], cfg.prefill)
-        if len(messages) > 1 and len(prompt) > 0.75 * context:
-            print(f'{dim}[the conversation fills the context of {context} tokens; '
-                  f'starting afresh]{plain}')
-            messages = messages[-1:]
-            (prompt,), (row,) = encode_prompts(tokenizer, [{'prompt': messages}], cfg.prefill)
-        stream, said = tokenizer.stream(), []
-        if '<think>' in row['prefill'] and '</think>' not in row['prefill']:
-            print(dim, end='')
-        def show(_, __, token):
-            if token not in tokenizer.stop_ids:
-                said.append(piece := stream.add(token))
-                piece = piece.replace('<think>', dim + '<think>')
-                print(piece.replace('</think>', '</think>' + plain), end='', flush=True)
+        messages, prompt, prefill = conversation(cfg, model, tokenizer, messages)
+        if '<think>' in prefill and '</think>' not in prefill:
+            print(DIM, end='')
+        seed = cfg.seed + len(messages)
         try:
-            sampler = Sampler(
-                model, tokenizer.stop_ids, slots=1, check_every=1, stop_strings=cfg.stop,
-                tokenizer=tokenizer, speculate=cfg.speculate)
-            room = max(1, min(context - len(prompt), how['max_new_tokens']))
-            sampler.generate([prompt], 1, seed=cfg.seed + len(messages), on_token=show,
-                             **{**how, 'max_new_tokens': room})
+            answer = stream_answer(cfg, model, tokenizer, prompt, how, seed)
         except ValueError as error:  # does not fit
             messages.pop()
-            print(f'[{error}]{plain}')
+            print(f'[{error}]{PLAIN}')
             continue
-        except KeyboardInterrupt:    # ends the answer, not the chat
-            pass
-        said.append(stream.flush())
-        print(said[-1] + plain)
-        answer = row['prefill'] + until_stop(''.join(said), cfg.stop)
+        answer = prefill + until_stop(answer, cfg.stop)
         messages.append({'role': 'assistant', 'content': answer})
+
+
+def print_settings(how, generation):
+    settings = ', '.join(f'{name}={value:g}' for name, value in how.items())
+    print(f'{DIM}{settings}{PLAIN}')
+    penalty = generation.get('repetition_penalty', 1.0)
+    if penalty != 1.0:
+        print(f'{DIM}not applied: repetition_penalty={penalty}{PLAIN}')
+
+
+def read_line():
+    """-> a line of the terminal; '' after Ctrl-D or Ctrl-C"""
+    try:
+        return input('> ')
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return ''
+
+
+def conversation(cfg, model, tokenizer, messages):
+    """-> the messages, or only the last where they fill the context; token ids of the prompt; what
+    the answer is made to start with"""
+    context = model.cfg.max_position_embeddings
+    (prompt,), (row,) = encode_prompts(tokenizer, [{'prompt': messages}], cfg.prefill)
+    if len(messages) > 1 and len(prompt) > 0.75 * context:
+        print(f'{DIM}[the conversation fills the context of {context} tokens; '
+              f'starting afresh]{PLAIN}')
+        messages = messages[-1:]
+        (prompt,), (row,) = encode_prompts(tokenizer, [{'prompt': messages}], cfg.prefill)
+    return messages, prompt, row['prefill']
+
+
+def stream_answer(cfg, model, tokenizer, prompt, how, seed):
+    """Prints the answer as it is sampled, and returns it. Ctrl-C ends the answer, not the chat.
+    ValueError: the prompt does not fit."""
+    stream = tokenizer.stream()
+    pieces = []
+
+    def show(_prompt, _sample, token):
+        if token in tokenizer.stop_ids:
+            return
+        piece = stream.add(token)
+        pieces.append(piece)
+        piece = piece.replace('<think>', DIM + '<think>')
+        piece = piece.replace('</think>', '</think>' + PLAIN)
+        print(piece, end='', flush=True)
+
+    sampler = Sampler(model, tokenizer.stop_ids, slots=1, check_every=1, stop_strings=cfg.stop,
+                      tokenizer=tokenizer, speculate=cfg.speculate)
+    room = max(1, model.cfg.max_position_embeddings - len(prompt))
+    how = {**how, 'max_new_tokens': min(room, how['max_new_tokens'])}
+    try:
+        sampler.generate([prompt], seed=seed, on_token=show, **how)
+    except KeyboardInterrupt:
+        pass
+    pieces.append(stream.flush())
+    print(pieces[-1] + PLAIN)
+    return ''.join(pieces)
 
 
 def sample_prompts(cfg, model, tokenizer):
@@ -892,9 +1252,10 @@ def sample_prompts(cfg, model, tokenizer):
         rows += read_rows(cfg.prompts, require=('prompt',))
     rows = [instructed(row, cfg.instruction) for row in rows]
     prompts, _ = encode_prompts(tokenizer, rows, cfg.prefill)
+
     sampler = Sampler(model, tokenizer.stop_ids, cfg.slots, stop_strings=cfg.stop,
                       tokenizer=tokenizer, speculate=cfg.speculate)
-    how = chat_settings(cfg, tokenizer.generation)
+    how = how_to_sample(cfg, tokenizer.generation)
     completions = sampler.generate(prompts, cfg.samples, seed=cfg.seed, **how)
     for prompt, samples in zip(prompts, completions):
         print(visible(tokenizer, prompt))

@@ -106,13 +106,15 @@ def test_the_drafts_of_an_evaluation_are_those_of_both_its_passes(tmp_path, monk
                                     **shape))
     rows = [{'prompt': f' 1 2 {n} make 6', 'task': 'countdown', 'numbers': [1, 2, n], 'target': 6}
             for n in (1, 2)]
-    counts, plain = [], sample.Run.advance
-    def advance(self, count, speculating):
+    counts = []
+    plain = sample.Speculation.advance
+
+    def advance(self, count):
         before = self.drafted, self.accepted
-        plain(self, count, speculating)
-        greedy = self.how['temperature'] == 0
+        plain(self, count)
+        greedy = self.draw.temperature == 0
         counts.append((greedy, self.drafted - before[0], self.accepted - before[1]))
-    monkeypatch.setattr(sample.Run, 'advance', advance)
+    monkeypatch.setattr(sample.Speculation, 'advance', advance)
     numbers, _ = evaluate.evaluate(model, tokenizer, rows, n=2, max_new_tokens=20, speculate=4)
     for greedy in (True, False):
         assert sum(drafted for g, drafted, _ in counts if g == greedy) > 0

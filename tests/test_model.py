@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import plan
 from kernels import cpu
+from kv_cache import Cache, KVBuffer
 from model import (ModelConfig, Transformer, rope_frequencies, sequence_balance_loss,
                    update_router_bias)
-from sample import Cache, Region, Sampler
+from sample import Sampler
 
 FIXTURES = Path(__file__).resolve().parents[2] / 'shared' / 'fixtures'
 NAMES = ['deepseek-v3', 'deepseek-v3-fp8', 'moonlight', 'deepseek-v2-lite', 'deepseek-v2',
@@ -262,9 +263,10 @@ def test_decode_with_cache_equals_forward(family):
         assert torch.allclose(logits[0], expected[0, 9], atol=2e-4)
         assert torch.allclose(logits[2], expected[2, 4], atol=2e-4)
         layers = model.cfg.num_hidden_layers
-        cache = Cache(Region(model.cfg, layers, 3, 30, torch.float32, ids.device))
+        own = KVBuffer(model.cfg, layers, 3, 30, torch.float32, ids.device)
+        cache = Cache(model.cfg, own)
         for layer, entry in enumerate(entries):
-            cache.own.put(layer, (slice(None), slice(0, 10)), entry)
+            own.write(layer, torch.arange(3), entry)
         for t in range(10, 29, 2):  # two query tokens at a time
             at = torch.tensor([[t, t + 1]] * 3)
             cache.begin(at, t + 2, torch.float32)
