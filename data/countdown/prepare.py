@@ -277,7 +277,8 @@ def is_clean_search(row):
     return row['mode'] == 'search' and row['notation'] == 'en' and not row['broken']
 
 
-def countdown_problem(rng, numbers, target):
+def rl_problem(rng, numbers, target):
+    """A problem for RL or evaluation, its numbers in random order."""
     numbers = rng.sample(numbers, 3)
     prompt = [{'role': 'user', 'content': prompt_text(numbers, target)}]
     return {'prompt': prompt, 'task': 'countdown', 'language': 'en', 'numbers': numbers,
@@ -485,9 +486,9 @@ def main(cfg):
     dealt = deal(rng, cfg)
     held_out = {numbers for name in ('test', 'test_beyond') for numbers, _ in dealt[name]}
     for name in ('test', 'test_seen', 'test_beyond', 'rl'):
-        write_rows(out / f'{name}.jsonl', [countdown_problem(rng, *p) for p in dealt[name]])
+        write_rows(out / f'{name}.jsonl', [rl_problem(rng, *p) for p in dealt[name]])
     distilled = dealt['corpus'][:cfg.distill_rows]
-    write_rows(out / 'distill.jsonl', [countdown_problem(rng, *p) for p in distilled])
+    write_rows(out / 'distill.jsonl', [rl_problem(rng, *p) for p in distilled])
 
     # the corpus has every target as often as any other: few problems lead to a large one, and each
     # target has to be learnt by itself
