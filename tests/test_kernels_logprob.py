@@ -1,4 +1,7 @@
-"""kernels/linear_logprob.py: the PyTorch path here; the Triton path (check_*) under Triton's interpreter in a process of its own."""
+"""
+kernels/linear_logprob.py: the PyTorch path here; the Triton path (check_*) under Triton's
+interpreter in a process of its own.
+"""
 import importlib.util
 import os
 import subprocess
@@ -9,34 +12,50 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from kernels.linear_logprob import linear_logprob, linear_loss, rows_backward, rows_forward
+import kernels.linear_logprob as module
+from kernels.linear_logprob import linear_logprob, rows_backward, rows_forward
 
-SIZES = [(1, 3, 1, 1), (1, 5, 11, None), (7, 5, 11, 3), (6, 8, 64, 2), (64, 16, 130, None)]   # N, C, V, chunk
+# N, C, V, chunk
+SIZES = [(1, 3, 1, 1), (1, 5, 11, None), (7, 5, 11, 3), (6, 8, 64, 2), (64, 16, 130, None)]
 
 
 def draw(N, C, V, dtype, seed=0):
+    """-> h [N, C] and weight [V, C] that require grad, labels, gradients of logp and of H [N]"""
     torch.manual_seed(seed)
-    h, w = (2 * torch.randn(N, C)).to(dtype), torch.randn(V, C).to(dtype)
-    return h.requires_grad_(), w.requires_grad_(), torch.randint(V, (N,)), torch.randn(N), torch.randn(N)
+    h = (2 * torch.randn(N, C)).to(dtype).requires_grad_()
+    w = torch.randn(V, C).to(dtype).requires_grad_()
+    return h, w, torch.randint(V, (N,)), torch.randn(N), torch.randn(N)
+
+
+def distribution(z, temperature):
+    """logits z [N, V] -> log-probabilities [N, V] and entropies [N]"""
+    full = (z / temperature).log_softmax(-1)
+    return full, -(full.exp() * full).sum(-1)
 
 
 def truth(h, w, labels, g_logp, g_H, temperature):
     """float64: log_softmax over all of [N, V] and autograd -> logp, H, dh, dw"""
     h, w = (t.detach().double().requires_grad_() for t in (h, w))
-    full = (h @ w.T / temperature).log_softmax(-1)
-    logp, H = full[range(len(labels)), labels], -(full.exp() * full).sum(-1)
-    return [logp.detach(), H.detach(), *torch.autograd.grad((logp * g_logp + H * g_H).sum(), (h, w))]
+    full, H = distribution(h @ w.T, temperature)
+    logp = full[range(len(labels)), labels]
+    dh, dw = torch.autograd.grad((logp * g_logp + H * g_H).sum(), (h, w))
+    return [logp.detach(), H.detach(), dh, dw]
 
 
 def compare(dtype, temperature, with_entropy, sizes, tolerance):
+    """tolerance: of outputs, of gradients; relative to 1 + the largest number of each tensor"""
     for N, C, V, chunk in sizes:
         h, w, labels, g_logp, g_H = draw(N, C, V, dtype)
-        g_H = g_H * with_entropy
+        if not with_entropy:
+            g_H = torch.zeros(N)
         logp, H = linear_logprob(h, w, labels, temperature, entropy=with_entropy, chunk=chunk)
-        grads = torch.autograd.grad((logp * g_logp).sum() + (0 if H is None else (H * g_H).sum()), (h, w))
+        assert (H is None) == (not with_entropy)
+        loss = (logp * g_logp).sum() + (0 if H is None else (H * g_H).sum())
+        dh, dw = torch.autograd.grad(loss, (h, w))
+        assert dh.dtype == dw.dtype == dtype
+
         expected = truth(h, w, labels, g_logp, g_H, temperature)
-        assert (H is None) == (not with_entropy) and grads[0].dtype == grads[1].dtype == dtype
-        for name, a, b in zip(('logp', 'H', 'dh', 'dw'), (logp, H, *grads), expected):
+        for name, a, b in zip(('logp', 'H', 'dh', 'dw'), (logp, H, dh, dw), expected):
             if a is not None:
                 bound = tolerance[name in ('dh', 'dw')] * (1 + b.abs().max())
                 assert (a.double() - b).abs().max() <= bound, (name, N, C, V, chunk, dtype)
@@ -47,31 +66,30 @@ def compare(dtype, temperature, with_entropy, sizes, tolerance):
 def test_the_torch_path_against_float64(temperature, with_entropy):
     compare(torch.float64, temperature, with_entropy, SIZES, (1e-12, 1e-12))
     compare(torch.float32, temperature, with_entropy, SIZES, (5e-6, 1e-5))
-    compare(torch.bfloat16, temperature, with_entropy, SIZES, (5e-6, 8e-3))     # gradients are rounded to bf16, log-probs are not
+    # gradients are rounded to bf16, log-probs are not
+    compare(torch.bfloat16, temperature, with_entropy, SIZES, (5e-6, 8e-3))
 
 
 def compare_absent(tolerance, V=130, temperatures=(1.0, 0.7), chunks=(5, None)):
-    """Ids out of the distribution, with far the largest logits: as if the vocabulary had no such
-    rows, which get no gradient."""
+    """
+    Ids out of the distribution, with far the largest logits: as if the vocabulary had no such
+    rows, which get no gradient.
+    """
     h, w, labels, g_logp, g_H = draw(12, 6, V, torch.float32, seed=2)
     absent = torch.tensor([0, 7, *range(V - 9, V)])
-    there = torch.tensor([i for i in range(V) if i not in absent.tolist()])
+    present = torch.tensor([i for i in range(V) if i not in absent.tolist()])
     with torch.no_grad():
         w[absent] = 60 * h.detach()[:len(absent)]
-    labels = there[labels % len(there)]
-    place = torch.searchsorted(there, labels)
+    labels = present[labels % len(present)]
+    labels_among_present = torch.searchsorted(present, labels)
+
     for temperature in temperatures:
-        expected = truth(h, w.detach()[there], place, g_logp, g_H, temperature)
+        expected = truth(h, w.detach()[present], labels_among_present, g_logp, g_H, temperature)
         for chunk in chunks:
             logp, H = linear_logprob(h, w, labels, temperature, True, chunk, absent)
             dh, dw = torch.autograd.grad((logp * g_logp + H * g_H).sum(), (h, w))
             assert not dw[absent].any()
-            loss, *_ = linear_loss(
-                h, w, labels, lambda logp, H, s: (logp * g_logp[s] + H * g_H[s]).sum(),
-                temperature, chunk, absent)
-            again = torch.autograd.grad(loss, (h, w))
-            for a, b in zip((logp, H, dh, dw[there], again[0], again[1][there]),
-            [*expected, *expected[2:]]):
+            for a, b in zip((logp, H, dh, dw[present]), expected):
                 assert (a.double() - b).abs().max() <= tolerance * (1 + b.abs().max())
 
 
@@ -86,7 +104,8 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits():
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             for t in out if isinstance(out, (tuple, list)) else [out]:
-                self.numel = max(self.numel, t.numel() if isinstance(t, torch.Tensor) else 0)
+                if isinstance(t, torch.Tensor):
+                    self.numel = max(self.numel, t.numel())
             return out
 
     N, C, V, chunk = 96, 4, 300, 8
@@ -94,7 +113,6 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits():
     with Largest() as seen:
         logp, H = linear_logprob(h, w, labels, 0.9, entropy=True, chunk=chunk)
         (logp * g_logp + H).sum().backward()
-        linear_loss(h, w, labels, lambda logp, H, rows: -(logp + H).sum(), chunk=chunk)[0].backward()
     assert seen.numel == chunk * V
 
 
@@ -116,51 +134,20 @@ def test_either_output_may_go_unused():
             assert torch.allclose(a, b, atol=1e-12)
 
 
-def policy_loss(old, advantage, weight, clip, beta):
-    def loss(logp, H, rows):
-        ratio = (logp - old[rows]).exp()
-        clipped = ratio.clamp(1 - clip, 1 + clip)
-        return -(weight[rows] * torch.minimum(ratio * advantage[rows], clipped * advantage[rows])).sum() - beta * H.sum()
-    return loss
-
-
-def compare_loss(tolerance, dtype):
-    N, C, V = 13, 6, 37
-    h, w, labels, advantage, weight = draw(N, C, V, dtype, seed=3)
-    weight = weight.abs()
-    exact = [t.detach().double().requires_grad_() for t in (h, w)]
-    full = (exact[0] @ exact[1].T / 0.8).log_softmax(-1)
-    logp, H = full[range(N), labels], -(full.exp() * full).sum(-1)
-    old = logp.detach() + 0.3 * torch.randn(N).double()                  # some ratios are clipped
-    for make in (policy_loss(old, advantage, weight, 0.2, 0.01), lambda logp, H, rows: -logp.sum()):
-        expected = make(logp, H, slice(0, N))
-        truth_grads = torch.autograd.grad(expected, exact, retain_graph=True)
-        for chunk in (1, 5, None):
-            loss, logp_, H_ = linear_loss(h, w, labels, make, 0.8, chunk)
-            assert not logp_.requires_grad and (logp_ - logp).abs().max() < 1e-5 and (H_ - H).abs().max() < 1e-5
-            assert abs(loss.item() - expected.item()) <= 1e-5 * (1 + abs(expected.item()))
-            for a, b in zip(torch.autograd.grad(2 * loss, (h, w)), truth_grads):
-                assert (a.double() - 2 * b).abs().max() <= tolerance * (1 + b.abs().max())
-
-
-def test_the_loss_form_against_autograd():
-    compare_loss(5e-6, torch.float32)
-
-
-def test_the_loss_form_without_gradient():
-    h, w, labels, _, _ = draw(5, 4, 9, torch.float32)
-    loss, logp, _ = linear_loss(h, w, labels, lambda logp, H, rows: logp.detach().sum() + 0 * logp.sum())
-    assert torch.autograd.grad(loss, h)[0].abs().max() == 0
-    loss, logp, _ = linear_loss(h, w, labels, lambda logp, H, rows: torch.ones(()), chunk=2)   # does not depend on logp at all
-    assert loss == 3 and torch.autograd.grad(loss, h)[0].abs().max() == 0
-
+# ---- the Triton path ----
 
 @pytest.mark.skipif(not importlib.util.find_spec('triton'), reason='Triton is not installed')
 def test_the_triton_path_in_the_interpreter():
-    """Runs every check_* of this file with TRITON_INTERPRET=1, which must be set before Triton is imported."""
-    run = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-o', 'python_functions=check_*', __file__],
-                         env={**os.environ, 'TRITON_INTERPRET': '1'}, capture_output=True, text=True)
-    assert run.returncode == 0 and 'passed' in run.stdout, run.stdout[-3000:] + run.stderr[-1000:]
+    """
+    Runs every check_* of this file with TRITON_INTERPRET=1, which must be set before Triton is
+    imported.
+    """
+    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider',
+               '-o', 'python_functions=check_*', __file__]
+    env = {**os.environ, 'TRITON_INTERPRET': '1'}
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    said = run.stdout[-3000:] + run.stderr[-1000:]
+    assert run.returncode == 0 and 'passed' in run.stdout, said
 
 
 @pytest.fixture
@@ -173,16 +160,19 @@ def triton_path():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
 @pytest.mark.parametrize('temperature, with_entropy', [(1.0, True), (0.7, True), (1.3, False)])
 def check_the_kernels_against_float64(triton_path, dtype, temperature, with_entropy):
-    sizes = SIZES + [(3, 8, 4096, None), (5, 8, 4097, 2), (2, 8, 9000, None)]      # the kernels' block is 4096
-    compare(dtype, temperature, with_entropy, sizes, (5e-6, 1e-5 if dtype == torch.float32 else 2e-3))
+    sizes = SIZES + [(3, 8, 4096, None), (5, 8, 4097, 2), (2, 8, 9000, None)]  # a block is 4096
+    tolerance = 5e-6, 1e-5 if dtype == torch.float32 else 2e-3
+    compare(dtype, temperature, with_entropy, sizes, tolerance)
 
 
 def check_far_logits(triton_path):
     """Logits of thousands, a distribution of one token: no overflow, entropy 0."""
-    h, w = torch.full((1, 1), 1e4), torch.linspace(-1, 1, 5000)[:, None]
+    h = torch.full((1, 1), 1e4)
+    w = torch.linspace(-1, 1, 5000)[:, None]
     logp, H = linear_logprob(h, w, torch.tensor([4999]), entropy=True)
-    expected = (h.double() @ w.double().T).log_softmax(-1)
-    assert abs(logp.item() - expected[0, 4999].item()) < 1e-3 and abs(H.item() + (expected.exp() * expected).sum().item()) < 1e-3
+    full, exact_H = distribution(h.double() @ w.double().T, 1.0)
+    assert abs(logp.item() - full[0, 4999].item()) < 1e-3
+    assert abs(H.item() - exact_H.item()) < 1e-3
 
 
 def check_absent_ids(triton_path):
@@ -190,26 +180,26 @@ def check_absent_ids(triton_path):
     compare_absent(1e-5, 4200, temperatures=(0.7,), chunks=(None,))
 
 
-def check_the_loss_form(triton_path):
-    compare_loss(1e-5, torch.float32)
-
-
 @pytest.mark.parametrize('V', [1, 130, 4097])
 def check_a_narrow_gradient_of_the_logits(triton_path, V):
     """float16 dz, as on a GPU where the GEMMs are half precision"""
     torch.manual_seed(V)
-    z, labels, g_logp, g_H = 3 * torch.randn(5, V), torch.randint(V, (5,)), torch.randn(5), torch.randn(5)
+    z = 3 * torch.randn(5, V)
+    labels = torch.randint(V, (5,))
+    g_logp = torch.randn(5)
+    g_H = torch.randn(5)
+
     exact = z.double().requires_grad_()
-    full = (exact / 0.7).log_softmax(-1)
-    (full.gather(1, labels[:, None])[:, 0] @ g_logp.double() - (full.exp() * full).sum(-1) @ g_H.double()).backward()
+    full, entropy = distribution(exact, 0.7)
+    (full.gather(1, labels[:, None])[:, 0] @ g_logp.double() + entropy @ g_H.double()).backward()
+
     _, lse, H, kept = rows_forward(z, labels, 0.7, True)
     dz, scale = rows_backward(kept, labels, 0.7, lse, H, g_logp, g_H, torch.float16)
-    assert scale is None
-    assert dz.dtype == torch.float16 and (dz.double() - exact.grad).abs().max() <= 1e-3 * (1 + exact.grad.abs().max())
+    assert scale is None and dz.dtype == torch.float16
+    assert (dz.double() - exact.grad).abs().max() <= 1e-3 * (1 + exact.grad.abs().max())
 
 
 def check_that_these_are_the_kernels(triton_path):
     """A wrong number in the kernels' file must be seen here: the launch is counted."""
-    from kernels import linear_logprob as file
     linear_logprob(torch.randn(2, 3), torch.randn(5, 3), torch.tensor([1, 2]))
-    assert type(file._forward).__name__ == 'InterpretedFunction'
+    assert type(module._forward).__name__ == 'InterpretedFunction'

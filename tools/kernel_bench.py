@@ -9,13 +9,18 @@ Checks and times every kernel on a GPU, in at most nine minutes:
     TRITON_INTERPRET=1 python tools/kernel_bench.py --smoke=True    tiny sizes in Triton's
                                 interpreter: tries the script, its times mean nothing
 
-Every row is printed as soon as it is known, and the cases run in a process of their own that is replaced where one of them crashes or hangs:
-a kernel that does not work costs its own row.
+Every row is printed as soon as it is known, and the cases run in a process of their own that is
+replaced where one of them crashes or hangs: a kernel that does not work costs its own row.
 
-Check: on fresh random bf16 inputs, outputs and gradients against the same mathematics in float64; the error, relative in the 2-norm, may
-be three times eager PyTorch's own in bf16. Time: medians of replayed CUDA graphs (so launches cost nothing, for anyone) with the L2
-cache flushed before each; backward = both − forward. A form that cannot be captured is timed without and marked *. Bound: what must be moved over the bandwidth of a large copy, or what must be
-multiplied over the rate of a large bf16 product, whichever is longer, both measured at the start.
+Check: on fresh random bf16 inputs, outputs and gradients against the same mathematics in float64;
+the error, relative in the 2-norm, may be three times eager PyTorch's own in bf16.
+
+Time: medians of replayed CUDA graphs (so launches cost nothing, for anyone) with the L2 cache
+flushed before each; backward = both − forward. A form that cannot be captured is timed without and
+marked *.
+
+Bound: what must be moved over the bandwidth of a large copy, or what must be multiplied over the
+rate of a large bf16 product, whichever is longer, both measured at the start.
 """
 from __future__ import annotations
 
@@ -32,10 +37,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
-import torch                                             # noqa: E402
+import torch
+import torch.nn.functional as F
 
-import kernels                                           # noqa: E402
-from configurator import configure                       # noqa: E402
+import kernels
+from configurator import configure
 
 
 @dataclass
@@ -51,18 +57,21 @@ class Config:
 @dataclass
 class Case:
     name: str
-    ours: Callable            # of the inputs -> tensor or tuple; with `kernels.use('torch')` the eager form where `eager` is None
+    ours: Callable            # inputs -> tensor or tuple; the eager form, too, without Triton
     inputs: Callable          # size -> list of tensors; those that require grad get gradients
+    cost: Callable            # size -> ((bytes, flops) forward, (bytes, flops) backward or None)
     size: tuple               # timed
     check: tuple              # checked in float64, no smaller than shows a mistake
     smoke: tuple              # both, with --smoke
-    cost: Callable            # size -> ((bytes, flops) forward, (bytes, flops) backward or None); bytes at 2 a number
     target: tuple = ()        # shares of the bound, forward and backward
-    eager: Callable | None = None
+    eager: Callable | None = None   # where it is another
     truth: Callable | None = None   # where the reference does not run in float64
     tolerance: float = 3.0    # times eager's error
     allowed: float = 1e-5     # and this besides
     together: bool = False    # forward and backward are timed as one
+
+
+DEVICE, DTYPE = 'cuda', torch.bfloat16   # setup() sets them
 
 
 def rand(*shape, scale=1.0, grad=True):
@@ -70,144 +79,318 @@ def rand(*shape, scale=1.0, grad=True):
     return (torch.randn(*shape, device=DEVICE) * scale).to(DTYPE).requires_grad_(grad)
 
 
-DEVICE, DTYPE = 'cuda', torch.bfloat16   # main() sets them
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the cases
-
+# ---- the cases; their costs count 2 bytes a number ----
 
 def cases():
-    from kernels import fp8
-    from kernels.linear_logprob import linear_logprob, linear_loss
-    from kernels.attention import Mask, attention
-    from kernels.mla_decode import mla_decode
-    from kernels.moe import experts
+    yield from norm_cases()
+    yield from rope_cases()
+    yield from swiglu_cases()
+    yield from router_cases()
+    yield from expert_cases()
+    yield from head_cases()
+    yield from attention_cases()
+    yield from decoding_cases()
+    yield from fp8_cases()
+
+
+def norm_cases():
     from kernels.rmsnorm import rms_norm
+
+    def norm(x, w):
+        return rms_norm(x, w, 1e-6)
+
+    def inputs(N, D):
+        return [rand(N, D), rand(D)]
+
+    def cost(N, D):
+        return (4 * N * D, 0), (6 * N * D, 0)
+
+    yield Case('rms_norm', norm, inputs, cost,
+               size=(65536, 2048), check=(999, 2048), smoke=(5, 37), target=(0.8, 0.8))
+    yield Case('rms_norm 7168', norm, inputs, cost,
+               size=(16384, 7168), check=(999, 7168), smoke=(3, 70), target=(0.8, 0.8))
+
+    def add_norm(x, residual, w):
+        return rms_norm(x, w, 1e-6, residual)
+
+    def add_inputs(N, D):
+        return [rand(N, D), rand(N, D), rand(D)]
+
+    def add_cost(N, D):
+        return (8 * N * D, 0), (8 * N * D, 0)
+
+    yield Case('rms_norm + residual', add_norm, add_inputs, add_cost,
+               size=(65536, 2048), check=(999, 2048), smoke=(5, 37), target=(0.8, 0.8))
+
+
+def rope_cases():
     from kernels.rope import apply_rope
-    from kernels.router import route
-    from kernels.swiglu import swiglu
 
-    rows = lambda N, D: [rand(N, D), rand(D)]  # noqa: E731
-    yield Case('rms_norm', lambda x, w: rms_norm(x, w, 1e-6), rows, (65536, 2048), (999, 2048), (5, 37),
-               lambda N, D: ((4 * N * D, 0), (6 * N * D, 0)), (0.8, 0.8))
-    yield Case('rms_norm 7168', lambda x, w: rms_norm(x, w, 1e-6), rows, (16384, 7168), (999, 7168), (3, 70),
-               lambda N, D: ((4 * N * D, 0), (6 * N * D, 0)), (0.8, 0.8))
-    yield Case('rms_norm + residual', lambda x, r, w: rms_norm(x, w, 1e-6, r), lambda N, D: [rand(N, D), rand(N, D), rand(D)], (65536, 2048),
-               (999, 2048), (5, 37), lambda N, D: ((8 * N * D, 0), (8 * N * D, 0)), (0.8, 0.8))
+    def interleaved(x, cos, sin):
+        return apply_rope(x, (cos, sin), True)
 
-    def turned(B, T, H, d):
+    def half(x, cos, sin):
+        return apply_rope(x, (cos, sin), False)
+
+    def inputs(B, T, H, d):
         angle = torch.rand(B, T, 1, d // 2, device=DEVICE) * 6
         return [rand(B, T, H, d), angle.cos(), angle.sin()]
-    for name, interleaved, H, d in (('rope interleaved', True, 128, 64), ('rope half', False, 12, 128)):
-        yield Case(name, lambda x, c, s, interleaved=interleaved: apply_rope(x, (c, s), interleaved), turned, (2, 4096, H, d),
-                   (2, 333, H, d), (2, 3, 5, 6), lambda B, T, H, d: ((4 * B * T * (H + 2) * d, 0),) * 2)
-    yield Case('swiglu', swiglu, lambda N, I: [rand(N, I), rand(N, I)], (16384, 8960), (333, 8960), (3, 40),
-               lambda N, I: ((6 * N * I, 0), (10 * N * I, 0)))
 
-    def logits(N, E, K, groups, top):
-        # distinct by design: where two experts tie but for rounding, float32 and float64 may choose differently
+    def cost(B, T, H, d):
+        moved = 4 * B * T * (H + 2) * d
+        return (moved, 0), (moved, 0)
+
+    yield Case('rope interleaved', interleaved, inputs, cost,
+               size=(2, 4096, 128, 64), check=(2, 333, 128, 64), smoke=(2, 3, 5, 6))
+    yield Case('rope half', half, inputs, cost,
+               size=(2, 4096, 12, 128), check=(2, 333, 12, 128), smoke=(2, 3, 5, 6))
+
+
+def swiglu_cases():
+    from kernels.swiglu import swiglu
+
+    def inputs(N, I):
+        return [rand(N, I), rand(N, I)]
+
+    def cost(N, I):
+        return (6 * N * I, 0), (10 * N * I, 0)
+
+    yield Case('swiglu', swiglu, inputs, cost,
+               size=(16384, 8960), check=(333, 8960), smoke=(3, 40))
+
+
+def router_cases():
+    from kernels.router import route
+
+    def weights_and_scores(*inputs):
+        weights, _, scores = route(*inputs)
+        return weights, scores
+
+    def inputs(N, E, K, groups, top):
+        # distinct by design: where two experts tie but for rounding, float32 and float64 may choose
+        # differently
         spread = torch.rand(N, E, device=DEVICE).argsort(-1) * (8 / E) - 4
         return [spread.requires_grad_(), torch.zeros(E, device=DEVICE), K, groups, top]
-    yield Case('route 8 of 256', lambda *a: route(*a)[::2], logits, (16384, 256, 8, 8, 4), (999, 256, 8, 8, 4), (5, 24, 3, 4, 2),
-               lambda N, E, K, *_: ((8 * N * E, 0), (12 * N * E, 0)))
 
-    def mixture(N, C, I, E, K):
+    def cost(N, E, K, groups, top):
+        return (8 * N * E, 0), (12 * N * E, 0)
+
+    yield Case('route 8 of 256', weights_and_scores, inputs, cost,
+               size=(16384, 256, 8, 8, 4), check=(999, 256, 8, 8, 4), smoke=(5, 24, 3, 4, 2))
+
+
+def expert_cases():
+    from kernels.moe import experts
+
+    def inputs(N, C, I, E, K):
         chosen = torch.rand(N, E, device=DEVICE).topk(K).indices
         weights = torch.rand(N, K, device=DEVICE).requires_grad_()
-        return [rand(N, C), rand(E, 2 * I, C, scale=C ** -0.5), rand(E, C, I, scale=I ** -0.5), weights, chosen]
+        x = rand(N, C)
+        gate_up = rand(E, 2 * I, C, scale=C ** -0.5)
+        down = rand(E, C, I, scale=I ** -0.5)
+        return [x, gate_up, down, weights, chosen]
 
     def one_by_one(x, gate_up, down, weights, chosen):
         y = torch.zeros_like(x)
         for e in range(len(down)):
             n, k = (chosen == e).nonzero(as_tuple=True)
             gate, up = (x[n] @ gate_up[e].T).chunk(2, -1)
-            y = y.index_add(0, n, (torch.nn.functional.silu(gate) * up) @ down[e].T * weights[n, k, None])
+            y = y.index_add(0, n, (F.silu(gate) * up) @ down[e].T * weights[n, k, None])
         return y
 
-    def mixture_cost(N, C, I, E, K):
-        weights = 2 * 3 * E * C * I
-        return (weights + 4 * N * C, 6 * N * K * C * I), (2 * weights + 8 * N * C, 12 * N * K * C * I)
-    yield Case('experts 8 of 64', experts, mixture, (8192, 2048, 1408, 64, 8), (1000, 512, 384, 64, 8), (37, 52, 36, 5, 2), mixture_cost,
-               (0.4, 0.4), truth=one_by_one)
-    yield Case('experts 8 of 256', experts, mixture, (8192, 2048, 768, 256, 8), (999, 256, 200, 256, 8), (9, 16, 16, 6, 2), mixture_cost,
-               truth=one_by_one)
+    def cost(N, C, I, E, K):
+        matrices = 2 * 3 * E * C * I
+        flops = 6 * N * K * C * I
+        return (matrices + 4 * N * C, flops), (2 * matrices + 8 * N * C, 2 * flops)
 
-    def head(N, C, V):
+    yield Case('experts 8 of 64', experts, inputs, cost, truth=one_by_one, target=(0.4, 0.4),
+               size=(8192, 2048, 1408, 64, 8), check=(1000, 512, 384, 64, 8),
+               smoke=(37, 52, 36, 5, 2))
+    yield Case('experts 8 of 256', experts, inputs, cost, truth=one_by_one,
+               size=(8192, 2048, 768, 256, 8), check=(999, 256, 200, 256, 8),
+               smoke=(9, 16, 16, 6, 2))
+
+
+def head_cases():
+    from kernels.linear_logprob import linear_logprob
+
+    def loss(h, w, labels):
+        return -linear_logprob(h, w, labels)[0]
+
+    def eager(h, w, labels):
+        logits = (h @ w.T).to(torch.promote_types(h.dtype, torch.float32))
+        return F.cross_entropy(logits, labels, reduction='none')
+
+    def inputs(N, C, V):
         return [rand(N, C), rand(V, C, scale=C ** -0.5), torch.randint(V, (N,), device=DEVICE)]
-    for name, ours, reduction in (('linear_logprob', lambda h, w, y: -linear_logprob(h, w, y)[0], 'none'),       # what model.py trains with
-                                  ('linear_logprob loss', lambda h, w, y: linear_loss(h, w, y, lambda logp, entropy, rows: -logp.sum())[0], 'sum')):
-        yield Case(name, ours, head, (16384, 2048, 131072), (777, 256, 5000), (7, 16, 40), lambda N, C, V: ((0, 6 * N * C * V), None), (0.7,), together=True,
-                   eager=lambda h, w, y, reduction=reduction: torch.nn.functional.cross_entropy(
-                       (h @ w.T).to(torch.promote_types(h.dtype, torch.float32)), y, reduction=reduction))
 
-    def attended(B, T, H, G, n, r, w, documents):
-        """q, k, v, where each document ends, then the rope parts if r"""
-        ids = torch.arange(T, device=DEVICE).mul(documents).div(T, rounding_mode='floor').expand(B, T)
+    def cost(N, C, V):
+        return (0, 6 * N * C * V), None
+
+    yield Case('linear_logprob', loss, inputs, cost, eager=eager, together=True, target=(0.7,),
+               size=(16384, 2048, 131072), check=(777, 256, 5000), smoke=(7, 16, 40))
+
+
+def attention_cases():
+    from kernels.attention import Mask, attention
+
+    def inputs(B, T, H, G, n, r, w, documents):
+        """-> q, k, v, each token's document or None, and if r the rope parts of q and k"""
+        ids = torch.arange(T, device=DEVICE).mul(documents).div(T, rounding_mode='floor')
         ropes = [rand(B, T, H, r), rand(B, T, r)] if r else []
-        return [rand(B, T, H, n), rand(B, T, G, n), rand(B, T, G, w), ids if documents > 1 else None, *ropes]
+        q = rand(B, T, H, n)
+        k = rand(B, T, G, n)
+        v = rand(B, T, G, w)
+        return [q, k, v, ids.expand(B, T) if documents > 1 else None, *ropes]
 
     def attend(q, k, v, ids, *ropes):
         width = q.shape[3] + (ropes[0].shape[3] if ropes else 0)
         mask = Mask.causal() if ids is None else Mask.documents(ids)
         return attention(q, k, v, width ** -0.5, mask, *ropes)
 
-    def attention_cost(B, T, H, G, n, r, w, documents):
-        flops = B * H * (n + r + w) * T * T / documents           # two products over the lower triangle of every document
+    def cost(B, T, H, G, n, r, w, documents):
+        # two products over the lower triangle of every document
+        flops = B * H * (n + r + w) * T * T / documents
         return (0, flops), (0, 2.5 * flops)
-    for name, heads, documents in (('mla_attention 192/128', (16, 16, 128, 64, 128), 1),
-                                   ('mla_attention GQA 128, 16 documents', (12, 2, 128, 0, 128), 16)):
-        H, G, *_ = heads
-        yield Case(name, attend, attended, (4, 4096, *heads, documents), (2, 333, *heads, min(documents, 7)),
-                   (1, 19, H // 4, max(1, G // 4), 8, 4 * (documents == 1), 8, min(documents, 3)), attention_cost,
-                   (0.45, 0.35) if documents == 1 else ())
 
-    def decoding(S, L, H, P, Lp):
+    yield Case('mla_attention 192/128', attend, inputs, cost, target=(0.45, 0.35),
+               size=(4, 4096, 16, 16, 128, 64, 128, 1), check=(2, 333, 16, 16, 128, 64, 128, 1),
+               smoke=(1, 19, 4, 4, 8, 4, 8, 1))
+    yield Case('mla_attention GQA 128, 16 documents', attend, inputs, cost,
+               size=(4, 4096, 12, 2, 128, 0, 128, 16), check=(2, 333, 12, 2, 128, 0, 128, 7),
+               smoke=(1, 19, 3, 1, 8, 0, 8, 3))
+
+
+def decoding_cases():
+    from kernels.mla_decode import mla_decode
+
+    def inputs(S, L, H, P, Lp):
         """S samples of P prompts, the latent cache of V3 as one GPU of eight holds its heads"""
-        numbers = torch.arange(S, device=DEVICE) * P // S
-        return [rand(S, 1, H, 576, grad=False), rand(S, L, 576, grad=False), torch.full((S,), L, device=DEVICE), rand(P, Lp, 576, grad=False),
-                torch.full((P,), Lp, device=DEVICE), numbers]
-    yield Case('mla_decode', lambda q, cache, length, prefix, prefix_length, prompt: mla_decode(q, cache, length, 192 ** -0.5, 512, prefix,
-                                                                                               prefix_length, prompt, -(-len(q) // len(prefix))),
-               decoding, (128, 4096, 16, 16, 1024), (9, 300, 16, 3, 70), (3, 5, 2, 2, 3),
-               lambda S, L, H, P, Lp: ((2 * 576 * (S * L + P * Lp), 0), None), (0.6,))
+        q = rand(S, 1, H, 576, grad=False)
+        cache = rand(S, L, 576, grad=False)
+        length = torch.full((S,), L, device=DEVICE)
+        prefix = rand(P, Lp, 576, grad=False)
+        prefix_length = torch.full((P,), Lp, device=DEVICE)
+        prompt = torch.arange(S, device=DEVICE) * P // S
+        return [q, cache, length, prefix, prefix_length, prompt]
 
-    quantised = lambda M, N, K: [*fp8.quantise(rand(M, K, grad=False)), *fp8.quantise(rand(N, K, grad=False), blocks=True)]  # noqa: E731
-    decode = lambda x, s, dtype: fp8.dequantise(x, s, dtype)  # noqa: E731
-    yield Case('fp8 matmul', lambda *a: fp8.matmul(*a, DTYPE), quantised, (8192, 7168, 7168), (1000, 777, 1024), (5, 140, 300),
-               lambda M, N, K: ((M * K + N * K + 2 * M * N, 2 * M * N * K), None), (1.3,),    # the bound is that of a bf16 product
-               eager=lambda x, s, w, t: decode(x, s, DTYPE) @ decode(w, t, DTYPE).T,
-               truth=lambda x, s, w, t: decode(x, s, torch.float64) @ decode(w, t, torch.float64).T)
-    yield Case('fp8 quantise 1x128', lambda x: fp8.dequantise(*fp8.quantise(x), DTYPE), lambda M, K: [rand(M, K, grad=False)], (8192, 7168),
-               (333, 1000), (5, 140), lambda M, K: ((6 * M * K, 0), None), truth=lambda x: x,
-               eager=lambda x: fp8.dequantise(*fp8.quantise_reference(x), DTYPE))
-    yield Case('fp8 linear', lambda x, w: fp8.linear(x, w), lambda M, N, K: [rand(M, K), rand(N, K, scale=K ** -0.5)], (8192, 4096, 4096),
-               (1000, 777, 1024), (5, 140, 30), lambda M, N, K: ((0, 2 * M * N * K), (0, 4 * M * N * K)), eager=lambda x, w: x @ w.T,
-               allowed=0.05)       # the error of FP8 itself, about 0.037
+    def decode(q, cache, length, prefix, prefix_length, prompt):
+        group = kernels.cdiv(len(q), len(prefix))
+        return mla_decode(
+            q, cache, length, 192 ** -0.5, 512, prefix, prefix_length, prompt, group)
+
+    def cost(S, L, H, P, Lp):
+        return (2 * 576 * (S * L + P * Lp), 0), None
+
+    yield Case('mla_decode', decode, inputs, cost, target=(0.6,),
+               size=(128, 4096, 16, 16, 1024), check=(9, 300, 16, 3, 70), smoke=(3, 5, 2, 2, 3))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# checking
+def fp8_cases():
+    from kernels import fp8
+
+    def quantised(M, N, K):
+        x = fp8.quantise(rand(M, K, grad=False))
+        return [*x, *fp8.quantise(rand(N, K, grad=False), blocks=True)]
+
+    def product(x, x_scale, w, w_scale):
+        return fp8.matmul(x, x_scale, w, w_scale, DTYPE)
+
+    def product_in(dtype):
+        def product(x, x_scale, w, w_scale):
+            return fp8.dequantise(x, x_scale, dtype) @ fp8.dequantise(w, w_scale, dtype).T
+        return product
+
+    def product_cost(M, N, K):
+        return (M * K + N * K + 2 * M * N, 2 * M * N * K), None
+
+    yield Case('fp8 matmul', product, quantised, product_cost,
+               eager=product_in(DTYPE), truth=product_in(torch.float64),
+               target=(1.3,),     # the bound is that of a bf16 product
+               size=(8192, 7168, 7168), check=(1000, 777, 1024), smoke=(5, 140, 300))
+
+    def there_and_back(x):
+        return fp8.dequantise(*fp8.quantise(x), DTYPE)
+
+    def eager_there_and_back(x):
+        return fp8.dequantise(*fp8.quantise_reference(x), DTYPE)
+
+    def same(x):
+        return x
+
+    def one(M, K):
+        return [rand(M, K, grad=False)]
+
+    def moved(M, K):
+        return (6 * M * K, 0), None
+
+    yield Case('fp8 quantise 1x128', there_and_back, one, moved,
+               eager=eager_there_and_back, truth=same,
+               size=(8192, 7168), check=(333, 1000), smoke=(5, 140))
+
+    def linear(x, w):
+        return fp8.linear(x, w)
+
+    def eager_linear(x, w):
+        return x @ w.T
+
+    def operands(M, N, K):
+        return [rand(M, K), rand(N, K, scale=K ** -0.5)]
+
+    def linear_cost(M, N, K):
+        return (0, 2 * M * N * K), (0, 4 * M * N * K)
+
+    yield Case('fp8 linear', linear, operands, linear_cost, eager=eager_linear,
+               allowed=0.05,      # the error of FP8 itself, about 0.037
+               size=(8192, 4096, 4096), check=(1000, 777, 1024), smoke=(5, 140, 30))
 
 
-def run(fn, inputs, dy=None):
+# ---- checking ----
+
+def outputs_of(function, inputs):
+    """-> the floating-point tensors that function(*inputs) gives"""
+    out = function(*inputs)
+    out = out if isinstance(out, tuple) else (out,)
+    return [t for t in out if t is not None and t.dtype.is_floating_point]
+
+
+def leaves_of(inputs):
+    return [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
+
+
+def run(function, inputs, dy=None):
     """-> outputs and gradients; dy is drawn once and used by every form"""
-    out = fn(*inputs)
-    out = [t for t in (out if isinstance(out, tuple) else (out,)) if t is not None and t.dtype.is_floating_point]
-    leaves = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
+    out = outputs_of(function, inputs)
+    leaves = leaves_of(inputs)
     if not leaves:
         return out, None
-    dy = [torch.randn_like(t, dtype=torch.float32) for t in out] if dy is None else dy
-    return out + list(torch.autograd.grad(out, leaves, [d.to(t.dtype) for d, t in zip(dy, out)])), dy
+    if dy is None:
+        dy = [torch.randn_like(t, dtype=torch.float32) for t in out]
+    grads = torch.autograd.grad(out, leaves, [d.to(t.dtype) for d, t in zip(dy, out)])
+    return out + list(grads), dy
 
 
 def widen(t):
-    narrow = isinstance(t, torch.Tensor) and t.dtype in (torch.bfloat16, torch.float16, torch.float32)
-    return t.detach().double().requires_grad_(t.requires_grad) if narrow else t
+    """A tensor of narrower floats in float64, anything else as it is"""
+    if not isinstance(t, torch.Tensor):
+        return t
+    if t.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return t
+    return t.detach().double().requires_grad_(t.requires_grad)
 
 
 def errors(got, truth):
-    return [((a.detach().double() - b.detach()).norm() / b.detach().norm().clamp(min=1e-30)).item() for a, b in zip(got, truth, strict=True)]
+    """-> of each tensor |got − truth| / |truth|"""
+    relative = []
+    for a, b in zip(got, truth, strict=True):
+        a = a.detach().double()
+        b = b.detach()
+        relative.append(((a - b).norm() / b.norm().clamp(min=1e-30)).item())
+    return relative
+
+
+def times(size):
+    return '×'.join(map(str, size))
 
 
 def check(case, size):
@@ -218,88 +401,112 @@ def check(case, size):
     kernels.use('torch')
     truth, _ = run(case.truth or case.eager or case.ours, [widen(t) for t in inputs], dy)
     eager, _ = run(case.eager or case.ours, inputs, dy)
-    mine, theirs = errors(got, truth), errors(eager, truth)
-    share = max(m / (case.tolerance * t + case.allowed) if math.isfinite(m) else math.inf for m, t in zip(mine, theirs))
-    print(f'| {case.name} | {"×".join(map(str, size))} | {max(mine):.1e} | {share:.0%}{"" if share <= 1 else " FAILED"} |', flush=True)
-    return int(not share <= 1)
+
+    ours = errors(got, truth)
+    shares = []
+    for our_error, eager_error in zip(ours, errors(eager, truth)):
+        share = our_error / (case.tolerance * eager_error + case.allowed)
+        shares.append(share if math.isfinite(our_error) else math.inf)
+    share = max(shares)
+    failed = not share <= 1
+    print(f'| {case.name} | {times(size)} | {max(ours):.1e} '
+          f'| {share:.0%}{" FAILED" if failed else ""} |', flush=True)
+    return int(failed)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# timing
+# ---- timing ----
 
-
-def median(fn, capture=True, repeats=30):
-    """Seconds of fn(), on a GPU from a replayed graph behind a flush of the L2 cache"""
+def median(function, capture=True, repeats=30):
+    """Seconds of function(), on a GPU from a replayed graph behind a flush of the L2 cache"""
     if DEVICE == 'cpu':
         began = time.perf_counter()
-        fn()
+        function()
         return time.perf_counter() - began
+
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            fn()
+            function()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     torch.cuda.empty_cache()                # nothing can be given back while a graph is captured
-    graph = torch.cuda.CUDAGraph()
+    timed = function
     if capture:
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):       # fails on a host sync: none of the kernels may have one
-            fn()
-    flush, events = torch.empty(2**28, dtype=torch.int8, device=DEVICE), []
+            function()
+        timed = graph.replay
+
+    flush = torch.empty(2**28, dtype=torch.int8, device=DEVICE)
+    events = []
     for _ in range(repeats):
         flush.zero_()
-        pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        pair[0].record()
-        graph.replay() if capture else fn()
-        pair[1].record()
-        events.append(pair)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        timed()
+        end.record()
+        events.append((start, end))
     torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in events) / 1e3
+    return statistics.median(start.elapsed_time(end) for start, end in events) / 1e3
 
 
-def forward_backward(fn, inputs, together, capture=True):
+def forward_backward(function, inputs, together, capture=True):
     """-> seconds forward, or of both where `together`; seconds backward or None"""
-    leaves = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
-
-    def outputs():
-        out = fn(*inputs)
-        return [t for t in (out if isinstance(out, tuple) else (out,)) if t is not None and t.requires_grad]
-
     def forward():
         with torch.no_grad():
-            fn(*inputs)
+            function(*inputs)
+
+    leaves = leaves_of(inputs)
     if not leaves:
         return median(forward, capture), None
-    ones = [torch.ones_like(t) for t in outputs()]        # made outside: to fill them is no part of the backward pass
-    both = lambda: torch.autograd.grad(outputs(), leaves, ones)  # noqa: E731
+
+    def outputs():
+        return [t for t in outputs_of(function, inputs) if t.requires_grad]
+
+    # made outside: to fill them is no part of the backward pass
+    ones = [torch.ones_like(t) for t in outputs()]
+
+    def both():
+        return torch.autograd.grad(outputs(), leaves, ones)
+
     if together:
         return median(both, capture), None
-    f = median(forward, capture)
-    return f, median(both, capture) - f
+    seconds = median(forward, capture)
+    return seconds, median(both, capture) - seconds
 
 
-def attempt(fn, inputs, together):
-    """Of another form, as forward_backward, and '*' if not captured; None where it does not run, for a reason told on stderr"""
+def attempt(function, inputs, together):
+    """
+    As forward_backward, of another form, and '*' if it was not captured; None where it does not
+    run, for a reason told on stderr
+    """
     for capture in (True, False):
         try:
-            return *forward_backward(fn, inputs, together, capture), '' if capture else '*'
+            seconds = forward_backward(function, inputs, together, capture)
+            return *seconds, '' if capture else '*'
         except Exception as error:
-            print(f'  {"not captured" if capture else "not timed"}: {reason(error)}', file=sys.stderr, flush=True)
-            torch.cuda.synchronize() if DEVICE == 'cuda' else None
+            what = 'not captured' if capture else 'not timed'
+            print(f'  {what}: {reason(error)}', file=sys.stderr, flush=True)
+            if DEVICE == 'cuda':
+                torch.cuda.synchronize()
     return None, None, ''
 
 
 def machine():
     """-> bytes a second of a large copy, operations a second of a large product"""
-    n, side = (2**29, 8192) if DEVICE == 'cuda' else (2**22, 256)
-    a, b = torch.empty(n, dtype=torch.bfloat16, device=DEVICE), torch.empty(n, dtype=torch.bfloat16, device=DEVICE)
+    numbers, side = (2**29, 8192) if DEVICE == 'cuda' else (2**22, 256)
+    a, b = (torch.empty(numbers, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
     x, y = (torch.randn(side, side, device=DEVICE, dtype=DTYPE) for _ in range(2))
-    return 4 * n / median(lambda: b.copy_(a)), 2 * side**3 / median(lambda: x @ y)
+    copy = median(lambda: b.copy_(a))
+    product = median(lambda: x @ y)
+    return 4 * numbers / copy, 2 * side**3 / product
 
 
-def show(value):
-    return '—' if value is None else f'{value * 1e6:.0f}' if value < 0.01 else f'{value * 1e6:.3g}'
+def microseconds(seconds):
+    if seconds is None:
+        return '—'
+    return f'{seconds * 1e6:.0f}' if seconds < 0.01 else f'{seconds * 1e6:.3g}'
 
 
 def time_beside(case, size, bandwidth, rate, form):
@@ -309,21 +516,25 @@ def time_beside(case, size, bandwidth, rate, form):
     ours = forward_backward(case.ours, inputs, case.together)
     kernels.use('torch')
     *theirs, mark = attempt(form(case.eager or case.ours), inputs, case.together)
-    for i, (direction, cost) in enumerate(zip(('both' if case.together else 'forward', 'backward'), case.cost(*size))):
+
+    directions = 'both' if case.together else 'forward', 'backward'
+    for i, (direction, cost) in enumerate(zip(directions, case.cost(*size))):
         if cost is None or ours[i] is None:
             continue
-        bound = max(cost[0] / bandwidth, cost[1] / rate)
-        goal = case.target[i] if case.target else None
+        moved, flops = cost
+        bound = max(moved / bandwidth, flops / rate)
         share = bound / ours[i]
-        verdict = '' if goal is None else f'{goal:.0%} met' if share >= goal else f'{goal:.0%} missed'
-        print(f'| {case.name} | {"×".join(map(str, size))} | {direction} | {show(ours[i])} | {show(theirs[i])}{mark} '
-              f'| {show(bound)} | {share:.0%} | {verdict} |', flush=True)
+        verdict = ''
+        if case.target:
+            goal = case.target[i]
+            verdict = f'{goal:.0%} {"met" if share >= goal else "missed"}'
+        print(f'| {case.name} | {times(size)} | {direction} | {microseconds(ours[i])} '
+              f'| {microseconds(theirs[i])}{mark} | {microseconds(bound)} | {share:.0%} '
+              f'| {verdict} |', flush=True)
     return 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the run
-
+# ---- the run ----
 
 def setup(cfg):
     global DEVICE, DTYPE
@@ -333,23 +544,37 @@ def setup(cfg):
 
 
 def reason(error):
-    return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:160]}'
+    first, *_ = str(error).splitlines() or ['']
+    return f'{type(error).__name__}: {first[:160]}'
+
+
+def faults_of(case, cfg, phase, known):
+    """One case of one phase -> faults"""
+    size = case.check if phase == 'check' else case.size
+    if cfg.smoke:
+        size = case.smoke
+    try:
+        if phase == 'check':
+            return check(case, size)
+        form = torch.compile if phase == 'compile' else lambda function: function
+        return time_beside(case, size, *known, form)
+    except Exception as error:
+        print(f'| {case.name} | {times(size)} | FAILED: {reason(error)} |', flush=True)
+        return 1
 
 
 def work(cfg, phase, names, known, pipe):
-    """The cases of these names, in a process of its own; after each sends how many faults it had. known: bandwidth and rate"""
+    """
+    The cases of these names, in a process of its own; after each sends how many faults it had.
+    known: bandwidth and rate
+    """
     setup(cfg)
     for case in cases():
         if case.name not in names:
             continue
-        size = case.smoke if cfg.smoke else case.check if phase == 'check' else case.size
-        try:
-            faults = check(case, size) if phase == 'check' else time_beside(case, size, *known, torch.compile if phase == 'compile' else lambda f: f)
-        except Exception as error:
-            print(f'| {case.name} | {"×".join(map(str, size))} | FAILED: {reason(error)} |', flush=True)
-            faults = 1
+        faults = faults_of(case, cfg, phase, known)
         if DEVICE == 'cuda':
-            torch.cuda.synchronize()        # raises where a kernel has broken the context: then a new process goes on
+            torch.cuda.synchronize()        # raises where a kernel has broken the context
             torch.cuda.empty_cache()
         pipe.send(faults)
 
@@ -365,7 +590,10 @@ def started(function, *args):
 
 
 def begin(function, *args):
-    """-> a process that runs function(*args, pipe), and our end of the pipe, from which 0 comes first, when it has started"""
+    """
+    -> a process that runs function(*args, pipe), and our end of the pipe, from which 0 comes first,
+    when it has started
+    """
     spawn = multiprocessing.get_context('spawn')
     here, there = spawn.Pipe(duplex=False)
     process = spawn.Process(target=started, args=(function, *args, there))
@@ -394,17 +622,48 @@ def each(cfg, phase, names, known, ends):
                 lost = isinstance(got, str)
                 if lost and time.time() > ends:
                     break
+                name, *names = names
                 if lost:
-                    print(f'| {names[0]} | | FAILED: {got} |', flush=True)
-                faults, names = faults + (1 if lost else got), names[1:]
-                if lost:
+                    print(f'| {name} | | FAILED: {got} |', flush=True)
+                    faults += 1
                     break
+                faults += got
         finally:
             process.kill()
             process.join()
     for name in names:
         print(f'| {name} | not run: {cfg.seconds:.0f} s are over |', flush=True)
     return faults
+
+
+def measured(cfg):
+    """-> machine()'s two rates by a process of its own, or a text that says why not"""
+    process, here = begin(measure, cfg)
+    receive(here, cfg.seconds)
+    known = receive(here, cfg.patience)
+    process.kill()
+    return known
+
+
+def print_machine(cfg):
+    import triton
+    if DEVICE == 'cuda':
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{platform.processor() or 'CPU'}, Triton's interpreter"
+    print(f'{datetime.date.today()} · {name} · torch {torch.__version__}, '
+          f'triton {triton.__version__}, {DTYPE} · seed {cfg.seed or "of the clock"}')
+
+
+def print_head(phase, known):
+    if phase == 'check':
+        print('\n| kernel | checked at | error against float64 | of what is tolerated |\n'
+              '|---|---|---|---|', flush=True)
+        return
+    bandwidth, rate = known
+    print(f'\nmeasured: {bandwidth / 1e12:.2f} TB/s, {rate / 1e12:.0f} TFLOP/s; times in µs\n\n'
+          f'| kernel | size | | ours | {"eager" if phase == "time" else "torch.compile"} '
+          '| bound | share of bound | target |\n|---|---|---|---|---|---|---|---|', flush=True)
 
 
 def main(cfg):
@@ -414,27 +673,23 @@ def main(cfg):
               'tries the script without one', file=sys.stderr)
         return 2
     began = time.time()
-    import triton
-    name = torch.cuda.get_device_name() if DEVICE == 'cuda' else f"{platform.processor() or 'CPU'}, Triton's interpreter"
-    print(f'{datetime.date.today()} · {name} · torch {torch.__version__}, triton {triton.__version__}, {DTYPE} · seed {cfg.seed or "of the clock"}')
-    names, known, faults = [case.name for case in cases() if cfg.only in case.name], None, 0
+    print_machine(cfg)
+    names = [case.name for case in cases() if cfg.only in case.name]
+    known = None
+    faults = 0
     for phase in cfg.phases.split(','):
         if phase == 'compile' and DEVICE == 'cpu':
             continue
-        if phase == 'check':
-            print('\n| kernel | checked at | error against float64 | of what is tolerated |\n|---|---|---|---|', flush=True)
-        else:
-            if known is None:
-                process, here = begin(measure, cfg)
-                _, known = receive(here, cfg.seconds), receive(here, cfg.patience)
-                process.kill()
-                if isinstance(known, str):
-                    print(f'no timing: the machine itself could not be measured: {known}', file=sys.stderr)
-                    return 1
-            print(f'\nmeasured: {known[0] / 1e12:.2f} TB/s, {known[1] / 1e12:.0f} TFLOP/s; times in µs\n\n| kernel | size | | ours '
-                  f'| {"eager" if phase == "time" else "torch.compile"} | bound | share of bound | target |\n|---|---|---|---|---|---|---|---|', flush=True)
+        if phase != 'check' and known is None:
+            known = measured(cfg)
+            if isinstance(known, str):
+                print(f'no timing: the machine itself could not be measured: {known}',
+                      file=sys.stderr)
+                return 1
+        print_head(phase, known)
         faults += each(cfg, phase, names, known, began + cfg.seconds)
-    print(f'\n{faults} failed' if faults else '\nall checks passed', f'in {time.time() - began:.0f} s')
+    said = f'{faults} failed' if faults else 'all checks passed'
+    print(f'\n{said} in {time.time() - began:.0f} s')
     return 1 if faults else 0
 
 
