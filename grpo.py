@@ -66,7 +66,7 @@ from data.prompts import fitting, instructed, visible
 from data.source import read_rows
 from judge import load_judges
 from model import update_router_bias
-from rollout import alike, collect, micro_batches, moe_shape, problem_order, tensors
+from rollout import alike, collate, collect, micro_batches, moe_shape, problem_order
 from sample import present
 from evaluate import average, evaluate, evaluated, show_problems
 from train import (Graded, Log, Stop, Unsharded, check_out_dir, finish, idle_in_training,
@@ -277,7 +277,7 @@ def losses(cfg, part, logp, A_N, w_N):
     rows = (part['labels'] != -100).nonzero()[:, 0]
     A, w = A_N[part['number'][rows]], w_N[part['number'][rows]]
     old = logp.detach() if part['old'] is None else part['old']
-    log_rho, off = logp - old, old - part['sampled']
+    log_rho, off = logp - old, old - part['sampler_logp']
     if cfg.ratio == 'sequence':
         log_rho = of_sequence(log_rho, rows, len(part['number']))
     weight = w * off.exp().clamp(max=cfg.tis) if cfg.tis else w
@@ -299,7 +299,7 @@ def frozen(cfg, model, reference, used, N, device, rank, world):
     for some in used:
         parts = micro_batches(some, cfg.micro_tokens, world)
         mine = parts[rank::world]
-        updates.append([tensors(part, device) for part in mine + [[]] * (-(-len(parts) // world) - len(mine))])
+        updates.append([collate(part, device) for part in mine + [[]] * (-(-len(parts) // world) - len(mine))])
     with torch.no_grad():
         for u, parts in enumerate(updates):
             for part in parts:
@@ -310,7 +310,7 @@ def frozen(cfg, model, reference, used, N, device, rank, world):
                     part['ref'] = forward(reference, {**part, 'routes': None}, cfg, device)[0]
                 if cfg.kl == 'k1' and reference is not None:
                     rows = (part['labels'] != -100).nonzero()[:, 0]
-                    k1_N.index_add_(0, part['number'][rows], kl_terms(part['sampled'], part['ref'], 'k1'))
+                    k1_N.index_add_(0, part['number'][rows], kl_terms(part['sampler_logp'], part['ref'], 'k1'))
     if reference is not None:
         reshard(reference)
     return updates, k1_N
@@ -547,7 +547,7 @@ def main(cfg):
                 stats += torch.stack([real.sum(), low.sum(), high.sum(), kl.sum(),
                                       rho.sum(), off.abs().sum(),
                                       kl_terms(-off.clamp(max=88), 0.0, 'k3').sum(),
-                                      loss.detach(), (part['times'] > 0).sum()])
+                                      loss.detach(), (part['uses'] > 0).sum()])
                 if real.any():
                     worst = torch.maximum(worst, torch.stack([rho.max(), off.abs().max()]))
             norm = optimizer_step(model, optimizers, schedule(step, cfg), cfg.grad_clip, total(loss_sum, device).item())

@@ -28,7 +28,7 @@ from data.prompts import encode_prompts, instructed
 from data.tokenizer import Tokenizer
 from grpo import Config, advantages, kl_terms, losses, policy_loss, token_weights
 from model import ModelConfig, Transformer
-from rollout import Sample, micro_batches, tensors
+from rollout import Sample, collate, micro_batches
 from sample import Completion, Sampler
 from test_tokenizer import FAMILIES as FAMILIES_OF_TEMPLATES
 from test_tokenizer import chat_tokenizer
@@ -278,10 +278,10 @@ def test_every_variant_equals_the_papers_formula_in_float64(name):
     w_N = torch.cat([token_weights(torch.tensor([n * (f or not cfg.mask_truncated) for n, f in zip(lengths, finished)]), cfg.loss_norm, cfg.max_new_tokens),
                      torch.zeros(1)])
     for samples_of in parts:
-        part = tensors(samples_of, CPU)
+        part = collate(samples_of, CPU)
         numbers = [s.number for s in samples_of]
         part.update(old=torch.cat([old[i] for i in numbers]), ref=torch.cat([ref[i] for i in numbers]) if cfg.kl_coef else None,
-                    sampled=torch.cat([sampled[i] for i in numbers]))
+                    sampler_logp=torch.cat([sampled[i] for i in numbers]))
         for i in numbers:
             leaves[i] = base[i].clone().requires_grad_()
         policy, kl, *_ = losses(cfg, part, torch.cat([leaves[i] for i in numbers]), A_N, w_N)
@@ -302,10 +302,10 @@ def gradient(cfg, R, lengths, shift=0.2):
     """d loss / d logp of one update at some off-policy point, [n]"""
     R = torch.tensor(R, dtype=torch.float64)
     samples = [sample([1], [2] * n, number=i) for i, n in enumerate(lengths)]
-    part = tensors(samples, CPU)
+    part = collate(samples, CPU)
     n = sum(lengths)
     old = torch.linspace(-2, -1, n, dtype=torch.float64)
-    part.update(old=old, ref=None, sampled=old)
+    part.update(old=old, ref=None, sampler_logp=old)
     logp = (old + shift * torch.linspace(-1, 1, n, dtype=torch.float64)).requires_grad_()
     A_N = torch.cat([advantages(R, cfg.advantage_norm)[0].flatten(), torch.zeros(1)])
     w_N = torch.cat([token_weights(torch.tensor(lengths), cfg.loss_norm, cfg.max_new_tokens), torch.zeros(1)])
@@ -345,11 +345,11 @@ def test_clipped_loss_and_gradient_case_by_case(A, rho, low, high):
 def test_a_ratio_that_overflows_where_it_is_clipped_away_has_no_gradient(dtype, ratio):
     cfg = Config(ratio=ratio, loss_norm='sequence')
     samples = [sample([1], [2 + i, 3 + i], number=i) for i in range(3)]
-    part = tensors(samples, CPU)
+    part = collate(samples, CPU)
     logp = torch.full((6,), -0.5, dtype=dtype, requires_grad=True)
     # log rho 1000 with A > 0, and A = 0
     old = torch.tensor([-1000.5, -1000.5, -0.4, -0.6, -1000.5, -1000.5], dtype=dtype)
-    part.update(old=old, ref=None, sampled=old)
+    part.update(old=old, ref=None, sampler_logp=old)
     A_N, w_N = torch.tensor([1.0, -1.0, 0.0, 0.0]), torch.tensor([1 / 6, 1 / 6, 1 / 6, 0.0])
     loss, kl_loss, real, low, high, kl, rho, off = losses(cfg, part, logp, A_N, w_N)
     (loss + kl_loss).backward()
@@ -364,16 +364,16 @@ def test_a_ratio_that_overflows_where_it_is_clipped_away_has_no_gradient(dtype, 
         bound = torch.tensor([1.2, 1.2, *rhos, 0, 0]) if objective == 'cispo' else torch.ones(6)
         want = -bound * torch.tensor([1, 1, -1, -1, 0, 0]) / 6
         assert torch.isfinite(loss) and torch.allclose(logp.grad, want.to(dtype), rtol=1e-6)
-    trusted = losses(Config(tis=2.0), {**part, 'sampled': old - 1000}, logp, A_N, w_N)[0]
+    trusted = losses(Config(tis=2.0), {**part, 'sampler_logp': old - 1000}, logp, A_N, w_N)[0]
     plain = losses(Config(), part, logp, A_N, w_N)[0]
     assert torch.isfinite(trusted) and trusted.item() == pytest.approx(2 * plain.item())
 
 
 def test_zero_variance_groups_keep_their_kl_term():
     samples = [sample([1], [2, 3], number=i) for i in range(2)]
-    part = tensors(samples, CPU)
+    part = collate(samples, CPU)
     ref = torch.tensor([-1.0, -2.0, -1.5, -0.5])
-    part.update(old=None, ref=ref, sampled=ref)
+    part.update(old=None, ref=ref, sampler_logp=ref)
     logp = (ref + 0.3).requires_grad_()
     A, _ = advantages(torch.tensor([[1.0, 1.0]]), 'group')
     policy, kl, *_ = losses(Config(kl_coef=0.1), part, logp, torch.cat([A[0], torch.zeros(1)]), torch.tensor([0.25, 0.25, 0.0]))
@@ -386,11 +386,11 @@ def test_zero_variance_groups_keep_their_kl_term():
 
 
 def test_rows_hold_prompt_and_completion_with_its_stop_token_and_nothing_else():
-    out = tensors([sample([1, 2, 3], [10, 11, 9], [-1.0, -2.0, -3.0], number=7), sample([4], [12], [-4.0], number=5)], CPU)
+    out = collate([sample([1, 2, 3], [10, 11, 9], [-1.0, -2.0, -3.0], number=7), sample([4], [12], [-4.0], number=5)], CPU)
     assert out['input_ids'].tolist() == [[1, 2, 3, 10, 11], [4, 0, 0, 0, 0]]                # the last token of each is never an input
     assert out['labels'].tolist() == [[-100, -100, 10, 11, 9], [12, -100, -100, -100, -100]]
-    assert out['times'].view(2, 5).tolist() == [[1] * 5, [1] + [0] * 4] and out['prefix'] is None
-    assert out['sampled'].tolist() == [-1, -2, -3, -4] and out['number'].tolist() == [7, 5]
+    assert out['uses'].view(2, 5).tolist() == [[1] * 5, [1] + [0] * 4] and out['prefix'] is None
+    assert out['sampler_logp'].tolist() == [-1, -2, -3, -4] and out['number'].tolist() == [7, 5]
     assert out['routes'] is None
 
 
@@ -417,14 +417,14 @@ def test_padding_and_neighbours_change_no_log_prob_and_no_gradient():
     model = Transformer(ModelConfig(vocab_size=30, initializer_range=0.3, **TINY))
     samples = [sample([1 + i] * (2 + i), torch.randint(3, 30, (n,)).tolist(), number=i) for i, n in enumerate((4, 1, 9))]
     cfg = Config(temperature=0.7)
-    together = tensors(samples, CPU)
+    together = collate(samples, CPU)
     logp, H = grpo.forward(model, together, cfg, CPU)
-    alone = [grpo.forward(model, tensors([s], CPU), cfg, CPU) for s in samples]
+    alone = [grpo.forward(model, collate([s], CPU), cfg, CPU) for s in samples]
     assert torch.allclose(logp, torch.cat([a[0] for a in alone]), atol=1e-5) and torch.allclose(H, torch.cat([a[1] for a in alone]), atol=1e-5)
     logp.sum().backward()
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    together['input_ids'][together['times'].view(3, -1) == 0] = 29                                           # what the padding holds is nobody's business
+    together['input_ids'][together['uses'].view(3, -1) == 0] = 29                                           # what the padding holds is nobody's business
     other = grpo.forward(model, together, cfg, CPU)[0]
     other.sum().backward()
     assert torch.allclose(other, logp, rtol=0, atol=2e-6)   # not bit by bit: padding goes to experts too, and moves the rows of their products
@@ -442,12 +442,12 @@ def test_a_prompt_computed_once_for_its_group_gives_the_same(shape):
     samples = [sample(prompts[i % 3], torch.randint(3, 30, (1 + i % 4,)).tolist(), number=i) for i in range(12)]
     results = []
     for share in (True, False):
-        part, routes = tensors(samples, CPU, share), [] if moe else None
-        assert (part['prefix'] is not None) == share and part['times'].sum() == sum(map(len, samples))
-        assert not share or (part['times'] > 0).sum() == sum(map(len, prompts)) - 3 + sum(len(s.tokens) for s in samples)
+        part, routes = collate(samples, CPU, share), [] if moe else None
+        assert (part['prefix'] is not None) == share and part['uses'].sum() == sum(map(len, samples))
+        assert not share or (part['uses'] > 0).sum() == sum(map(len, prompts)) - 3 + sum(len(s.tokens) for s in samples)
         logp, H = grpo.forward(model, part, cfg, CPU, routes)
         (logp * torch.linspace(0, 1, len(logp))).sum().backward()
-        counts = expert_counts(routes, 4, part['times']) if moe else torch.zeros(1)
+        counts = expert_counts(routes, 4, part['uses']) if moe else torch.zeros(1)
         results.append((logp, H, counts, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
         model.zero_grad()
     (a, Ha, na, ga), (b, Hb, nb, gb) = results
@@ -460,7 +460,7 @@ def test_temperature_is_inside_the_log_probs_and_the_stop_token_has_one():
     torch.manual_seed(3)
     model, cfg = Transformer(ModelConfig(vocab_size=30, initializer_range=0.3, **TINY)), Config(temperature=0.7)
     s = sample([5, 6], [7, 8, 2])                                                           # 2: the stop token
-    logp, H = grpo.forward(model, tensors([s], CPU), cfg, CPU)
+    logp, H = grpo.forward(model, collate([s], CPU), cfg, CPU)
     table = (model(torch.tensor([[5, 6, 7, 8]]))[0].double() / 0.7).log_softmax(-1)[1:]
     assert logp.tolist() == pytest.approx([table[0, 7].item(), table[1, 8].item(), table[2, 2].item()], abs=1e-5)
     assert H.tolist() == pytest.approx((-(table.exp() * table).sum(-1)).tolist(), abs=1e-5)
@@ -479,7 +479,7 @@ def test_gradient_of_a_step_equals_the_formula_one_completion_at_a_time():
     A_N = torch.cat([advantages(R, 'group')[0].flatten(), torch.zeros(1)])
     w_N = torch.cat([token_weights(torch.tensor([len(s.tokens) for s in samples]), 'sequence', 0).float(), torch.zeros(1)])
     for some in micro_batches(samples, 30, 1):
-        part = tensors(some, CPU)
+        part = collate(some, CPU)
         logp, _ = grpo.forward(model, part, cfg, CPU)
         with torch.no_grad():
             part['ref'] = grpo.forward(reference, part, cfg, CPU)[0]
@@ -524,20 +524,20 @@ def test_replayed_routes_are_those_the_forward_takes(share):
     samples = [sample([1, 2, 5, 6, 7], [3, 4, 5, 6], number=0), sample([7], [8, 9], number=1), sample([1, 2, 5, 6, 7], [9], number=2)]
     for s in samples:  # each alone, as a sampler would
         plain = []
-        grpo.forward(model, tensors([s], CPU), Config(), CPU, plain)
+        grpo.forward(model, collate([s], CPU), Config(), CPU, plain)
         s.routes = torch.stack([chosen for _, chosen in plain], 1).short()
-    part, taken = tensors(samples, CPU, share), []
+    part, taken = collate(samples, CPU, share), []
     assert (part['prefix'] is not None) == share
     logp, _ = grpo.forward(model, part, Config(), CPU, taken)
-    assert all(torch.equal(chosen[(part['times'] > 0)], layer[(part['times'] > 0)]) for (_, chosen), layer in zip(taken, part['routes']))
+    assert all(torch.equal(chosen[(part['uses'] > 0)], layer[(part['uses'] > 0)]) for (_, chosen), layer in zip(taken, part['routes']))
     free = grpo.forward(model, {**part, 'routes': None}, Config(), CPU)[0]
     assert torch.allclose(logp, free, atol=1e-5)                                            # those it would have taken
     for s in samples:
         s.routes = (s.routes + 1) % 8
     taken = []
-    other, _ = grpo.forward(model, tensors(samples, CPU, share), Config(), CPU, taken)
+    other, _ = grpo.forward(model, collate(samples, CPU, share), Config(), CPU, taken)
     assert not torch.allclose(logp, other, atol=1e-3)
-    assert all(torch.equal(chosen[(part['times'] > 0)], (layer[(part['times'] > 0)] + 1) % 8) for (_, chosen), layer in zip(taken, part['routes']))
+    assert all(torch.equal(chosen[(part['uses'] > 0)], (layer[(part['uses'] > 0)] + 1) % 8) for (_, chosen), layer in zip(taken, part['routes']))
 
 
 @pytest.mark.parametrize('share', [True, False])
@@ -550,10 +550,10 @@ def test_the_reference_chooses_its_own_experts(share, monkeypatch):
     samples += [sample([1, 2, 5, 6, 7], [9], number=1)]
     for s in samples:
         taken = []
-        grpo.forward(policy, tensors([s], CPU), Config(), CPU, taken)
+        grpo.forward(policy, collate([s], CPU), Config(), CPU, taken)
         s.routes = torch.stack([chosen for _, chosen in taken], 1).short()
-    plain = grpo.tensors
-    monkeypatch.setattr(grpo, 'tensors', lambda samples, device: plain(samples, device, share))
+    plain = grpo.collate
+    monkeypatch.setattr(grpo, 'collate', lambda samples, device: plain(samples, device, share))
     cfg = Config(replay_routes=True, kl_coef=0.1)
     part = grpo.frozen(cfg, policy, reference, [samples], 2, CPU, 0, 1)[0][0][0]
     assert part['routes'] is not None  # the policy takes the sampler's
@@ -661,11 +661,11 @@ def test_a_stored_rollout_scores_alike_in_sampler_and_trainer(toy):
     assert any(s.score['finished'] for s in samples) and any(not s.score['finished'] for s in samples)
     for s in samples:
         assert (s.tokens[-1] in tokenizer.stop_ids) == s.score['finished'] and len(s.logprobs) == len(s.tokens) == s.score['length']
-    part = tensors(samples, CPU)
+    part = collate(samples, CPU)
     with torch.no_grad():
         logp = grpo.forward(model, part, cfg, CPU)[0]
-        assert (logp - part['sampled']).abs().max() < 1e-4
-        assert (grpo.forward(model, part, config(toy, 'unused'), CPU)[0] - part['sampled']).abs().max() > 0.05     # the temperature matters
+        assert (logp - part['sampler_logp']).abs().max() < 1e-4
+        assert (grpo.forward(model, part, config(toy, 'unused'), CPU)[0] - part['sampler_logp']).abs().max() > 0.05     # the temperature matters
 
 
 def test_bfloat16_keeps_the_ratio_exact_and_weighs_the_mismatch(toy, tmp_path):
@@ -683,7 +683,7 @@ def test_the_samplers_routes_are_replayed(toy, tmp_path, dtype, monkeypatch):
     tokenizer.save_pretrained(tmp_path / 'm')
     seen, true = [], grpo.forward
     def forward(model, part, cfg, device):
-        seen.append((part['routes'], part['times'] > 0, taken := []))
+        seen.append((part['routes'], part['uses'] > 0, taken := []))
         return true(model, part, cfg, device, taken)
     monkeypatch.setattr(grpo, 'forward', forward)
     grpo.main(config(toy, tmp_path / 'a', init_from=str(tmp_path / 'm'), replay_routes=True, steps=2, dtype=dtype))
@@ -902,7 +902,7 @@ def test_epochs_go_through_a_rollout_again_with_its_log_probs_frozen(
     changes = dict(steps=1, warmup_steps=0, learning_rate=1e-2, micro_tokens=10_000, **changes)
     def forward(model, part, cfg, device, *routes):
         logp, entropy = true_forward(model, part, cfg, device, *routes)
-        tokens, numbers = part['times'].sum().item() + len(part['number']), part['number'].tolist()
+        tokens, numbers = part['uses'].sum().item() + len(part['number']), part['number'].tolist()
         logps.append((numbers, logp.detach().clone(), torch.is_grad_enabled(), tokens))
         return logp, entropy
     def losses_of(cfg, part, logp, *rest):
