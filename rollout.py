@@ -161,6 +161,11 @@ def sample_of(cfg, prompt, completion, graded):
     )
 
 
+def flat(groups):
+    """Samples, or rows, of all groups, in their order"""
+    return [s for group in groups for s in group]
+
+
 def moe_shape(model):
     """-> MoE layers (that of the MTP not counted), experts of each"""
     layers = model.model.layers[:model.cfg.num_hidden_layers]

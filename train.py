@@ -404,14 +404,15 @@ def make_optimizers(model, cfg):
     return optimizers
 
 
-def schedule(step, cfg):
-    """-> share of the peak learning rate at a step (from 0):
+def schedule(step, cfg, flops=0.0):
+    """-> share of the peak learning rate at a step (from 0), before which `flops` were spent:
 
         (step + 1) / warmup_steps           in the warm-up
-        min_lr + (1 - min_lr) f(done)       after it; done goes from 0 to 1 at the last step
+        min_lr + (1 - min_lr) f(done)       done goes from 0 after it to 1 at the last step
         f(x) = 1 (constant), 1 - x (linear), (1 + cos(pi x)) / 2 (cosine)
 
-    A run that ends with its warm-up does not come down."""
+    With cfg.max_flops done is at least the share of them that is spent. Otherwise a run that ends
+    with its warm-up does not come down."""
     warm = min(1.0, (step + 1) / max(1, cfg.warmup_steps))
 
     # how much of the way down is done
@@ -420,6 +421,9 @@ def schedule(step, cfg):
     done = 0.0
     if start >= 0 and cfg.warmup_steps <= last:
         done = min(1.0, max(0, step - start) / (last - start))
+    max_flops = getattr(cfg, 'max_flops', 0)
+    if max_flops:
+        done = max(done, min(1.0, flops / max_flops))
 
     fall = 1.0
     if cfg.schedule == 'linear':
@@ -631,21 +635,22 @@ def eval_problems(cfg, tokenizer, device):
 # --------------------------------------------------------------------------------------------------
 # what a run writes
 
-RATE_KEYS = ('learning_rate', 'schedule', 'warmup_steps', 'min_lr', 'steps')
+RATE_KEYS = ('learning_rate', 'schedule', 'warmup_steps', 'min_lr', 'steps', 'max_flops')
 
 
 class Log:
     """metrics.jsonl, samples.txt and the progress line, on rank 0. A resumed run first drops what
     they hold of the steps after its checkpoint, a new one all."""
 
-    def __init__(self, cfg, rank, step, steps):
-        """step: how many steps were done before, of `steps`"""
+    def __init__(self, cfg, rank, step, steps, flops=(0.0, 0.0)):
+        """step: how many steps were done before, of `steps`. flops: spent before the last of them
+        and after it, for a schedule that follows max_flops"""
         self.folder = Path(cfg.out_dir)
         self.quiet = rank != 0
         if self.quiet:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.note_settings(cfg, step)
+        self.note_settings(cfg, step, flops)
         self.keep_metrics(step)
         self.keep_samples(step)
         self.file = open(self.folder / 'metrics.jsonl', 'a')
@@ -653,7 +658,7 @@ class Log:
         self.bar = tqdm(total=steps, initial=step, desc=self.folder.name, dynamic_ncols=True,
                         mininterval=1.0)
 
-    def note_settings(self, cfg, step):
+    def note_settings(self, cfg, step, flops):
         """Writes config.run.json; warns of what is not as it was when the run began."""
         path = self.folder / 'config.run.json'
         now = json.loads(json.dumps(asdict(cfg)))
@@ -663,8 +668,8 @@ class Log:
                 self.warn(f'{key} was {before.get(key)!r}; from step {step} on it is {value!r}')
         if any(before.get(key) != now.get(key) for key in RATE_KEYS):
             settings = SimpleNamespace(**{**now, **before})
-            old = schedule(step - 1, settings) * settings.learning_rate
-            new = schedule(step, cfg) * cfg.learning_rate
+            old = schedule(step - 1, settings, flops[0]) * settings.learning_rate
+            new = schedule(step, cfg, flops[1]) * cfg.learning_rate
             if not math.isclose(old, new):
                 self.warn(f'the learning rate jumps from {old:.3g} in step {step} to {new:.3g} in '
                           f'step {step + 1}')
