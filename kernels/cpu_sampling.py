@@ -36,7 +36,7 @@ def worth_it(model, rows, free):
         return False
     if type(weight.data) is not torch.Tensor or 16 * model.num_params() >= (free or 0):
         return False
-    return not any(isinstance(module, fp8.Linear) for module in model.modules())
+    return not any(isinstance(module, fp8.FP8Linear) for module in model.modules())
 
 
 class OneDNNLinear:

@@ -264,7 +264,7 @@ def linear(x, weight, bias=None):
     return y if bias is None else y + bias.to(y.dtype)
 
 
-class Linear(nn.Linear):
+class FP8Linear(nn.Linear):
     def forward(self, x):
         return linear(x, self.weight, self.bias)
 
@@ -274,7 +274,7 @@ def convert(model):
     for layer in model.model.layers:
         for module in layer.modules():
             if isinstance(module, nn.Linear):
-                module.__class__ = Linear
+                module.__class__ = FP8Linear
     return model
 
 

@@ -44,7 +44,7 @@ def experts(x, gate_up, down, weights, chosen):
     chosen [N, K] int64 -> [N, C]
     """
     if fused(x):
-        return Experts.apply(x, gate_up, down, weights, chosen)
+        return TritonExperts.apply(x, gate_up, down, weights, chosen)
     if cpu.trains(x):
         return cpu.experts(x, gate_up, down, weights, chosen)
     return experts_reference(x, gate_up, down, weights, chosen)
@@ -348,7 +348,7 @@ def combine(v, place, weights, N, weighted):
 
 # ---- autograd ----
 
-class Experts(torch.autograd.Function):
+class TritonExperts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, gate_up, down, weights, chosen):
         N, K = chosen.shape

@@ -34,7 +34,7 @@ def rms_norm(x, weight, eps, residual=None):
     y has the wider dtype of h and weight.
     """
     if fused(x):
-        return RMSNorm.apply(x, weight, eps, residual)
+        return TritonRMSNorm.apply(x, weight, eps, residual)
     if cpu.trains(x):
         return cpu.rms_norm(x, weight, eps, residual)
     return rms_norm_reference(x, weight, eps, residual)
@@ -130,7 +130,7 @@ def tiles(D):
 
 # ---- autograd ----
 
-class RMSNorm(torch.autograd.Function):
+class TritonRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps, residual):
         D = x.shape[-1]

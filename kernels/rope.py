@@ -22,7 +22,7 @@ from kernels import cdiv, cpu, fused, jit, next_power_of_2, tl
 def apply_rope(x, rope, interleaved):
     """x [B, T, H, d]; rope = (cos, sin) [B or 1, T, 1, d/2] float32 -> [B, T, H, d] of x's dtype"""
     if fused(x):
-        return Rope.apply(x, *rope, interleaved)
+        return TritonRope.apply(x, *rope, interleaved)
     if cpu.trains(x):
         return cpu.apply_rope(x, rope, interleaved)
     return rope_reference(x, *rope, interleaved)
@@ -102,7 +102,7 @@ def rotate(x, cos, sin, interleaved, backward):
 
 # ---- autograd ----
 
-class Rope(torch.autograd.Function):
+class TritonRope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin, interleaved):
         ctx.save_for_backward(cos, sin)

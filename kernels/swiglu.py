@@ -19,7 +19,7 @@ from kernels import cdiv, cpu, fused, jit, tl
 def swiglu(gate, up):
     """gate, up [..., I] -> [..., I] of their dtype"""
     if fused(gate):
-        return SwiGLU.apply(gate, up)
+        return TritonSwiGLU.apply(gate, up)
     if cpu.trains(gate) and gate.dtype == up.dtype:
         return cpu.swiglu(gate, up)
     return swiglu_reference(gate, up)
@@ -79,7 +79,7 @@ def rows_of(x):
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-class SwiGLU(torch.autograd.Function):
+class TritonSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):
         g = rows_of(gate)

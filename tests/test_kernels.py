@@ -406,8 +406,8 @@ def test_fp8_convert_leaves_names_head_and_router_alone():
     model = Transformer(ModelConfig(num_hidden_layers=2, hidden_size=32))
     before = {name: p.clone() for name, p in model.named_parameters()}
     fp8.convert(model)
-    assert type(model.lm_head) is not fp8.Linear
-    assert type(model.model.layers[0].self_attn.o_proj) is fp8.Linear
+    assert type(model.lm_head) is not fp8.FP8Linear
+    assert type(model.model.layers[0].self_attn.o_proj) is fp8.FP8Linear
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
