@@ -942,7 +942,7 @@ class Trainer:
         if self.reference is not None:
             state['reference'] = checkpoint.full_state_dict(self.reference)
         checkpoint.save(self.cfg.out_dir, self.step, self.model, self.optimizers, state,
-                        self.cfg.keep)
+                        self.cfg.keep_checkpoints)
         self.saved = self.step
 
     def ended(self):

@@ -289,7 +289,8 @@ def main(cfg):
 
     def save():
         state = {**identity, 'seconds': clock.seconds(), 'date': tokenizer.date.isoformat()}
-        checkpoint.save(cfg.out_dir, done, model, optimizers, state, cfg.keep)
+        checkpoint.save(cfg.out_dir, done, model, optimizers, state,
+                        cfg.keep_checkpoints)
 
     for step in range(done, cfg.steps):
         # batch

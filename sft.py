@@ -111,13 +111,13 @@ def tokenise(cfg, tokenizer, context=math.inf):
             "model={'max_position_embeddings': ...}, and the rope_theta or rope_scaling")
     long = [(docs.where(i), int(docs.lengths[i])) for i in np.flatnonzero(is_long)]
     report_long(cfg, long, len(docs) - len(long))
-    docs.keep(~is_long)
+    docs.select(~is_long)
 
     # rows without loss
     if not learns_all:
         is_learnt = docs.learnt() > 0
         report_silent(cfg, tokenizer, docs.turns, docs.silent, int((~is_learnt).sum()))
-        docs.keep(is_learnt)
+        docs.select(is_learnt)
     return docs
 
 
@@ -342,7 +342,8 @@ def save(cfg, progress, clock, model, optimizers, batches, tokenizer):
         'date': tokenizer.date.isoformat(),
         'reward_file': rewards.file_stamp(),
     }
-    checkpoint.save(cfg.out_dir, progress.step, model, optimizers, state, cfg.keep)
+    checkpoint.save(cfg.out_dir, progress.step, model, optimizers, state,
+                    cfg.keep_checkpoints)
 
 
 SHOWN = ('loss', 'mtp_loss', 'grad_norm', 'expert_max_load', 'tokens_per_second')  # while it runs

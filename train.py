@@ -101,7 +101,7 @@ class Training:
     save_dtype: Literal['float32', 'bfloat16', 'float16'] | None = None  # of the finished model
                                            # (no checkpoint); None: as init_from is stored,
                                            # float32 if new
-    keep: int = 2                          # checkpoints kept
+    keep_checkpoints: int = 2              # the newest of them
     resume: bool = True                    # go on from the newest checkpoint in out_dir
     wandb: str = ''                        # project of Weights & Biases to log to as well (the
                                            # [wandb] extra)
@@ -112,7 +112,7 @@ class Training:
                                            # machine, or on ranks x GB as 8x80
 
     def __post_init__(self):
-        at_least(self, 1, 'steps', 'threads', 'keep')
+        at_least(self, 1, 'steps', 'threads', 'keep_checkpoints')
         at_least(self, 0, 'learning_rate', 'muon_learning_rate', 'warmup_steps', 'min_lr',
                  'weight_decay', 'grad_clip', 'shard_ranks', 'eval_every', 'save_every', 'show')
 

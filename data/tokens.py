@@ -134,7 +134,7 @@ class Documents:
         counts = np.concatenate(counts)
         return counts if self.chosen is None else counts[self.chosen]
 
-    def keep(self, chosen: np.ndarray):
+    def select(self, chosen: np.ndarray):
         """Leaves only the documents that are True in chosen [documents]."""
         if chosen.all():
             return

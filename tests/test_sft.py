@@ -421,7 +421,7 @@ def test_a_rank_that_gathers_alone_stops_soon(toy, tmp_path, ranks):
 @pytest.mark.parametrize('script', ['sft', 'grpo'])
 def test_two_copies_of_two_ranks_equal_one_process(toy, tmp_path, script):
     """HSDP: 4 ranks, each copy of the weights on 2 of them."""
-    settings = config(toy, tmp_path / 'x', device='cpu', keep=1)
+    settings = config(toy, tmp_path / 'x', device='cpu', keep_checkpoints=1)
     if script == 'grpo':
         sft.main(config(toy, tmp_path / 'm', steps=2))
         given = [f'--init_from={tmp_path / "m"}', f"--data=['{toy / 'rl.jsonl'}']",

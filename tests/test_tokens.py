@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_written_to_has_its_tokens_elsewhere(corpus, tmp
 def test_documents_left_out_change_the_identity_and_keep_their_places(corpus):
     documents = tokens.tokenise([corpus], toy())
     whole, sizes = documents.identity, documents.lengths
-    documents.keep(sizes > sizes.min())
+    documents.select(sizes > sizes.min())
     assert len(documents) < 200 and documents.identity != whole
     first = int(np.flatnonzero(sizes > sizes.min())[0])
     assert documents.where(0) == f"{corpus}, row {first + 1}"
