@@ -551,7 +551,10 @@ def resume(cfg, model, optimizers):
 
 
 def all_groups(optimizers):
-    return [group for optimizer in optimizers for group in optimizer.param_groups]
+    groups = []
+    for optimizer in optimizers:
+        groups += optimizer.param_groups
+    return groups
 
 
 def load_tokenizer(cfg):

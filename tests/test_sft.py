@@ -349,8 +349,12 @@ def test_ranks_with_unequal_rows_and_tokens_train_what_one_does(toy, tmp_path, r
 
 def as_on_gpus(function, *args):
     """With FSDP's policy for bf16 on GPUs, on CPUs."""
-    policy = train.mixed_precision
-    train.mixed_precision = lambda cfg, device: policy(cfg, torch.device('cuda'))
+    mixed_precision = train.mixed_precision
+
+    def on_gpus(cfg, device):
+        return mixed_precision(cfg, torch.device('cuda'))
+
+    train.mixed_precision = on_gpus
     function(*args)
 
 
