@@ -43,7 +43,8 @@ def test_a_report_has_a_dash_where_nothing_is_right_or_wrong(tmp_path):
     (tmp_path / 'zero' / 'eval.json').write_text(json.dumps({'data/test.jsonl': numbers}))
     (tmp_path / 'zero' / 'metrics.jsonl').write_text('{"step": 1, "reward": 0.5, "length": 20.0}\n')
     report.main(report.Config(run=str(tmp_path)))
-    assert '(R1-Zero) | – | – | – | – | – | 20 | ' in (tmp_path / 'report.md').read_text()
+    text = (tmp_path / 'report.md').read_text()
+    assert '(R1-Zero) | – | – | – | – | – | – | – | 20 | ' in text
     rows = tmp_path / 'judged.jsonl'
     rows.write_text('{"prompt": "Write a poem.", "task": "preference"}\n')
     with pytest.raises(ValueError, match="'preference', which knows no right and wrong"):

@@ -148,7 +148,10 @@ def shown_samples(run, stage, problems):
 
 
 def interval(shares):
-    """{problem: share of right samples} -> mean and 95% interval over number sets"""
+    """{problem: share of right samples} -> mean and 95% interval over number sets; None, None of
+    no problems"""
+    if not shares:
+        return None, None
     return mean_ci(list(shares.values()), [number_set(p) for p in shares])
 
 
@@ -204,6 +207,10 @@ def show(value):
     return f'{value:.3f}' if isinstance(value, float) and value < 10 else f'{value:.0f}'
 
 
+def between(ci):
+    return '–' if ci is None else '–'.join(map(show, ci))
+
+
 def signed(value):
     return f'{value:+.3f}'.replace('-', '−')
 
@@ -228,7 +235,7 @@ def stage_table(run, shares, seconds, out):
                 kept[kind], kept[f'{kind}_ci'] = interval(by_kind[kind])
         kept['expert_max_load'] = last_of(run, stage, 'expert_max_load')
         out['stages'][stage] = kept
-        rows.append([stage, STAGES[stage], show(mean), '–'.join(map(show, ci)),
+        rows.append([stage, STAGES[stage], show(mean), between(ci),
                      *(show(kept[key]) for key in ('greedy', 'maj8', 'pass8')),
                      show(kept.get('seen')), show(kept.get('beyond')), f'{kept["length"]:.0f}',
                      *(show(kept[key]) for key in ('format', 'mixing', 'expert_max_load')),
@@ -240,7 +247,7 @@ def stage_table(run, shares, seconds, out):
 def difference_table(shares, out):
     rows = []
     for one, other in COMPARED:
-        if one not in shares or other not in shares:
+        if not {one, other} <= shares.keys() or not shares[one]['unseen']:
             continue
         row = [f'{one} → {other}']
         for kind in ('unseen', 'seen'):
@@ -266,9 +273,9 @@ def student_table(run, shares, out):
     out['teacher_flops'] = teacher
     rows = []
     for stage in ('student_base', *ARMS):
-        if stage in shares:
+        if stage in shares and stage in flops:
             mean, ci = interval(shares[stage]['unseen'])
-            rows.append([stage, STAGES[stage], show(mean), '–'.join(map(show, ci)),
+            rows.append([stage, STAGES[stage], show(mean), between(ci),
                          f'{flops[stage]:.2e}', f'{teacher:.2e}' if stage == 'distill' else '0'])
     if not rows:
         return []
@@ -368,9 +375,8 @@ def main(cfg):
     run = Path(cfg.run)
     tests = tests_of(run)
     shares = {stage: evaluated(run, stage, tests) for stage in STAGES if numbers_of(run, stage)}
-    shares = {stage: by_kind for stage, by_kind in shares.items() if by_kind['unseen']}
     if not shares:
-        sys.exit(f'{run}: no stage has an eval.jsonl; run `make r1` first')
+        sys.exit(f'{run}: no stage has an eval.json; run `make r1` first')
     seconds, wall = seconds_by_stage(run)
     out = {'seconds': wall, 'stages': {}, 'differences': {}}
 
