@@ -10,8 +10,18 @@ Evaluation, test-time compute, sample files. The sampler itself is in sample.py.
     torchrun --nproc_per_node=8 evaluate.py config/x.py    # one share of the problems and one file
                                            # a rank (n in the file: torchrun takes --n for its own)
 
-With `out`, finished problems are noted in OUT.partial while sampling goes on: the same command goes on from there after a stop, to the
-same samples. With `keep` only samples that pass its filters are written, as rows for SFT (rejection sampling).
+The way of a token:
+
+    main               reads the problems, loads the model, and evaluates file after file
+    evaluate           has n samples drawn of each problem, and the greedy one, and counts them
+    sample_problems    asks the sampler for those of this rank that are not known yet; with a budget
+                       for the thinking, budget_forcing does, in turns
+    Sampler.generate   samples them: sample.py
+    score              gives the text of each completion to the rewards
+
+With `out`, finished problems are noted in OUT.partial while sampling goes on: the same command goes
+on from there after a stop, to the same samples. With `keep` only samples that pass its filters are
+written, as rows for SFT (rejection sampling).
 
 Test-time compute: a majority vote (maj@k, where answers that the task's grader calls equal are one
 vote), the best of n by a reward (best_of), and budget forcing (think_budget, think_at_least).
@@ -22,9 +32,10 @@ import json
 import os
 import sys
 import textwrap
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -47,39 +58,61 @@ from judge import load_judges
 from model import ModelConfig
 from sample import Completion, Sampler, Sampling, load, present, until_stop, use_device
 
+# name -> weight, where no others are set
+REWARDS = {'accuracy': 1.0, 'format': 1.0, 'language': 1.0}
+
 
 @dataclass
 class Config(Sampling):
+    # problems
     data: list[str] = field(default_factory=lambda: ['out/r1/data/test.jsonl'])  # problem files:
                                            # rows with "prompt", "task", ...
     limit: int = 0                         # use the first so many problems; 0: all
-    n: int = 8                             # samples a problem (under torchrun, which takes --n for its own, in a config file)
-    greedy: bool = True                    # evaluate the greedy answer too
-    think_budget: int = 0                  # cut the thinking after so many tokens and have it answer; 0: no limit
-    think_at_least: int = 0                # keep it thinking up to so many tokens: an earlier end is replaced by `wait`
-    think_end: str = '</think>'            # the text that ends the thinking
-    wait: str = 'Wait'                     # the text that keeps it going
-    best_of: dict[str, float] = field(default_factory=dict)  # report the best of n by these rewards and weights, e.g. {'preference': 1.0}
-    rewards: dict[str, float] = field(default_factory=lambda: {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})  # what to score samples by
-    preference: dict[str, str] = field(default_factory=dict)  # reward models of the reward 'preference', {name: folder}
-    unsafe_code: bool = False              # let programs of the model run without a sandbox where there is none
-    reward_file: str = ''                  # Python file of your own rewards and tasks, functions
-                                           # name_reward(response, row)
-    reward_workers: int = -1               # processes that grade; -1: one a core where programs are
-                                           # run or there is a reward_file, else none
-    out: str | None = None                 # write every sample with its rewards to this JSONL file (several ranks: one each)
-    summary: str | None = None             # write the numbers to this JSON file
-    keep: dict[str, float] = field(default_factory=dict)  # write only samples with rewards at least these, e.g. {'accuracy': 1, 'format': 1}
-    keep_length: list[int] = field(default_factory=list)  # of [shortest, longest] tokens
-    keep_pass_rate: list[float] = field(default_factory=list)  # of problems of which [least, most] of the samples are right, e.g. [0.1, 0.9]
-    keep_per_prompt: int = 0               # of those, at most so many different ones a problem; 0: all
-    keep_rows: int = 0                     # and at most so many in all; 0: all
     long_prompts: Literal['error', 'drop'] = 'error'  # what to do with prompts that leave no room
                                            # for max_new_tokens
     show: int = 0                          # print the first so many prompts of each file and what
                                            # their own answers earn, then stop
-    plan: bool | str = False               # print what the run needs in memory and stop: on this machine, or on ranks x GB as 8x80
-    endpoint: str | None = None            # ask an OpenAI-compatible server instead; `checkpoint` is then the model's name there
+    plan: bool | str = False               # print what the run needs in memory and stop: on this
+                                           # machine, or on ranks x GB as 8x80
+    # samples
+    n: int = 8                             # samples a problem (under torchrun, which takes --n for
+                                           # its own, in a config file)
+    greedy: bool = True                    # evaluate the greedy answer too
+    # rewards
+    rewards: dict[str, float] = field(default_factory=REWARDS.copy)  # what to score samples by
+    preference: dict[str, str] = field(default_factory=dict)  # reward models of the reward
+                                           # 'preference', {name: folder}
+    reward_file: str = ''                  # Python file of your own rewards and tasks, functions
+                                           # name_reward(response, row)
+    reward_workers: int = -1               # processes that grade; -1: one a core where programs are
+                                           # run or there is a reward_file, else none
+    unsafe_code: bool = False              # let programs of the model run without a sandbox where
+                                           # there is none
+    # test-time compute
+    best_of: dict[str, float] = field(default_factory=dict)  # report the best of n by these rewards
+                                           # and weights, e.g. {'preference': 1.0}
+    think_budget: int = 0                  # cut the thinking after so many tokens and have it
+                                           # answer; 0: no limit
+    think_at_least: int = 0                # keep it thinking up to so many tokens: an earlier end
+                                           # is replaced by `wait`
+    think_end: str = '</think>'            # the text that ends the thinking
+    wait: str = 'Wait'                     # the text that keeps it going
+    # files
+    out: str | None = None                 # write every sample with its rewards to this JSONL file
+                                           # (several ranks: one each)
+    summary: str | None = None             # write the numbers to this JSON file
+    # rejection sampling: which samples are written
+    keep: dict[str, float] = field(default_factory=dict)  # write only samples with rewards at least
+                                           # these, e.g. {'accuracy': 1, 'format': 1}
+    keep_length: list[int] = field(default_factory=list)  # of [shortest, longest] tokens
+    keep_pass_rate: list[float] = field(default_factory=list)  # of problems of which [least, most]
+                                           # of the samples are right, e.g. [0.1, 0.9]
+    keep_per_prompt: int = 0               # of those, at most so many different ones a problem; 0:
+                                           # all
+    keep_rows: int = 0                     # and at most so many in all; 0: all
+    # a server instead of a checkpoint
+    endpoint: str | None = None            # ask an OpenAI-compatible server instead; `checkpoint`
+                                           # is then the model's name there
     remote: dict = field(default_factory=dict)  # more settings for that, see data/teacher.py
 
     def __post_init__(self):
@@ -89,125 +122,283 @@ class Config(Sampling):
                  'keep_rows')
         if not self.data:
             raise ValueError('data is empty: give it files of problems')
-        if unknown := self.keep.keys() - self.rewards.keys():
-            raise ValueError(f'keep asks for {min(unknown)!r}, which is none of the rewards: {", ".join(self.rewards)}')
+        unknown = self.keep.keys() - self.rewards.keys()
+        if unknown:
+            raise ValueError(f'keep asks for {min(unknown)!r}, which is none of the rewards: '
+                             f'{", ".join(self.rewards)}')
         for key in ('keep_length', 'keep_pass_rate'):
-            if (band := getattr(self, key)) and (len(band) != 2 or band[0] > band[1]):
+            band = getattr(self, key)
+            if band and (len(band) != 2 or band[0] > band[1]):
                 raise ValueError(f'{key} must be [least, most], not {band}')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# evaluation
+# --------------------------------------------------------------------------------------------------
+# evaluation: sample, score, count
+
+
+def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_tokens=192, seed=1,
+             greedy=True, prefill='', slots=256, weights=None, progress=False, top_k=0, min_p=0.0,
+             stop=(), speculate=None, best=None, think=None, partial=None):
+    """
+    rows: problems -> (numbers, scored samples), the same on every rank of a process group, each of
+    which samples every world-th row.
+
+    numbers: as of `statistics`; with `best` also "best_of<n>", with `greedy` also "greedy", each
+        with its interval; "drafts_accepted" where an MTP layer drafted
+    scored samples: for each row a list of n, as of `score`
+    n, temperature, top_p, top_k, min_p: of the samples; the greedy answer is one more, at 0
+    weights: {reward: weight} to score by; None: REWARDS
+    best: {reward: weight} to choose the best of n by
+    think: keywords of `budget_forcing`; None: the thinking is free
+    partial: a Partial, which knows this rank's samples of an earlier run and takes the new ones
+    """
+    weights = with_unweighted(weights or REWARDS, best)
+    sampler = Sampler(model, tokenizer.stop_ids, slots, stop_strings=stop, tokenizer=tokenizer,
+                      speculate=speculate)
+    share = Share(tokenizer, rows, prefill, max_new_tokens)
+    bar = tqdm(total=len(share.rows) * samples_each(n, greedy), desc='sampling',
+               disable=not progress, leave=False)
+    how = {'max_new_tokens': max_new_tokens, 'seed': seed, 'progress': bar}
+
+    # n samples of each problem
+    completions = sample_problems(sampler, share, 'samples', n, think, partial, **how,
+                                  temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    scored = score(tokenizer, share.rows, completions, weights, stop)
+    if n > 1:
+        vote(scored, share.rows)
+    scored = share.gather(scored)
+    numbers = statistics(scored)
+    if best and (right := best_of(scored, best)):
+        numbers[f'best_of{n}'], numbers[f'best_of{n}_ci'] = mean_ci(right)
+
+    # the greedy answer to each
+    if greedy:
+        completions = sample_problems(sampler, share, 'greedy', 1, think, partial, **how,
+                                      temperature=0.0)
+        answers = share.gather(score(tokenizer, share.rows, completions, weights, stop))
+        right = [rewards.right(answer) for (answer,) in answers]
+        right = [float(r) for r in right if r is not None]
+        if right:
+            numbers['greedy'], numbers['greedy_ci'] = mean_ci(right)
+
+    drafted, accepted = share.add_up(sampler.drafted, sampler.accepted)
+    if drafted:
+        numbers['drafts_accepted'] = accepted / drafted
+    bar.close()
+    return numbers, scored
+
+
+def with_unweighted(weights, best):
+    """-> weights with the accuracy, and what the best of n is chosen by, at weight 0 where they
+    have none: they are computed too"""
+    return {'accuracy': 0.0, **dict.fromkeys(best or (), 0.0), **weights}
+
+
+def samples_each(n, greedy):
+    """How many samples a problem has in all."""
+    return n + 1 if greedy else n
+
+
+class Share:
+    """The problems of this rank, every world-th of `rows`.
+
+    numbers: their places in `rows`, from which their noise is drawn, so that samples do not depend
+        on the number of ranks
+    rows: the problems, with "max_length", which the reward 'overlong' reads, and the "prefill" of
+        encode_prompts
+    prompts: their token ids, a list each
+    """
+
+    def __init__(self, tokenizer, rows, prefill, max_new_tokens):
+        self.count = len(rows)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.numbers = range(self.count)[self.rank::self.world]
+        mine = [{'max_length': max_new_tokens, **rows[number]} for number in self.numbers]
+        self.prompts, self.rows = encode_prompts(tokenizer, mine, prefill)
+
+    def gather(self, values):
+        """values: one for each problem of the share -> those of all ranks, in the order of all
+        rows. Called by every rank."""
+        if self.world == 1:
+            return values
+        of_ranks = [None] * self.world
+        dist.all_gather_object(of_ranks, values)
+        gathered = [None] * self.count
+        for rank, of_rank in enumerate(of_ranks):
+            gathered[rank::self.world] = of_rank
+        return gathered
+
+    def add_up(self, *counts):
+        """-> of each count the sum over all ranks. Called by every rank."""
+        of_ranks = [counts] * self.world
+        if self.world > 1:
+            dist.all_gather_object(of_ranks, counts)
+        return [sum(column) for column in zip(*of_ranks)]
+
+
+def sample_problems(sampler, share, kind, n, think, partial, progress, **how):
+    """
+    -> n Completions for each problem of the share; those that `partial` knows are not sampled again
+
+    kind: 'samples' or 'greedy', under which `partial` keeps them
+    think, partial: as in `evaluate`
+    progress: a bar, which counts samples; how: more keywords of Sampler.generate
+    """
+    completions = [None] * len(share.numbers)
+    if partial is not None:
+        completions = [partial.get(kind, number) for number in share.numbers]
+    missing = [i for i, known in enumerate(completions) if known is None]
+    progress.update(n * (len(completions) - len(missing)))
+    if not missing:
+        return completions
+
+    def note(i, s, completion):
+        partial.add(kind, share.numbers[missing[i]], s, n, completion)
+
+    prompts = [share.prompts[i] for i in missing]
+    how['keys'] = [share.numbers[i] for i in missing]
+    how['progress'] = progress
+    how['on_done'] = note if partial is not None else None
+    if think is None:
+        sampled = sampler.generate(prompts, n, **how)
+    else:
+        sampled = budget_forcing(sampler, sampler.tokenizer, prompts, n, **think, **how)
+    for i, samples in zip(missing, sampled):
+        completions[i] = samples
+    return completions
 
 
 def score(tokenizer, rows, completions, weights, stop=()):
-    """Completions of each row -> list of dicts {"response", "total", "rewards", "answer", "mixed",
-    "length", "finished", "task"}. stop: texts that end a completion, and with it the response."""
-    scored, responses = [], []
+    """
+    rows: problems; completions: a list for each -> for each a list of scored samples, dicts:
+
+    response     its text, up to the end of the first of the texts `stop` in it
+    total        the weighted sum of its rewards
+    rewards      {name: reward}, unweighted, of all names in weights
+    length       its tokens
+    finished     whether it ended by itself, not at the limit
+    answer       what it gives as its answer, or None
+    mixed        whether it mixes languages
+    task         of the row
+    """
+    responses = []   # (response, row with lengths) of all samples, row after row
     for row, samples in zip(rows, completions):
         lengths = [len(sample.tokens) for sample in samples]
         for sample, length in zip(samples, lengths):
-            text = tokenizer.decode([t for t in sample.tokens if t not in tokenizer.stop_ids])
-            response = until_stop(text, stop)
-            responses.append((response, {**row, 'completion_tokens': length, 'shortest': min(lengths), 'longest': max(lengths)}))
-    graded = iter(zip(responses, rewards.grade(responses, weights)))
+            response = until_stop(text_of(tokenizer, sample.tokens), stop)
+            told = {'completion_tokens': length, 'shortest': min(lengths), 'longest': max(lengths)}
+            responses.append((response, {**row, **told}))
+
+    graded = zip(responses, rewards.grade(responses, weights))
+    scored = []
     for row, samples in zip(rows, completions):
         scored.append([])
-        for sample, ((response, _), (total, parts)) in zip(samples, graded):
-            scored[-1].append({'response': response, 'total': total, 'rewards': parts, 'length': len(sample.tokens),
-                               'finished': sample.finished, 'answer': rewards.answer_of(response, row),
-                               'mixed': rewards.language_mixed(response, row), 'task': row['task']})
+        for sample in samples:
+            (response, _), (total, parts) = next(graded)
+            scored[-1].append({
+                'response': response,
+                'total': total,
+                'rewards': parts,
+                'length': len(sample.tokens),
+                'finished': sample.finished,
+                'answer': rewards.answer_of(response, row),
+                'mixed': rewards.language_mixed(response, row),
+                'task': row['task'],
+            })
     return scored
 
 
+def text_of(tokenizer, tokens):
+    """The text of a completion, without its stop token."""
+    return tokenizer.decode([token for token in tokens if token not in tokenizer.stop_ids])
+
+
 def evaluated(tokenizer, rows, prefill, scored, count=4):
-    """-> of the first problems the first sample, for Log.samples of train.py"""
+    """-> of the first problems the first sample, for Log.samples of train.py: tuples (title,
+    {name: number}, prompt, response)"""
     prompts, _ = encode_prompts(tokenizer, rows[:count], prefill)
-    return [(f'evaluation, problem {i}',
-             {**s['rewards'], 'total': s['total'], 'tokens': s['length']},
-             visible(tokenizer, prompt), s['response'])
-            for i, (prompt, (s, *_)) in enumerate(zip(prompts, scored), 1)]
+    samples = []
+    for number, (prompt, (first, *_)) in enumerate(zip(prompts, scored), 1):
+        numbers = {**first['rewards'], 'total': first['total'], 'tokens': first['length']}
+        title = f'evaluation, problem {number}'
+        samples.append((title, numbers, visible(tokenizer, prompt), first['response']))
+    return samples
 
 
-def own_answer(row):
-    """A response in the expected format that gives the row's own answer, or None where it has none.
-    row: with the "prefill" of encode_prompts."""
-    answer = row.get('solution', row.get('answer'))
-    if row['task'] == 'countdown' and answer is None:
-        answer = solve(row['numbers'], row['target'])
-    if answer is None:
-        return None
-    answer = f'\n```python\n{answer}\n```\n' if row['task'] == 'code' else f' {answer}'
-    thought = '' if '</think>' in row['prefill'] else ' I know the answer.</think>'
-    return f'{"" if "<think>" in row["prefill"] else "<think>"}{thought}<answer>{answer}</answer>'
+# --------------------------------------------------------------------------------------------------
+# the numbers
 
 
-def show_problems(tokenizer, files, cfg, weights):
-    """Prints the first cfg.show prompts of each file, their lengths, and what the row's own answer
-    would be rewarded with. files: {path: rows}"""
-    for path, rows in files.items():
-        for number, row in enumerate(rows[:cfg.show], 1):
-            with at_row(path, number):
-                (prompt,), (row,) = encode_prompts(tokenizer, [row], cfg.prefill)
-            print(f'{path}, row {number}, task {row["task"]}: {len(prompt)} tokens')
-            print(textwrap.indent(visible(tokenizer, prompt), '    ', bool))
-            if (response := own_answer(row)) is None:
-                print('  no answer of its own that could be scored\n')
-                continue
-            n = len(tokenizer.encode_assistant(response)) + 1
-            lengths = dict.fromkeys(('completion_tokens', 'shortest', 'longest'), n)
-            row = {'max_length': cfg.max_new_tokens, **row, **lengths}
-            (total, parts), = rewards.grade([(response, row)], weights)
-            print('  its own answer is rewarded with '
-                  + ', '.join(f'{name} {value:.3g}' for name, value in parts.items())
-                  + f', total {total:.3g}:\n{textwrap.indent(response, "    ", bool)}\n')
+def statistics(scored):
+    """
+    scored: a list of n scored samples for each problem -> dict of numbers, with 95% intervals over
+    problems as [low, high] under "..._ci":
+
+    pass1        share of samples that are right (rewards.right)
+    passK        share of problems with a right one among K samples, for K = 2, 4, 8, ... up to n
+    majK         share of problems whose majority of the first K is right
+    accuracy     mean reward of the task, which is pass1 where that reward is 0 or 1
+    judged       mean reward of tasks without right and wrong
+    length, length_right, length_wrong, length_p50, ...     tokens: mean, and quantiles in percent
+    truncated, truncated_right, truncated_wrong     share that was cut at the limit
+    mixing       share that mixes languages
+    <reward>     mean of any other reward; reward_<reward> where the name is one of those above
+
+    What counts right answers leaves out tasks without right and wrong; majorities also leave out
+    tasks whose answers cannot be compared (rewards.NO_VOTE). A number of nothing is None or absent.
+    """
+    n = len(scored[0])
+    every = list(chain.from_iterable(scored))
+    checked = [samples for samples in scored if rewards.right(samples[0]) is not None]
+    right = [sum(map(rewards.right, samples)) for samples in checked]   # of n, of each problem
+    voting = [samples for samples in checked if samples[0].get('task') not in rewards.NO_VOTE]
+    judged = [s for s in every if s.get('task') in rewards.JUDGED]
+    numbers = {'problems': len(scored), 'samples': n}
+
+    # one sample
+    if checked:
+        numbers['pass1'], numbers['pass1_ci'] = mean_ci([count / n for count in right])
+        accuracies = map(rewards.accuracy_of, chain.from_iterable(checked))
+        numbers['accuracy'] = average(list(accuracies))
+    if judged:
+        numbers['judged'] = average([rewards.accuracy_of(s) for s in judged])
+    numbers.update(length_statistics(every, bool(checked)))
+    for name in every[0]['rewards']:
+        if name != 'accuracy':
+            key = f'reward_{name}' if name in numbers else name     # `length` is a reward too
+            numbers[key] = average([s['rewards'][name] for s in every])
+
+    # k samples
+    k = 2
+    while k <= n:
+        if checked:
+            numbers[f'pass{k}'] = average([pass_at_k(n, count, k) for count in right])
+        if voting:
+            majorities = [majority(samples[:k]) for samples in voting]
+            numbers[f'maj{k}'], numbers[f'maj{k}_ci'] = mean_ci(majorities)
+        k *= 2
+    return numbers
 
 
-def mean_ci(values, groups=None):
-    """-> mean, [low, high]: the 95% interval over problems, whose values lie in [0, 1]. Wilson's
-    score interval, with the n that yes and no would need for the spread of these values, so that it
-    does not collapse where all are alike.
+def length_statistics(samples, checked):
+    """samples: scored ones; checked: whether any of them can be right or wrong -> dict of lengths
+    in tokens, of shares that were cut at the limit or mix languages"""
+    numbers = {'length': average([s['length'] for s in samples]),
+               'truncated': average([not s['finished'] for s in samples])}
+    if checked:
+        for name, wanted in (('right', True), ('wrong', False)):
+            these = [s for s in samples if rewards.right(s) is wanted]
+            numbers[f'length_{name}'] = average([s['length'] for s in these])
+            numbers[f'truncated_{name}'] = average([not s['finished'] for s in these])
+    numbers['mixing'] = average([s['mixed'] for s in samples])
 
-    groups: of each value what it shares with others, as several pairs share a prompt; the spread is
-    then that of the groups' sums, and n at most the number of values."""
-    n, p, z, sums = len(values), sum(values) / len(values), 1.96, Counter()
-    for value, group in zip(values, range(n) if groups is None else groups):
-        sums[group] += value - p
-    G = len(sums)
-    variance = sum(s * s for s in sums.values()) / n * G / (G - 1) if G > 1 else 0.0
-    if variance > 1e-12:
-        n = n * p * (1 - p) / variance if groups is None else min(n, n * p * (1 - p) / variance)
-    elif p in (0.0, 1.0) or G == 1:
-        n = G
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
-    return p, [max(0.0, centre - half), min(1.0, centre + half)]
-
-
-def pass_at_k(n, right, k):
-    """Unbiased estimate from n samples of which `right` are: 1 - C(n - right, k) / C(n, k)."""
-    if n - right < k:
-        return 1.0
-    return 1.0 - torch.prod(1.0 - k / torch.arange(n - right + 1, n + 1, dtype=torch.float64)).item()
-
-
-def vote(scored, rows):
-    """Adds "vote" to the scored samples of each row: the answer that theirs counts as, the first
-    one that the task's grader calls the same (see rewards.votes)."""
-    problems = [([s['answer'] for s in samples], row) for samples, row in zip(scored, rows)]
-    for samples, votes in zip(scored, rewards.count_votes(problems)):
-        for s, answer in zip(samples, votes):
-            s['vote'] = answer
-
-
-def majority(samples):
-    """1.0 if the answer with the most votes, as it was first spelled, is right (the first of
-    equals); samples without an answer do not vote."""
-    votes = [s.get('vote', s['answer']) for s in samples]
-    counts = Counter(answer for answer in votes if answer is not None)
-    if not counts:
-        return 0.0
-    return float(rewards.right(samples[votes.index(counts.most_common(1)[0][0])]))
+    lengths = sorted(s['length'] for s in samples)
+    for percent in (10, 50, 90):
+        place = len(lengths) * percent // 100
+        numbers[f'length_p{percent}'] = lengths[min(len(lengths) - 1, place)]
+    numbers['length_max'] = lengths[-1]
+    return numbers
 
 
 def average(values):
@@ -215,208 +406,287 @@ def average(values):
     return sum(values) / len(values) if values else None
 
 
-def statistics(scored):
-    """-> dict of numbers over the scored samples of all problems, with 95% intervals over problems.
+def pass_at_k(n, right, k):
+    """
+    The probability that k of n samples, drawn without putting back, hold a right one, when `right`
+    of the n are: the unbiased estimate of pass@k (arXiv 2107.03374)
 
-    pass1: share of right samples (rewards.right); passK: of problems with a right one among K;
-    majK: of problems whose majority of K is right. accuracy: mean reward of the task, which is
-    pass1 where that reward is 0 or 1. Of tasks without right and wrong `judged` is the mean reward,
-    and what counts right answers leaves them out; majorities leave out tasks whose answers cannot
-    be compared, too (rewards.NO_VOTE). A number of nothing is None or not there."""
-    n, every = len(scored[0]), [s for samples in scored for s in samples]
-    checked = [samples for samples in scored if rewards.right(samples[0]) is not None]
-    right = [[rewards.right(s) for s in samples] for samples in checked]
-    voting = [samples for samples in checked if samples[0].get('task') not in rewards.NO_VOTE]
-    out = {'problems': len(scored), 'samples': n}
-    if checked:
-        out['pass1'], out['pass1_ci'] = mean_ci([average(r) for r in right])
-        out['accuracy'] = average([rewards.accuracy_of(s) for samples in checked for s in samples])
-    if judged := [rewards.accuracy_of(s) for s in every if s.get('task') in rewards.JUDGED]:
-        out['judged'] = average(judged)
-    lengths = sorted(s['length'] for s in every)
-    out.update(length=average(lengths), truncated=average([not s['finished'] for s in every]))
-    for name, wanted in (('right', True), ('wrong', False)) if checked else ():
-        these = [s for s in every if rewards.right(s) is wanted]
-        out[f'length_{name}'] = average([s['length'] for s in these])
-        out[f'truncated_{name}'] = average([not s['finished'] for s in these])
-    out['mixing'] = average([s['mixed'] for s in every])
-    for q in (10, 50, 90):
-        out[f'length_p{q}'] = lengths[min(len(lengths) - 1, len(lengths) * q // 100)]
-    out['length_max'] = lengths[-1]
-    for name in every[0]['rewards']:
-        if name != 'accuracy':
-            key = f'reward_{name}' if name in out else name     # `length` is a reward too
-            out[key] = average([s['rewards'][name] for s in every])
-    k = 2
-    while k <= n:
-        if checked:
-            out[f'pass{k}'] = average([pass_at_k(n, sum(r), k) for r in right])
-        if voting:
-            majorities = [majority(samples[:k]) for samples in voting]
-            out[f'maj{k}'], out[f'maj{k}_ci'] = mean_ci(majorities)
-        k *= 2
-    return out
+        1 - C(n - right, k) / C(n, k)  =  1 - product over i from n - right + 1 to n of (1 - k / i)
+    """
+    if n - right < k:
+        return 1.0
+    i = torch.arange(n - right + 1, n + 1, dtype=torch.float64)
+    return 1.0 - torch.prod(1.0 - k / i).item()
+
+
+def mean_ci(values, groups=None):
+    """
+    values: of problems, in [0, 1] -> mean, [low, high]: their mean and its 95% interval
+
+    The interval is Wilson's, as of `effective_number` answers of yes or no with this mean; it does
+    not collapse where all values are alike.
+
+    groups: of each value what it shares with others, as several pairs share a prompt. The spread is
+    then that of the groups' sums.
+    """
+    mean = sum(values) / len(values)
+    n = effective_number(values, mean, groups)
+    return mean, wilson_interval(mean, n)
+
+
+def wilson_interval(p, n, z=1.96):
+    """
+    Wilson's score interval of a share p of n answers, at z standard deviations (1.96: 95%):
+
+        (p + z²/2n  ±  z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n)
+    """
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def effective_number(values, mean, groups=None):
+    """
+    How many answers of yes or no have a mean as uncertain as that of these N values, which may lie
+    between 0 and 1 and be alike in groups:
+
+        mean (1 - mean) / n  =  variance / N
+        variance             =  sum over the G groups of (sum of value - mean)² / N * G / (G - 1)
+
+    Without groups each value is one of its own; with groups n is at most N. Where all values are
+    alike, or there is one group, n is G.
+    """
+    N = len(values)
+    deviations = defaultdict(float)   # group -> sum of value - mean
+    for value, group in zip(values, range(N) if groups is None else groups):
+        deviations[group] += value - mean
+    G = len(deviations)
+
+    variance = 0.0
+    if G > 1:
+        variance = sum(d * d for d in deviations.values()) / N * G / (G - 1)
+    if variance > 1e-12:
+        n = N * mean * (1 - mean) / variance
+        return n if groups is None else min(N, n)
+    return G if mean in (0.0, 1.0) or G == 1 else N
+
+
+# --------------------------------------------------------------------------------------------------
+# test-time compute: votes, the best of n, budget forcing
+
+
+def vote(scored, rows):
+    """Adds "vote" to the scored samples of each row: the answer that theirs counts as, the first
+    one that the task's grader calls the same (see rewards.votes); None: no vote."""
+    problems = []
+    for row, samples in zip(rows, scored):
+        problems.append(([sample['answer'] for sample in samples], row))
+    for samples, votes in zip(scored, rewards.count_votes(problems)):
+        for sample, answer in zip(samples, votes):
+            sample['vote'] = answer
+
+
+def majority(samples):
+    """samples: scored ones of a problem -> 1.0 if the answer with the most votes (the first of
+    equals) is right as it was first spelled, else 0.0. Samples without an answer do not vote."""
+    votes = [sample.get('vote', sample['answer']) for sample in samples]
+    counts = Counter(answer for answer in votes if answer is not None)
+    if not counts:
+        return 0.0
+    [(winner, _)] = counts.most_common(1)
+    first = samples[votes.index(winner)]
+    return float(rewards.right(first))
 
 
 def best_of(scored, weights):
     """-> for each problem that knows right and wrong 1.0 or 0.0: whether its sample of the highest
     weighted reward, the first of equals, is right"""
-    def value(s):
-        return sum(w * s['rewards'][name] for name, w in weights.items())
-    chosen = [max(samples, key=value) for samples in scored]
-    return [float(rewards.right(s)) for s in chosen if rewards.right(s) is not None]
+    def value(sample):
+        return sum(weight * sample['rewards'][name] for name, weight in weights.items())
+
+    best = [max(samples, key=value) for samples in scored]
+    right = [rewards.right(sample) for sample in best]
+    return [float(r) for r in right if r is not None]
 
 
-def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_tokens=192, seed=1, greedy=True, prefill='', slots=256,
-             weights=None, progress=False, top_k=0, min_p=0.0, stop=(), speculate=None, best=None, think=None, partial=None):
-    """-> (numbers, scored samples), the same on every rank of a process group, each of which samples every world-th row. Greedy accuracy is
-    under "greedy" with its interval. best: weights of rewards to choose the best of n by. think: keywords of `forced`, for budget
-    forcing. partial: a Partial that knows this rank's samples of an earlier run and takes new ones."""
-    weights = {**dict.fromkeys(('accuracy', *(best or ())), 0.0), **(weights or {'accuracy': 1.0, 'format': 1.0, 'language': 1.0})}
-    sampler = Sampler(model, tokenizer.stop_ids, slots, stop_strings=stop, tokenizer=tokenizer, speculate=speculate)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    numbers = list(range(len(rows)))[rank::world]
-    asked = [{'max_length': max_new_tokens, **row} for row in rows[rank::world]]   # as in grpo.py
-    ids, mine = encode_prompts(tokenizer, asked, prefill)
-    bar = tqdm(total=len(ids) * (n + greedy), desc='sampling', disable=not progress, leave=False)
+@dataclass
+class Forced:
+    """A completion of budget forcing that is being written."""
+    prompt: list                # the token ids before it
+    key: int                    # number that its noise is drawn from
+    tokens: list = field(default_factory=list)
+    logprobs: list = field(default_factory=list)
+    stopped: bool = False       # whether a stop, not the limit, ended what was sampled last
+    done: bool = False          # whether it stopped without an end of its thinking: no answer
 
-    def draw(kind, n, temperature, **how):
-        completions = [partial.get(kind, number) if partial else None for number in numbers]
-        left = [i for i, c in enumerate(completions) if c is None]
-        bar.update(n * (len(ids) - len(left)))
-        if left:
-            note = (lambda i, s, c: partial.add(kind, numbers[left[i]], s, n, c)) if partial else None  # noqa: E731
-            sample = sampler.generate if think is None else lambda *a, **k: forced(sampler, tokenizer, *a, **think, **k)
-            new = sample([ids[i] for i in left], n, max_new_tokens, temperature, seed=seed, keys=[numbers[i] for i in left], progress=bar,
-                         on_done=note, **how)
-            for i, c in zip(left, new):
-                completions[i] = c
-        scored = score(tokenizer, mine, completions, weights, stop)
-        if n > 1:
-            vote(scored, mine)
-        if world == 1:
-            return scored
-        shares, every = [None] * world, [None] * len(rows)
-        dist.all_gather_object(shares, scored)
-        for i, share in enumerate(shares):
-            every[i::world] = share
-        return every
-
-    scored = draw('samples', n, temperature, top_p=top_p, top_k=top_k, min_p=min_p)
-    out = statistics(scored)
-    if best and (values := best_of(scored, best)):
-        out[f'best_of{n}'], out[f'best_of{n}_ci'] = mean_ci(values)
-    if greedy:
-        answers = [rewards.right(s) for s, in draw('greedy', 1, 0.0)]
-        if answers := [float(r) for r in answers if r is not None]:
-            out['greedy'], out['greedy_ci'] = mean_ci(answers)
-    drafts = [(sampler.drafted, sampler.accepted)] * world
-    if world > 1:
-        dist.all_gather_object(drafts, drafts[0])
-    drafted, accepted = map(sum, zip(*drafts))
-    if drafted:
-        out['drafts_accepted'] = accepted / drafted
-    bar.close()
-    return out, scored
+    def write(self, ids):
+        """Adds tokens that the model did not choose."""
+        self.tokens += ids
+        self.logprobs += [0.0] * len(ids)
 
 
-def forced(sampler, tokenizer, prompts, n, max_new_tokens, temperature, seed=0, keys=None, progress=None, on_done=None, think_budget=0,
-           think_at_least=0, think_end='</think>', wait='Wait', **how):
-    """Budget forcing (s1, arXiv 2501.19393): completions whose thinking is cut at `think_budget` tokens (by writing `think_end`) or
-    goes on, with `wait` written in place of an earlier end, until it has `think_at_least`. As Sampler.generate; what was written for
-    the model counts as its tokens, with log-prob 0."""
-    keys = range(len(prompts)) if keys is None else keys
-    budget = think_budget or max_new_tokens
-    end, go_on = tokenizer.encode_assistant(think_end), tokenizer.encode_assistant(wait)
-    if not end:
+def budget_forcing(sampler, tokenizer, prompts, n, max_new_tokens, temperature, seed=0, keys=None,
+                   progress=None, on_done=None, think_budget=0, think_at_least=0,
+                   think_end='</think>', wait='Wait', **how):
+    """
+    Budget forcing (s1, arXiv 2501.19393): completions whose thinking
+
+    - is cut at `think_budget` tokens (0: max_new_tokens), by writing `think_end`;
+    - goes on until it has `think_at_least` tokens, by writing `wait` in place of an earlier end;
+
+    and which then answer, up to max_new_tokens in all. Arguments and result are those of
+    Sampler.generate. What was written for the model counts as its tokens, with log-prob 0.
+    ValueError: a text to write is empty.
+    """
+    end_ids = tokenizer.encode_assistant(think_end)
+    wait_ids = tokenizer.encode_assistant(wait)
+    if not end_ids:
         raise ValueError('think_end is empty: it needs the text that ends the thinking')
-    if think_at_least and not go_on:
-        raise ValueError(f'think_at_least={think_at_least} needs a text to go on with: wait={wait!r}')
-    drafts = [[[] for _ in range(n)] for _ in prompts]                   # [(token, log-prob)] of each sample
-    state = {(p, s): 'thinking' for p in range(len(prompts)) for s in range(n)}
+    if think_at_least and not wait_ids:
+        raise ValueError(f'think_at_least={think_at_least} needs a text to go on with: '
+                         f'wait={wait!r}')
+    completions = []   # n of each prompt, prompt after prompt
+    for prompt, key in zip(prompts, range(len(prompts)) if keys is None else keys):
+        completions += [Forced(prompt, key * 1_000_003 + s) for s in range(n)]
 
-    def more(which, limit, turn, stop):
-        """Goes on with some samples; each is a prompt of its own with noise of its own."""
-        which = [ps for ps in which if limit(ps) > 0]
-        plain, sampler.stop_strings = sampler.stop_strings, sampler.stop_strings + stop
-        try:
-            contexts = [prompts[p] + [t for t, _ in drafts[p][s]] for p, s in which]
-            got = sampler.generate(contexts, 1, [limit(ps) for ps in which], temperature, seed=seed + 7919 * turn,
-                                   keys=[keys[p] * 1_000_003 + s for p, s in which], **how) if which else []
-        finally:
-            sampler.stop_strings = plain
-        for (p, s), (c,) in zip(which, got):
-            drafts[p][s] += zip(c.tokens, c.logprobs)
-            state[p, s] = c
-        return which
-
-    used = lambda ps: len(drafts[ps[0]][ps[1]])  # noqa: E731
-    turn, ended = 0, {}
-    while thinking := [ps for ps in state if state[ps] == 'thinking']:
-        went = more(thinking, lambda ps: min(budget, max_new_tokens) - used(ps), turn, [think_end])
+    # think, in turns, each with a seed of its own
+    budget = min(think_budget or max_new_tokens, max_new_tokens)
+    thinking = completions
+    turn = 0
+    while thinking:
+        extend(sampler, thinking, budget, [think_end], temperature, seed + 7919 * turn, **how)
         turn += 1
-        for ps in thinking:
-            p, s = ps
-            text = tokenizer.decode([t for t, _ in drafts[p][s] if t not in tokenizer.stop_ids])
-            if ps in went and state[ps].finished and think_end not in text and used(ps) >= think_at_least:
-                ended[ps] = True                                         # it stopped without closing its thinking
-            elif ps in went and state[ps].finished and used(ps) < think_at_least:
-                before = text.rpartition(think_end)[0] if think_end in text else text
-                drafts[p][s] = [pair for pair in drafts[p][s] if pair[0] not in tokenizer.stop_ids]
-                while drafts[p][s] and len(tokenizer.decode([t for t, _ in drafts[p][s]])) > len(before):
-                    drafts[p][s].pop()
-                drafts[p][s] += [(t, 0.0) for t in go_on]
-                state[ps] = 'thinking'
-                continue
-            elif think_end not in text:
-                drafts[p][s] += [(t, 0.0) for t in end]
-            state[ps] = 'answering'
-    answering = [ps for ps in state if ps not in ended]
-    answered = more(answering, lambda ps: max_new_tokens - used(ps), turn, [])
-    out = [[None] * n for _ in prompts]
-    for (p, s), last in state.items():
-        tokens, logps = (list(column) for column in zip(*drafts[p][s]))
-        out[p][s] = Completion(tokens, logps, (p, s) in ended or ((p, s) in answered and last.finished))
+        prolonged = []
+        for completion in thinking:
+            ended = think_end in text_of(tokenizer, completion.tokens)
+            if completion.stopped and len(completion.tokens) < think_at_least:
+                remove_end(completion, tokenizer, think_end)
+                completion.write(wait_ids)
+                prolonged.append(completion)
+            elif completion.stopped and not ended:
+                completion.done = True
+            elif not ended:
+                completion.write(end_ids)
+        thinking = prolonged
+
+    # answer
+    answering = [completion for completion in completions if not completion.done]
+    extend(sampler, answering, max_new_tokens, [], temperature, seed + 7919 * turn, **how)
+    return as_completions(completions, n, progress, on_done)
+
+
+def extend(sampler, completions, length, stop_strings, temperature, seed, **how):
+    """Samples on where each completion is: up to `length` tokens in all, or a stop of the sampler's
+    or one of stop_strings. Each goes on as a prompt of its own, with noise of its own."""
+    for completion in completions:
+        completion.stopped = False
+    short = [completion for completion in completions if len(completion.tokens) < length]
+    if not short:
+        return
+    contexts = [completion.prompt + completion.tokens for completion in short]
+    limits = [length - len(completion.tokens) for completion in short]
+    keys = [completion.key for completion in short]
+
+    own_stop_strings = sampler.stop_strings
+    sampler.stop_strings = own_stop_strings + stop_strings
+    try:
+        sampled = sampler.generate(contexts, 1, limits, temperature, seed=seed, keys=keys, **how)
+    finally:
+        sampler.stop_strings = own_stop_strings
+    for completion, (new,) in zip(short, sampled):
+        completion.tokens += new.tokens
+        completion.logprobs += new.logprobs
+        completion.stopped = new.finished
+
+
+def remove_end(completion, tokenizer, think_end):
+    """Removes the stop token, and think_end with what follows it, from the end of a completion:
+    whole tokens, until no text of theirs is left."""
+    text = text_of(tokenizer, completion.tokens)
+    if think_end in text:
+        text = text.rpartition(think_end)[0]
+    places = [i for i, t in enumerate(completion.tokens) if t not in tokenizer.stop_ids]
+    tokens = [completion.tokens[i] for i in places]
+    while tokens and len(tokenizer.decode(tokens)) > len(text):
+        tokens.pop()
+    completion.tokens = tokens
+    completion.logprobs = [completion.logprobs[i] for i in places[:len(tokens)]]
+
+
+def as_completions(completions, n, progress, on_done):
+    """completions: Forced ones, n of each prompt -> lists of n Completions; each is told to on_done
+    and progress, as Sampler.generate does"""
+    results = []
+    for i, forced in enumerate(completions):
+        prompt, sample = divmod(i, n)
+        if sample == 0:
+            results.append([])
+        completion = Completion(forced.tokens, forced.logprobs, forced.stopped)
+        results[prompt].append(completion)
         if on_done:
-            on_done(p, s, out[p][s])
+            on_done(prompt, sample, completion)
         if progress is not None:
             progress.update()
-    return out
+    return results
+
+
+# --------------------------------------------------------------------------------------------------
+# files
 
 
 class Partial:
-    """Finished samples of a run under way, a line a problem, in a file that begins with the settings that they depend on: a run with
-    other settings starts anew. `date`: when it began, which is none of these."""
+    """
+    Finished samples of a run under way, a line a problem, in a file that begins with the settings
+    that they depend on: a run with other settings starts anew.
+
+    date: when the run began, in ISO form, which is none of these settings
+    """
 
     def __init__(self, path, settings, date=None):
-        self.path, self.known, self.waiting = Path(path), {}, {}
-        new = json.loads(json.dumps({**settings, 'date': date}))
-        lines = self.path.read_text(encoding='utf-8').split('\n')[:-1] if self.path.exists() else []   # the last is cut short or empty
-        old = json.loads(lines[0]) if lines else new
-        changed = [key for key in new if key != 'date' and old.get(key) != new[key]]
+        self.path = Path(path)
+        self.known = {}     # (kind, number of the problem) -> its Completions
+        self.waiting = {}   # (kind, number) -> {sample: (tokens, finished)} until it has all
+        settings = json.loads(json.dumps(settings))   # as they will be read
+        header = {**settings, 'date': date}
+        lines = self.read_lines()
+        begun = json.loads(lines[0]) if lines else header
+        changed = [key for key in settings if begun.get(key) != settings[key]]
         if changed:
             print(f'{path} was begun with other settings ({", ".join(changed)}) and is begun anew; '
                   f'the old one is {self.path.name}.old', file=sys.stderr)
             os.replace(self.path, f'{path}.old')
-            lines, old = [], new
-        self.date = old.get('date') or date
+            lines = []
+            begun = header
+        self.date = begun.get('date') or date
+
         for line in lines[1:]:
             kind, number, samples = json.loads(line)
-            self.known[kind, number] = [Completion(tokens, [], finished) for tokens, finished in samples]
+            completions = [Completion(tokens, [], finished) for tokens, finished in samples]
+            self.known[kind, number] = completions
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = lines or [json.dumps(new)]
+        lines = lines or [json.dumps(header)]
         self.path.write_text(''.join(line + '\n' for line in lines), encoding='utf-8')
         self.file = open(self.path, 'a', encoding='utf-8')
 
+    def read_lines(self):
+        """The whole lines of the file; what follows them is cut short, or empty."""
+        if not self.path.exists():
+            return []
+        *lines, _ = self.path.read_text(encoding='utf-8').split('\n')
+        return lines
+
     def get(self, kind, number):
+        """-> the Completions of a problem, or None where they are not known"""
         return self.known.get((kind, number))
 
     def add(self, kind, number, sample, n, completion):
-        """Writes the problem when its n samples are there."""
-        mine = self.waiting.setdefault((kind, number), {})
-        mine[sample] = completion.tokens, completion.finished
-        if len(mine) == n:
-            self.file.write(json.dumps([kind, number, [mine[s] for s in range(n)]]) + '\n')
+        """Takes a sample of a problem, and writes the problem when its n samples are there."""
+        samples = self.waiting.setdefault((kind, number), {})
+        samples[sample] = completion.tokens, completion.finished
+        if len(samples) == n:
+            line = json.dumps([kind, number, [samples[s] for s in range(n)]])
+            self.file.write(line + '\n')
             self.file.flush()
 
     def remove(self):
@@ -425,23 +695,47 @@ class Partial:
 
 
 def kept(cfg, rows, scored):
-    """Rows for SFT: samples whose rewards reach `cfg.keep`, of a length and of problems of a pass rate in their bands, different ones only,
-    at most keep_per_prompt each and keep_rows in all (round-robin over the problems)."""
-    inside = lambda band, value: not band or band[0] <= value <= band[1]  # noqa: E731
-    chosen = []
+    """
+    rows: problems; scored: the samples of each -> rows for SFT, {"messages", "task", "rewards"}:
+
+    - of problems whose share of right samples is within keep_pass_rate,
+    - finished samples whose rewards reach `keep` and whose tokens are within keep_length,
+    - of those different ones, at most keep_per_prompt a problem,
+    - the first of every problem, then the second of every problem, ..., at most keep_rows.
+    """
+    chosen = []   # (place among the problem's good samples, row)
     for row, samples in zip(rows, scored):
-        rate = average([bool(rewards.right(s)) for s in samples])
-        if cfg.keep_pass_rate and not inside(cfg.keep_pass_rate, rate):
+        rate = average([bool(rewards.right(sample)) for sample in samples])
+        if not within(cfg.keep_pass_rate, rate):
             continue
-        good = [s for s in samples if s['finished'] and all(s['rewards'][name] >= low for name, low in cfg.keep.items())
-                and (not cfg.keep_length or inside(cfg.keep_length, s['length']))]
-        good = list({s['response']: s for s in good}.values())
-        for rank, s in enumerate(good[:cfg.keep_per_prompt or None]):
-            prompt = row['prompt'] if isinstance(row['prompt'], list) else [{'role': 'user', 'content': row['prompt']}]
-            text = row.get('prefill', '') + s['response']
-            chosen.append((rank, {'messages': [*prompt, {'role': 'assistant', 'content': text}], 'task': row['task'], 'rewards': s['rewards']}))
+        good = [sample for sample in samples if is_good(cfg, sample)]
+        good = list({sample['response']: sample for sample in good}.values())
+        for place, sample in enumerate(good[:cfg.keep_per_prompt or None]):
+            chosen.append((place, sft_row(row, sample)))
     chosen.sort(key=lambda pair: pair[0])
     return [row for _, row in chosen][:cfg.keep_rows or None]
+
+
+def is_good(cfg, sample):
+    if not sample['finished']:
+        return False
+    if cfg.keep_length and not within(cfg.keep_length, sample['length']):
+        return False
+    return all(sample['rewards'][name] >= least for name, least in cfg.keep.items())
+
+
+def within(band, value):
+    """band: [least, most], or [] for any value"""
+    return not band or band[0] <= value <= band[1]
+
+
+def sft_row(row, sample):
+    """A problem and one of its scored samples, as a conversation to train on."""
+    messages = row['prompt']
+    if not isinstance(messages, list):
+        messages = [{'role': 'user', 'content': messages}]
+    answer = {'role': 'assistant', 'content': row.get('prefill', '') + sample['response']}
+    return {'messages': [*messages, answer], 'task': row['task'], 'rewards': sample['rewards']}
 
 
 def write_jsonl(path, rows):
@@ -454,101 +748,280 @@ def write_jsonl(path, rows):
     os.replace(temp, path)
 
 
+# --------------------------------------------------------------------------------------------------
+# what is asked, and what an answer would earn
+
+
+def show_problems(tokenizer, files, cfg, weights):
+    """Prints the first cfg.show prompts of each file, their lengths, and what the row's own answer
+    would be rewarded with. files: {path: rows}"""
+    for path, rows in files.items():
+        for number, row in enumerate(rows[:cfg.show], 1):
+            with at_row(path, number):
+                (prompt,), (row,) = encode_prompts(tokenizer, [row], cfg.prefill)
+            print(f'{path}, row {number}, task {row["task"]}: {len(prompt)} tokens')
+            print(indented(visible(tokenizer, prompt)))
+            show_own_answer(tokenizer, row, cfg.max_new_tokens, weights)
+
+
+def show_own_answer(tokenizer, row, max_new_tokens, weights):
+    response = own_answer(row)
+    if response is None:
+        print('  no answer of its own that could be scored\n')
+        return
+    length = len(tokenizer.encode_assistant(response)) + 1
+    lengths = dict.fromkeys(('completion_tokens', 'shortest', 'longest'), length)
+    row = {'max_length': max_new_tokens, **row, **lengths}
+    [(total, parts)] = rewards.grade([(response, row)], weights)
+    earned = ', '.join(f'{name} {value:.3g}' for name, value in parts.items())
+    print(f'  its own answer is rewarded with {earned}, total {total:.3g}:\n'
+          f'{indented(response)}\n')
+
+
+def indented(text):
+    return textwrap.indent(text, '    ', bool)   # bool: blank lines, too
+
+
+def own_answer(row):
+    """A response in the expected format that gives the row's own answer, or None where it has none.
+    row: with the "prefill" of encode_prompts."""
+    answer = row.get('solution', row.get('answer'))
+    if row['task'] == 'countdown' and answer is None:
+        answer = solve(row['numbers'], row['target'])
+    if answer is None:
+        return None
+    if row['task'] == 'code':
+        answer = f'\n```python\n{answer}\n```\n'
+    else:
+        answer = f' {answer}'
+
+    thought = ' I know the answer.</think>'
+    if '</think>' in row['prefill']:
+        thought = ''
+    if '<think>' not in row['prefill']:
+        thought = f'<think>{thought}'
+    return f'{thought}<answer>{answer}</answer>'
+
+
+# --------------------------------------------------------------------------------------------------
+# the script
+
+
+FILTERS = ('keep', 'keep_length', 'keep_pass_rate')
+FILTER_LIMITS = ('keep_per_prompt', 'keep_rows')
+FORCING = ('think_budget', 'think_at_least', 'think_end', 'wait')   # keywords of budget_forcing
+SAMPLES_DEPEND_ON = ('limit', 'n', 'temperature', 'top_p', 'top_k', 'min_p', 'max_new_tokens',
+                     'stop', *FORCING, 'instruction', 'prefill', 'seed', 'dtype', 'checkpoint')
+
+
 def main(cfg):
-    tell_idle(cfg, [
-        (not (cfg.think_budget or cfg.think_at_least), ('think_end', 'wait'),
-         'think_budget and think_at_least are 0'),
-        (cfg.temperature == 0, ('top_p', 'top_k', 'min_p'), 'at temperature 0 nothing is drawn'),
-        (not cfg.endpoint, ('remote',), 'there is no endpoint'),
-        (cfg.endpoint, ('top_k', 'min_p', 'stop', 'think_budget', 'think_at_least', 'best_of',
-                        'keep', 'keep_length', 'keep_pass_rate', 'keep_per_prompt', 'keep_rows',
-                        'summary', 'instruction', 'prefill', 'chat_template', 'template_args',
-                        'long_prompts', 'show', 'rewards'),
-         'a server only samples')])
+    """-> {problem file: its numbers}, the same on every rank; with an endpoint or a plan what these
+    return; None with `show`"""
+    check_settings(cfg)
     if cfg.endpoint:
         return teacher.from_sample(cfg)
-    filters, limits = ('keep', 'keep_length', 'keep_pass_rate'), ('keep_per_prompt', 'keep_rows')
-    none = not any(getattr(cfg, key) for key in filters)
-    for line in idle(cfg, [(not cfg.out, (*filters, *limits), 'no file is written, set out'),
-                           (none, limits, f'set one of {", ".join(filters)} too')]):
-        raise ValueError(line)      # the file would hold something else than was asked for
-    present(cfg, 'checkpoint')
     if cfg.plan:
         return plan.show(cfg, cfg.checkpoint, cfg.plan)
     device = use_device(cfg)
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    if world > 1:    # the ranks meet when the slowest has sampled all of its problems
-        dist.init_process_group('gloo', timeout=timedelta(days=1))
+    rank, world = join_ranks()
+
+    # read problems
     tokenizer = Tokenizer.from_pretrained(cfg.checkpoint, cfg.chat_template, cfg.template_args)
-    out = cfg.out and Path(cfg.out)
-    out = out.with_name(f'{out.stem}-{rank:05d}-of-{world:05d}{out.suffix}') if out and world > 1 else out
-    think = {name: getattr(cfg, name) for name in ('think_budget', 'think_at_least', 'think_end', 'wait')}
-    think = think if cfg.think_budget or cfg.think_at_least else None
     rewards.use_file(cfg.reward_file)
-    weights = {'accuracy': 0.0, **dict.fromkeys(cfg.best_of, 0.0), **cfg.rewards}
+    weights = with_unweighted(cfg.rewards, cfg.best_of)
     rewards.check_names(weights)
-    files = {path: read_rows(path, require=('prompt', 'task'))[:cfg.limit or None] for path in cfg.data}
-    files = {path: rewards.checked(path, rows, weights) for path, rows in files.items()}
-    files = {path: [instructed(row, cfg.instruction) for row in rows] for path, rows in files.items()}
-    tasks = {row['task'] for rows in files.values() for row in rows}
-    judges = load_judges(cfg.preference, device)
-    rewards.prepare(weights, tasks, cfg.unsafe_code, cfg.reward_workers, judges)
+    files = read_problems(cfg, weights)
+    prepare_rewards(cfg, files, weights, device)
     if cfg.show:
-        return show_problems(tokenizer, files, cfg, weights) if rank == 0 else None
-    folder = hub.local_folder(cfg.checkpoint, ('config.json',))
-    context = ModelConfig.read(folder / 'config.json').max_position_embeddings
-    for path, rows in files.items():
-        fit = fitting(tokenizer, path, rows, context, cfg.max_new_tokens, cfg.prefill,
-                      cfg.long_prompts)
-        files[path] = [rows[i] for i in fit]
-    model = load(cfg, tokenizer, device)
-    numbers, written, partials, asked, drawn = {}, [], [], [], []
-    for i, (path, rows) in enumerate(files.items()):
-        partial = None
-        if out:
-            matters = ('limit', 'n', 'temperature', 'top_p', 'top_k', 'min_p', 'max_new_tokens', 'stop', 'think_budget', 'think_at_least', 'think_end',
-                       'wait', 'instruction', 'prefill', 'seed', 'dtype', 'checkpoint')
-            settings = {name: getattr(cfg, name) for name in matters}
-            stamp = (hub.local_folder(cfg.checkpoint) / 'config.json').stat().st_mtime_ns
-            settings |= {'stamp': stamp, 'data': path, 'problems': len(rows), 'ranks': world}
-            settings |= {'template': tokenizer.chat_template, 'arguments': tokenizer.template_args}
-            partial = Partial(f'{out}.partial{i or ""}', settings, tokenizer.date.isoformat())
-            tokenizer.date = datetime.fromisoformat(partial.date)
-            partials.append(partial)
-        before = rewards.FAILURES.copy()
-        numbers[path], scored = evaluate(
-            model, tokenizer, rows, cfg.n, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed, cfg.greedy, cfg.prefill,
-            cfg.slots, weights, progress=rank == 0, top_k=cfg.top_k, min_p=cfg.min_p, stop=cfg.stop, speculate=cfg.speculate, best=cfg.best_of,
-            think=think, partial=partial)
-        mine = rows[rank::world], scored[rank::world]
-        graded = len(mine[0]) * (cfg.n + cfg.greedy)
-        rewards.require_working(rewards.failures(before, weights), graded)
-        if cfg.keep or cfg.keep_length or cfg.keep_pass_rate:
-            asked += encode_prompts(tokenizer, mine[0], cfg.prefill)[1]
-            drawn += mine[1]
-        else:
-            written += [{**row, 'samples': samples} for row, samples in zip(*mine)]
         if rank == 0:
-            print(path)
-            for name, value in numbers[path].items():
-                show = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)  # noqa: E731
-                print(f'  {name:14s}', ' to '.join(map(show, value)) if isinstance(value, list) else show(value))
-    if asked:                  # of all files, and of keep_rows what is this rank's share
-        share = (cfg.keep_rows + world - 1 - rank) // world if cfg.keep_rows else None
-        written = kept(cfg, asked, drawn)[:share]
-    if out:
-        write_jsonl(out, written)
-        why = '' if written else ': nothing was good enough for the keep settings'
-        if all(len(rows) <= rank for rows in files.values()):
-            why = ': there are fewer problems than ranks'
-        print(f'{len(written)} rows -> {out}{why}')
-        for partial in partials:
-            partial.remove()
+            show_problems(tokenizer, files, cfg, weights)
+        return None
+    files = only_fitting(cfg, tokenizer, files)
+
+    # evaluate each file
+    model = load(cfg, tokenizer, device)
+    output = Output(cfg, rank, world)
+    numbers = {}
+    for path, rows in files.items():
+        partial = output.begin(tokenizer, path, rows)
+        numbers[path], scored = evaluate_file(cfg, model, tokenizer, rows, weights, partial, rank,
+                                              world)
+        output.add(tokenizer, rows, scored)
+        if rank == 0:
+            print_numbers(path, numbers[path])
+
+    # write the samples, or those to keep
+    output.write(files)
+
+    # summarise
     if rewards.FAILURES:
         print(f'rewards failed and counted 0.0: {rewards.told()}', file=sys.stderr)
     if cfg.summary and rank == 0:
         write_jsonl(cfg.summary, [numbers])
     return numbers
+
+
+def check_settings(cfg):
+    """Tells of settings that do nothing. ValueError: filters without a file to write, or a limit on
+    what no filter lets through; FileNotFoundError: no checkpoint."""
+    forced = cfg.think_budget or cfg.think_at_least
+    tell_idle(cfg, [
+        (not forced, ('think_end', 'wait'), 'think_budget and think_at_least are 0'),
+        (cfg.temperature == 0, ('top_p', 'top_k', 'min_p'), 'at temperature 0 nothing is drawn'),
+        (not cfg.endpoint, ('remote',), 'there is no endpoint'),
+        (cfg.endpoint, ('top_k', 'min_p', 'stop', 'think_budget', 'think_at_least', 'best_of',
+                        *FILTERS, *FILTER_LIMITS, 'summary', 'instruction', 'prefill',
+                        'chat_template', 'template_args', 'long_prompts', 'show', 'rewards'),
+         'a server only samples')])
+    if cfg.endpoint:
+        return
+    # here an error: the file would hold something else than was asked for
+    lines = idle(cfg, [
+        (not cfg.out, (*FILTERS, *FILTER_LIMITS), 'no file is written, set out'),
+        (not is_filtered(cfg), FILTER_LIMITS, f'set one of {", ".join(FILTERS)} too')])
+    if lines:
+        raise ValueError(lines[0])
+    present(cfg, 'checkpoint')
+
+
+def is_filtered(cfg):
+    """Whether `out` gets rows for SFT, of samples that pass filters, in place of all samples."""
+    return any(getattr(cfg, key) for key in FILTERS)
+
+
+def join_ranks():
+    """-> this process's rank, number of ranks; under torchrun they become a process group"""
+    rank = int(os.environ.get('RANK', 0))
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    if world > 1:    # the ranks meet when the slowest has sampled all of its problems
+        dist.init_process_group('gloo', timeout=timedelta(days=1))
+    return rank, world
+
+
+def read_problems(cfg, weights):
+    """-> {path: rows}, each row checked for what the rewards in `weights` read, and with the
+    instruction in its prompt"""
+    files = {}
+    for path in cfg.data:
+        files[path] = read_rows(path, require=('prompt', 'task'))[:cfg.limit or None]
+    for path, rows in files.items():
+        rewards.checked(path, rows, weights)
+    for path, rows in files.items():
+        files[path] = [instructed(row, cfg.instruction) for row in rows]
+    return files
+
+
+def prepare_rewards(cfg, files, weights, device):
+    """Loads judges and starts graders. Raises where a reward cannot work here."""
+    tasks = {row['task'] for row in chain.from_iterable(files.values())}
+    judges = load_judges(cfg.preference, device)
+    rewards.prepare(weights, tasks, cfg.unsafe_code, cfg.reward_workers, judges)
+
+
+def only_fitting(cfg, tokenizer, files):
+    """-> files with the rows whose prompts leave room for max_new_tokens, see `fitting`"""
+    folder = hub.local_folder(cfg.checkpoint, ('config.json',))
+    context = ModelConfig.read(folder / 'config.json').max_position_embeddings
+    fit = {}
+    for path, rows in files.items():
+        numbers = fitting(tokenizer, path, rows, context, cfg.max_new_tokens, cfg.prefill,
+                          cfg.long_prompts)
+        fit[path] = [rows[i] for i in numbers]
+    return fit
+
+
+def evaluate_file(cfg, model, tokenizer, rows, weights, partial, rank, world):
+    """`evaluate` with the settings of cfg. ValueError: a reward failed on all samples of this
+    rank."""
+    think = None
+    if cfg.think_budget or cfg.think_at_least:
+        think = {name: getattr(cfg, name) for name in FORCING}
+    before = rewards.FAILURES.copy()
+    numbers, scored = evaluate(
+        model, tokenizer, rows, n=cfg.n, temperature=cfg.temperature, top_p=cfg.top_p,
+        max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, greedy=cfg.greedy, prefill=cfg.prefill,
+        slots=cfg.slots, weights=weights, progress=rank == 0, top_k=cfg.top_k, min_p=cfg.min_p,
+        stop=cfg.stop, speculate=cfg.speculate, best=cfg.best_of, think=think, partial=partial)
+    graded = len(rows[rank::world]) * samples_each(cfg.n, cfg.greedy)
+    rewards.require_working(rewards.failures(before, weights), graded)
+    return numbers, scored
+
+
+def print_numbers(path, numbers):
+    print(path)
+    for name, value in numbers.items():
+        ends = value if isinstance(value, list) else [value]   # of an interval
+        told = [f'{end:.4g}' if isinstance(end, float) else str(end) for end in ends]
+        print(f'  {name:14s}', ' to '.join(told))
+
+
+class Output:
+    """The samples of this rank, of all files: what is known of them while sampling goes on, and the
+    JSONL file at the end. Nothing is written without `out`."""
+
+    def __init__(self, cfg, rank, world):
+        self.cfg = cfg
+        self.rank = rank
+        self.world = world
+        self.path = cfg.out and Path(cfg.out)
+        if self.path and world > 1:
+            name = f'{self.path.stem}-{rank:05d}-of-{world:05d}{self.path.suffix}'
+            self.path = self.path.with_name(name)
+        self.partials = []
+        self.rows = []      # problems of this rank
+        self.scored = []    # scored samples of each
+
+    def begin(self, tokenizer, path, rows):
+        """-> Partial of a problem file, or None without `out`. The tokenizer gets the date when the
+        file was begun, which templates print as today's."""
+        if not self.path:
+            return None
+        cfg = self.cfg
+        config = hub.local_folder(cfg.checkpoint) / 'config.json'
+        settings = {name: getattr(cfg, name) for name in SAMPLES_DEPEND_ON}
+        settings |= {
+            'stamp': config.stat().st_mtime_ns,
+            'data': path,
+            'problems': len(rows),
+            'ranks': self.world,
+            'template': tokenizer.chat_template,
+            'arguments': tokenizer.template_args,
+        }
+        number = len(self.partials) or ''
+        partial = Partial(f'{self.path}.partial{number}', settings, tokenizer.date.isoformat())
+        tokenizer.date = datetime.fromisoformat(partial.date)
+        self.partials.append(partial)
+        return partial
+
+    def add(self, tokenizer, rows, scored):
+        """rows, scored: of all ranks, of which the file gets this rank's"""
+        mine = rows[self.rank::self.world]
+        if is_filtered(self.cfg):
+            _, mine = encode_prompts(tokenizer, mine, self.cfg.prefill)   # gives rows their prefill
+        self.rows += mine
+        self.scored += scored[self.rank::self.world]
+
+    def write(self, files):
+        """Writes `out`; then OUT.partial is not needed any more. files: {path: rows}"""
+        if not self.path:
+            return
+        rows = self.rows_to_write()
+        write_jsonl(self.path, rows)
+        why = '' if rows else ': nothing was good enough for the keep settings'
+        if all(len(problems) <= self.rank for problems in files.values()):
+            why = ': there are fewer problems than ranks'
+        print(f'{len(rows)} rows -> {self.path}{why}')
+        for partial in self.partials:
+            partial.remove()
+
+    def rows_to_write(self):
+        """-> problems with all of their samples, or rows for SFT of those that are kept"""
+        if not is_filtered(self.cfg):
+            return [{**row, 'samples': samples} for row, samples in zip(self.rows, self.scored)]
+        rows = kept(self.cfg, self.rows, self.scored)
+        if self.cfg.keep_rows:    # of these, this rank's share
+            rows = rows[:(self.cfg.keep_rows + self.world - 1 - self.rank) // self.world]
+        return rows
 
 
 if __name__ == '__main__':

@@ -166,7 +166,8 @@ def test_budget_forcing_cuts_and_prolongs_the_thinking(tmp_path):
     prompts = [[5, 6, 7], [8, 9]]
     sampler = lambda stops: Sampler(model, stops, slots=3, tokenizer=tokenizer)  # noqa: E731
     free = sampler([]).generate(prompts, 2, 6, 1.0, seed=3, keys=[0, 1_000_000])
-    got = evaluate.forced(sampler([]), tokenizer, prompts, 2, 20, 1.0, seed=3, think_budget=6)
+    got = evaluate.budget_forcing(sampler([]), tokenizer, prompts, 2, 20, 1.0, seed=3,
+                                  think_budget=6)
     for p, group in enumerate(got):
         for s, c in enumerate(group):
             keys = [p * 1_000_003 + s]
@@ -181,7 +182,7 @@ def test_budget_forcing_cuts_and_prolongs_the_thinking(tmp_path):
     loud = type('Loud', (), {'encode_assistant': staticmethod(tokenizer.encode_assistant),
                              'decode': staticmethod(lambda ids: ''.join(f'[{i}]' for i in ids)),
                              'stop_ids': [], 'text': text})()
-    ((c,),) = evaluate.forced(
+    ((c,),) = evaluate.budget_forcing(
         Sampler(model, slots=2, tokenizer=loud), loud, [prompts[0]], 1, 20, 1.0, seed=3,
         think_budget=10, think_at_least=8, think_end=']', wait=' no')
     assert len(wait) == 3 and c.tokens[:9] == wait * 3 and len(c.tokens) == 20
@@ -401,12 +402,13 @@ def test_forced_tokens_are_those_of_training():
     for sampler, how, at, pieces in (
             (Says(list(b'so so'), False), {'think_end': '</think>\n\n'}, 3, ['</think>', '\n\n']),
             (Says([close], True), {'think_at_least': 3}, 0, ['Wait', 'Wait', '</think>'])):
-        ((c,),) = evaluate.forced(sampler, tokenizer, [[1]], 1, 9, 1.0, think_budget=3, **how)
+        ((c,),) = evaluate.budget_forcing(sampler, tokenizer, [[1]], 1, 9, 1.0, think_budget=3,
+                                          **how)
         wrote = c.tokens[at:at + len(pieces)]
         assert [tokenizer.decode([t]) for t in wrote] == pieces
         assert set(wrote) < set(trained)
     with pytest.raises(ValueError, match='think_end'):
-        evaluate.forced(sampler, tokenizer, [[1]], 1, 9, 1.0, think_budget=3, think_end='')
+        evaluate.budget_forcing(sampler, tokenizer, [[1]], 1, 9, 1.0, think_budget=3, think_end='')
 
 
 def test_an_answer_ends_with_its_stop_text_and_not_with_the_token_that_completes_it():
