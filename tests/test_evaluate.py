@@ -128,7 +128,8 @@ def test_the_drafts_of_an_evaluation_are_those_of_both_its_passes(tmp_path, monk
 def test_a_stopped_evaluation_goes_on_to_the_same_samples(tmp_path, monkeypatch):
     *_, settings = tiny_checkpoint(tmp_path)
     evaluate.main(evaluate.Config(**settings, out=str(tmp_path / 'whole.jsonl')))
-    whole, drawn = Sampler.generate, []
+    whole = Sampler.generate
+    drawn = []
 
     def stops(self, prompts, *args, on_done, **more):
         drawn.append(len(prompts))
@@ -164,14 +165,14 @@ def test_budget_forcing_cuts_and_prolongs_the_thinking(tmp_path):
     model, tokenizer, _ = tiny_checkpoint(tmp_path)
     end, wait = tokenizer.encode('</think>'), tokenizer.encode(' no')
     prompts = [[5, 6, 7], [8, 9]]
-    sampler = lambda stops: Sampler(model, stops, slots=3, tokenizer=tokenizer)  # noqa: E731
-    free = sampler([]).generate(prompts, 2, 6, 1.0, seed=3, keys=[0, 1_000_000])
-    got = evaluate.budget_forcing(sampler([]), tokenizer, prompts, 2, 20, 1.0, seed=3,
-                                  think_budget=6)
+    def sampler():
+        return Sampler(model, [], slots=3, tokenizer=tokenizer)
+    free = sampler().generate(prompts, 2, 6, 1.0, seed=3, keys=[0, 1_000_000])
+    got = evaluate.budget_forcing(sampler(), tokenizer, prompts, 2, 20, 1.0, seed=3, think_budget=6)
     for p, group in enumerate(got):
         for s, c in enumerate(group):
             keys = [p * 1_000_003 + s]
-            ((alone,),) = sampler([]).generate([prompts[p]], 1, 6, 1.0, seed=3, keys=keys)
+            ((alone,),) = sampler().generate([prompts[p]], 1, 6, 1.0, seed=3, keys=keys)
             alone = alone.tokens
             cut = alone + end if end[0] not in alone else alone[:alone.index(end[0]) + 1]
             assert c.tokens[:len(cut)] == cut and len(c.tokens) == 20 and not c.finished
@@ -314,7 +315,8 @@ def test_ranks_share_the_problems_and_write_one_file_each(tmp_path):
     command = ['evaluate.py', str(tmp_path / 'settings.py'),
                f'--out={tmp_path}/two.jsonl', f'--summary={tmp_path}/s.json']
     subprocess.run([*start, *command], check=True, cwd=Path(__file__).parents[1], timeout=240)
-    lines = lambda name: (tmp_path / name).read_text().splitlines()  # noqa: E731
+    def lines(name):
+        return (tmp_path / name).read_text().splitlines()
     both = [lines('two-00000-of-00002.jsonl'), lines('two-00001-of-00002.jsonl')]
     assert [len(x) for x in both] == [4, 2]
     samples = [json.loads(both[i % 2][i // 2])['samples'] for i in range(5)]
@@ -368,7 +370,8 @@ def test_the_best_of_k_is_drawn_from_groups_of_k():
                 'rewards': {'accuracy': float(right), 'judge': judge}}
     scored = [[s(1, 0.9), s(0, 0.2), s(0, 0.8), s(1, 0.1)],
               [s(0, 0.5), s(1, 0.6), s(0, 0.0), s(0, 0.0)]]
-    by = lambda weights: lambda groups: evaluate.best_of(groups, weights)  # noqa: E731
+    def by(weights):
+        return lambda groups: evaluate.best_of(groups, weights)
     best = budget.point('zero', 'best', scored, 2, 2, by({'judge': 1.0}))
     assert best['accuracy'] == (1 / 2 + 1 / 2) / 2 and best['tokens'] == 10
     assert budget.point('zero', 'best', scored, 4, 4, by({'judge': 1.0}))['accuracy'] == 1.0
@@ -435,7 +438,8 @@ def test_an_evaluation_stopped_goes_on_with_the_date_of_its_start(tmp_path, monk
     (tmp_path / 'today.jinja').write_text("{{ strftime_now('%d %B') }}" + TOY_TEMPLATE)
     settings |= dict(chat_template=str(tmp_path / 'today.jinja'), greedy=False,
                      out=str(tmp_path / 'o.jsonl'))
-    prompts, plain = [], Sampler.generate
+    prompts = []
+    plain = Sampler.generate
     def generate(self, some, *args, **how):
         prompts.append(some)
         if len(prompts) == 1:

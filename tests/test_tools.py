@@ -9,8 +9,13 @@ from tools import metrics as plot
 
 @pytest.fixture
 def run(tmp_path):
-    lines = [{'step': i, 'entropy': 1 / (i + 1), 'flat': 3.0, 'loss': 0.5 ** i, 'text': 'no number'} for i in range(5)] + [{'step': 4, 'eval_pass1': 0.5}]
-    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 5, "lo')   # a line cut by a kill
+    lines = []
+    for i in range(5):
+        lines.append({'step': i, 'entropy': 1 / (i + 1), 'flat': 3.0, 'loss': 0.5 ** i,
+                      'text': 'no number'})
+    lines.append({'step': 4, 'eval_pass1': 0.5})
+    cut = '{"step": 5, "lo'   # by a kill
+    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n' + cut)
     return tmp_path
 
 
@@ -18,7 +23,8 @@ def test_what_changes_is_drawn_the_important_first(run):
     pytest.importorskip('matplotlib')
     assert plot.main(plot.Config(run=str(run))) == ['loss', 'entropy']
     assert (run / 'metrics.png').stat().st_size > 5000
-    assert plot.main(plot.Config(run=[str(run), str(run)], keys=['flat'], out=str(run / 'b.png'))) == ['flat'] and (run / 'b.png').exists()
+    two = plot.Config(run=[str(run), str(run)], keys=['flat'], out=str(run / 'b.png'))
+    assert plot.main(two) == ['flat'] and (run / 'b.png').exists()
 
 
 def test_curves_are_averaged_over_the_last_steps(run):
