@@ -517,7 +517,7 @@ class Forced:
     tokens: list = field(default_factory=list)
     logprobs: list = field(default_factory=list)
     stopped: bool = False       # whether a stop, not the limit, ended what was sampled last
-    done: bool = False          # whether it stopped without an end of its thinking: no answer
+    done: bool = False          # whether it stopped inside its thinking: no answer follows
 
     def write(self, ids):
         """Adds tokens that the model did not choose."""
@@ -558,14 +558,14 @@ def budget_forcing(sampler, tokenizer, prompts, n, max_new_tokens, temperature, 
         turn += 1
         prolonged = []
         for completion in thinking:
-            ended = think_end in text_of(tokenizer, completion.tokens)
-            if completion.stopped and len(completion.tokens) < think_at_least:
+            has_end = think_end in text_of(tokenizer, completion.tokens)
+            if completion.stopped and len(completion.tokens) < think_at_least:    # too early
                 remove_end(completion, tokenizer, think_end)
                 completion.write(wait_ids)
                 prolonged.append(completion)
-            elif completion.stopped and not ended:
+            elif completion.stopped and not has_end:    # by a stop of the sampler's
                 completion.done = True
-            elif not ended:
+            elif not has_end:                           # the budget is spent
                 completion.write(end_ids)
         thinking = prolonged
 
@@ -600,8 +600,8 @@ def extend(sampler, completions, length, stop_strings, temperature, seed, **how)
 
 
 def remove_end(completion, tokenizer, think_end):
-    """Removes the stop token, and think_end with what follows it, from the end of a completion:
-    whole tokens, until no text of theirs is left."""
+    """Removes from a completion its stop token, and its last think_end with what follows. Tokens
+    are removed whole, with text that stands before think_end in the same token."""
     text = text_of(tokenizer, completion.tokens)
     if think_end in text:
         text = text.rpartition(think_end)[0]

@@ -70,8 +70,10 @@ from model import Transformer
 @dataclass
 class Sampling:
     """Settings that sample.py and evaluate.py share."""
+    # model
     checkpoint: str = 'out/r1/final'       # folder with config.json, *.safetensors and the
                                            # tokenizer, or a hub id
+    # how tokens are drawn
     temperature: float = 1.0               # of the samples
     top_p: float = 1.0                     # nucleus of the samples; 1.0: everything
     top_k: int = 0                         # only the k most probable tokens; 0: all
@@ -80,6 +82,7 @@ class Sampling:
     max_new_tokens: int = 192              # longest completion, the stop token included
     stop: list[str] = field(default_factory=list)  # texts that end a completion, besides the stop
                                            # tokens
+    # prompts
     chat_template: str | None = None       # 'r1_zero' (that of DeepSeek-R1-Zero), a file, or None:
                                            # the tokenizer's own
     template_args: dict = field(default_factory=dict)  # as {'enable_thinking': False}, for the
@@ -88,10 +91,12 @@ class Sampling:
                                            # to mark the answer
     prefill: str = ''                      # text the assistant's turn starts with, for example
                                            # "<think>"
+    # sampler
     seed: int = 1                          # of the sampling noise
     slots: int = 256                       # rows decoded at once
     speculate: int | None = None           # most rows for which an MTP layer drafts; None: where it
                                            # pays; 0: never
+    # machine
     threads: int = 2                       # CPU threads
     device: Literal['auto', 'cpu', 'cuda'] = 'auto'  # auto: a GPU if there is one
     dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the weights
@@ -107,6 +112,7 @@ class Sampling:
 
 @dataclass
 class Config(Sampling):
+    # what is answered
     chat: bool = False                     # talk to the checkpoint, in the terminal
     prompt: list[str] = field(default_factory=list)  # texts of a user to answer
     prompts: str = ''                      # JSONL file of rows with "prompt" to answer
