@@ -77,10 +77,10 @@ from model import update_router_bias
 from rollout import alike, collate, collect, flat, micro_batches, moe_shape, problem_order
 from sample import present
 from evaluate import average, evaluate, evaluated, show_problems
-from train import (Graded, Log, Meter, Stop, Unsharded, check_out_dir, finish, idle_in_training,
-                   load_model, load_tokenizer, make_optimizers, model_config, optimizer_step,
-                   peak_memory, peak_tflops, report_skip, reshard, resume, router_bias, schedule,
-                   shard, start_processes, total)
+from train import (Graded, Log, Meter, Stop, Unsharded, autocast, check_out_dir, finish,
+                   idle_in_training, load_model, load_tokenizer, make_optimizers, model_config,
+                   optimizer_step, peak_memory, peak_tflops, report_skip, reshard, resume,
+                   router_bias, schedule, shard, start_processes, total)
 
 
 @dataclass
@@ -188,7 +188,7 @@ class Config(Graded):
         if self.group < fewest or self.temperature <= 0:
             raise ValueError(
                 f'group={self.group}, temperature={self.temperature}: advantages need 2 or more '
-                'completions of a prompt that differ')
+                'completions of a prompt that differ, so a temperature above 0')
         for key in ('data', 'rewards'):
             if not getattr(self, key):
                 raise ValueError(f'{key} is empty: there is nothing to train on')
@@ -221,7 +221,7 @@ def advantages(rewards_PG, norm, baseline='mean', penalty_PG=None, eps=1e-6):
     def above_baseline(x_PG):
         return x_PG - x_PG.mean(dim=1, keepdim=True) if baseline == 'mean' else x_PG
 
-    equal_P1 = alike(rewards_PG, 1)
+    equal_P1 = alike(rewards_PG, 1)      # rollout.py: but for rounding
     A = above_baseline(rewards_PG)
     if baseline == 'mean':
         A = A.masked_fill(equal_P1, 0.0)
@@ -268,7 +268,7 @@ def policy_loss(logp, log_rho, A, w, objective, clip_low, clip_high):
 
     if objective == 'clip':
         binds = clipped * A < rho * A
-        pushed = (A != 0) & ~binds   # elsewhere exp(log_rho) may overflow: 0 * inf is no gradient
+        pushed = (A != 0) & ~binds   # elsewhere exp(log_rho) may overflow, and 0 * inf is nan
         unclipped = torch.where(pushed, log_rho, 0.0).exp() * A
         gain = torch.where(binds, clipped * A, unclipped)
     elif objective == 'cispo':
@@ -329,10 +329,6 @@ def forward(model, batch, cfg, device, routes=None, entropy=False):
             batch['input_ids'], batch['labels'], temperature=cfg.temperature, entropy=entropy,
             routes=routes, replay=batch['routes'], prefix=batch['prefix'])
     return logp, H
-
-
-def autocast(cfg, device):
-    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16')
 
 
 def losses(cfg, batch, logp, A_N, w_N):
@@ -415,19 +411,20 @@ def samples_with_gradient(cfg, samples, R_PG):
         pushed_PG = ~alike(R_PG, 1).expand_as(R_PG)
     pushed = pushed_PG.flatten().tolist()
     per_update = len(samples) // cfg.updates
-    updates = [[] for _ in range(cfg.updates)]
+    shares = [[] for _ in range(cfg.updates)]
     for s in samples:
         in_loss = length_in_loss(cfg, s) > 0
         has_term = pushed[s.number] or cfg.kl_coef > 0
         if (in_loss and has_term) or kl_in_reward(cfg):
-            updates[s.number // per_update].append(s)
-    return updates
+            shares[s.number // per_update].append(s)
+    return shares
 
 
-def rank_batches(cfg, updates, device, rank, world):
-    """The samples of each update -> this rank's micro-batches of each, as many as on every rank."""
+def rank_batches(cfg, shares, device, rank, world):
+    """The share of samples of each update -> this rank's micro-batches of each, as many as on
+    every rank."""
     batches = []
-    for samples in updates:
+    for samples in shares:
         parts = micro_batches(samples, cfg.micro_tokens, world)
         mine = parts[rank::world]
         most = -(-len(parts) // world)
@@ -439,8 +436,8 @@ def rank_batches(cfg, updates, device, rank, world):
 @torch.no_grad()
 def freeze_logprobs(cfg, model, reference, updates, device):
     """Adds to the micro-batches their log-probs before the first update: `old_logp` [n] by the
-    policy, None in the first update, whose own are exactly those; `ref_logp` [n] by the reference,
-    which chooses its own experts, or None without one."""
+    policy, None in the first update, whose own are exactly those (`gradients` notes them, for later
+    epochs); `ref_logp` [n] by the reference, which chooses its own experts, or None without one."""
     for u, batches in enumerate(updates):
         for batch in batches:
             batch['old_logp'] = None
@@ -513,7 +510,7 @@ class PolicyMeter(Meter):
     """What the updates of a step were like: sums and maxima over the tokens in the loss."""
 
     SUMS = ('loss', 'tokens', 'clipped_low', 'clipped_high', 'ratio', 'kl', 'mismatch',
-            'mismatch_kl', 'computed')
+            'mismatch_kl', 'forwarded')
     MAXIMA = ('ratio', 'mismatch')
 
     def __init__(self, device):
@@ -536,8 +533,8 @@ class PolicyMeter(Meter):
             ratio=ratio.sum(),
             kl=tokens['kl'][in_loss].sum(),
             mismatch=mismatch.abs().sum(),
-            mismatch_kl=kl_terms(-mismatch.clamp(max=88), 0.0, 'k3').sum(),
-            computed=(batch['uses'] > 0).sum(),   # prompts too, a shared one once
+            mismatch_kl=kl_terms(-mismatch.clamp(max=88), 0.0, 'k3').sum(),   # KL(sampler || old)
+            forwarded=(batch['uses'] > 0).sum(),   # prompts too, a shared one once
         )
         if in_loss.any():
             self.maxima['ratio'] = torch.maximum(self.maxima['ratio'], ratio.max())
@@ -586,7 +583,7 @@ class PolicyMeter(Meter):
 
 
 def mean(value, count):
-    """-> value / count, or None (null in metrics.jsonl) of nothing"""
+    """-> value / count, or None (null in metrics.jsonl) of nothing; of a list: `average`"""
     return value / count if count else None
 
 
@@ -645,8 +642,8 @@ def expert_numbers(model, load):
     return {'expert_max_load': busiest, **router_bias(model)}
 
 
-def step_numbers(trainer, rollout, A_PG, meter, rate, sampling, training):
-    """-> a step's line of metrics.jsonl. rate: share of the peak learning rate. sampling, training:
+def step_numbers(trainer, rollout, A_PG, meter, share, sampling, training):
+    """-> a step's line of metrics.jsonl. share: of the peak learning rate. sampling, training:
     seconds"""
     cfg = trainer.cfg
     load = rollout.counts[2:].view(trainer.moe_shape)
@@ -662,11 +659,11 @@ def step_numbers(trainer, rollout, A_PG, meter, rate, sampling, training):
         'seconds': trainer.clock.seconds(),
         'seconds_sampling': sampling,
         'seconds_training': training,
-        'lr': rate * cfg.learning_rate,
+        'lr': share * cfg.learning_rate,
         'tokens_per_second': rollout.sampled_tokens() / (sampling + training),
         'memory_gib': peak_memory(trainer.device),
         **draft_numbers(*rollout.counts[:2].tolist()),
-        **utilisation(trainer, rollout, meter.sums['computed'], sampling, training),
+        **utilisation(trainer, rollout, meter.sums['forwarded'], sampling, training),
         **expert_numbers(trainer.model, load),
     }
 
@@ -675,14 +672,15 @@ def draft_numbers(drafted, accepted):
     return {'mtp_acceptance': accepted / drafted} if drafted else {}
 
 
-def utilisation(trainer, rollout, computed, sampling, training):
-    """Model FLOPs utilisation, of the tokens that were computed; {} where the device is unknown."""
+def utilisation(trainer, rollout, forwarded, sampling, training):
+    """Model FLOPs utilisation, of the tokens that went through the model; {} where the device is
+    unknown. sampling, training: seconds"""
     cfg = trainer.cfg
     peak = 1e12 * peak_tflops(cfg, trainer.device) * trainer.world
     if not peak:
         return {}
     sampled = sampling_flops(trainer.active, rollout)
-    trained = training_flops(cfg, trainer.active, computed / cfg.epochs)
+    trained = training_flops(cfg, trainer.active, forwarded / cfg.epochs)
     return {
         'mfu': (sampled + trained) / (sampling + training) / peak,
         'mfu_training': trained / training / peak,
@@ -976,8 +974,8 @@ class Trainer:
         self.skips += 1
         report_skip(self.cfg, self.log, self.step, self.skips, batch, self.rank)
 
-    def end_step(self, rollout, trained, skipped):
-        """After the updates. trained: the samples of each that were computed."""
+    def end_step(self, rollout, shares, skipped):
+        """After the updates. shares: of each update, its samples that were computed."""
         cfg = self.cfg
         load = rollout.counts[2:].view(self.moe_shape)
         if load.numel() and not skipped:
@@ -986,11 +984,10 @@ class Trainer:
         if self.reference is not None and becomes_reference(cfg, self.step):
             self.reference.load_state_dict(self.model.state_dict())
 
-        tokens = sum(len(s) + 1 for s in flat(trained))
-        sampling = sampling_flops(self.active, rollout)
-        training = training_flops(cfg, self.active, tokens)
+        tokens = sum(len(s) + 1 for s in flat(shares))
         self.flops_before = self.flops
-        self.flops += sampling + training
+        self.flops += (sampling_flops(self.active, rollout)
+                       + training_flops(cfg, self.active, tokens))
 
     def log_step(self, numbers):
         """A step's line of the log, and what is wrong with it: once, until it has been well."""
@@ -1080,8 +1077,8 @@ def main(cfg):
         sampling = trainer.clock.lap()
 
         # Make micro-batches of each update, with their log-probs before the first
-        trained = samples_with_gradient(cfg, samples, R_PG)
-        updates = rank_batches(cfg, trained, device, trainer.rank, trainer.world)
+        shares = samples_with_gradient(cfg, samples, R_PG)
+        updates = rank_batches(cfg, shares, device, trainer.rank, trainer.world)
         freeze_logprobs(cfg, model, trainer.reference, updates, device)
 
         # Advantages of the samples, weights of their tokens
@@ -1092,19 +1089,20 @@ def main(cfg):
 
         # Update the policy
         meter = PolicyMeter(device)
-        rate = schedule(trainer.step, cfg, trainer.flops)
-        for u, batches in cfg.epochs * list(enumerate(updates)):
-            loss = gradients(cfg, model, batches, A_N, w_N, meter, device, trainer.world)
-            norm = optimizer_step(model, trainer.optimizers, rate, cfg.grad_clip, loss)
-            meter.add_norm(norm)
-            batch = {'update': u, 'parts': batches, 'advantage': A_N, 'weight': w_N}
-            trainer.check_update(norm, batch)
-        trainer.end_step(rollout, trained, meter.skipped)
+        share = schedule(trainer.step, cfg, trainer.flops)     # of the peak learning rate
+        for _ in range(cfg.epochs):
+            for u, batches in enumerate(updates):
+                loss = gradients(cfg, model, batches, A_N, w_N, meter, device, trainer.world)
+                norm = optimizer_step(model, trainer.optimizers, share, cfg.grad_clip, loss)
+                meter.add_norm(norm)
+                batch = {'update': u, 'parts': batches, 'advantage': A_N, 'weight': w_N}
+                trainer.check_update(norm, batch)
+        trainer.end_step(rollout, shares, meter.skipped)
         training = trainer.clock.lap()
 
         # Log
         meter.gather()
-        numbers = step_numbers(trainer, rollout, A_PG, meter, rate, sampling, training)
+        numbers = step_numbers(trainer, rollout, A_PG, meter, share, sampling, training)
         trainer.log_step(numbers)
         trainer.log_samples(rollout.groups, A_PG)
 

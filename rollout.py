@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from data.prompts import encode_prompts
 from evaluate import score
 from sample import Sampler
-from train import Unsharded, expert_counts, total
+from train import Unsharded, autocast, expert_counts, total
 
 
 @dataclass
@@ -97,7 +97,7 @@ def collect(cfg, model, tokenizer, files, order, step, device, rank, world):
         missing = cfg.prompts - (len(all_groups) - len(useless))
         if not missing:
             break
-    left_out = useless[missing:]
+    left_out = useless[missing:]     # where useful ones are missing, the first useless ones stay
     groups = [group for i, group in enumerate(all_groups) if i not in left_out]
     return groups, all_groups, counts
 
@@ -125,7 +125,7 @@ def sample_groups(cfg, model, tokenizer, problems, numbers, step, device):
     asked = [{'max_length': cfg.max_new_tokens, **row} for row in problems]
     prompts, rows = encode_prompts(tokenizer, asked, cfg.prefill)
     sampler = Sampler(model, tokenizer.stop_ids, cfg.slots, None, cfg.stop, tokenizer)
-    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
+    with autocast(cfg, device):
         completions = sampler.generate(
             prompts, cfg.group, cfg.max_new_tokens, cfg.temperature, cfg.top_p,
             cfg.seed * 1_000_003 + step, numbers, top_k=cfg.top_k, min_p=cfg.min_p, routes=True,
