@@ -47,7 +47,7 @@ class KVBuffer:
 
     def write(self, layer, rows, entry):
         """Sets the first T tokens of some rows [n]. entry: parts [n, T, ·] of a layer, as
-        `Transformer.prefill` makes them"""
+        `Transformer.read_prompts` makes them"""
         for buffer, part in zip(self.layers[layer], entry):
             buffer[rows, :part.shape[1]] = part.to(buffer.dtype)
 

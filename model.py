@@ -583,7 +583,8 @@ class Transformer(nn.Module):
         routes: a list, to which each MoE layer's (scores [N, E], experts [N, K]) are appended
         replay: of each MoE layer the experts [N, K] to take instead of its own choice
         entries: a list, to which each layer's cache entries are appended, (latent [B, T, c + r],)
-            or (keys, values), both [B, T, G d]; it also says that this is sampling, see `prefill`
+            or (keys, values), both [B, T, G d]; it also says that this is sampling, see
+            `read_prompts`
         """
         x = self.embed(input_ids)
         replay = iter(replay or ())
@@ -683,7 +684,7 @@ class Transformer(nn.Module):
     # backward pass, which gathers the layers in that order. Ranks sample unequally many forwards,
     # so that they would gather different layers and wait for ever.
 
-    def prefill(self, input_ids, last, routes=None):
+    def read_prompts(self, input_ids, last, routes=None):
         """Prompts [B, T] right-padded, last [B] the index of each one's last token -> logits there
         [B, V], and the list over layers of cache entries, as `hidden` makes them."""
         rope, mask = self.context(input_ids)
@@ -691,7 +692,7 @@ class Transformer(nn.Module):
         h = self.hidden(input_ids, rope, mask, routes, entries=entries)
         return self.logits(at_last(h, last)), entries
 
-    def mtp_prefill(self, ids, last):
+    def mtp_read_prompts(self, ids, last):
         """Rows [B, T + 1] right-padded, last [B] the index of each one's last token but one -> the
         MTP layer's logits there [B, V], of the token that follows the row, and its cache entry of
         T tokens."""

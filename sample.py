@@ -13,7 +13,7 @@ The sampler serves a queue of requests (prompt, sample) with a fixed number of s
 `Sampler.generate` fills free slots, advances all of them some steps, harvests those that are done,
 and repeats. The way of a token:
 
-    PromptCache.prefill   a prompt goes through the model once: Transformer.prefill
+    PromptCache.add       a prompt goes through the model once: Transformer.read_prompts
     Decoder.first_tokens  the first token of each of its samples is drawn from its last logits
     Decoder.step          the newest token of every slot goes through Transformer.decode, where each
                           layer's attention asks Cache.attend (kv_cache.py), on a GPU the kernel
@@ -372,7 +372,7 @@ class Sampler:
             while queue or slots.B:
                 # fill slots
                 taken = slots.take(queue)
-                prompt_cache.prefill([request.prompt for request in taken.values()])
+                prompt_cache.add([request.prompt for request in taken.values()])
                 decoder.first_tokens(taken)
 
                 # advance
@@ -529,7 +529,7 @@ class PromptCache:
         self.held = {}
         self.free_rows = list(range(rows))[::-1]
 
-    def prefill(self, numbers, at_once=8192):
+    def add(self, numbers, at_once=8192):
         """Computes those of the prompts that are not held, about `at_once` tokens a forward."""
         new = [p for p in dict.fromkeys(numbers) if p not in self.held]
         batch = []
@@ -550,7 +550,7 @@ class PromptCache:
         B, T = ids_BT.shape
         last_B = torch.tensor([len(self.tokens[p]) - 1 for p in numbers], device=self.device)
         routes = [] if self.with_routes else None
-        logits_BV, entries = self.model.prefill(ids_BT, last_B, routes)
+        logits_BV, entries = self.model.read_prompts(ids_BT, last_B, routes)
 
         rows = [self.free_rows.pop() for _ in numbers]
         rows_B = torch.tensor(rows, device=self.device)
@@ -916,7 +916,7 @@ class Speculation:
         self.starts += 1
 
         last_B = torch.tensor([len(row) - 2 for row in rows], device=device)
-        logits_BV, entry = self.model.mtp_prefill(right_padded(rows, device), last_B)
+        logits_BV, entry = self.model.mtp_read_prompts(right_padded(rows, device), last_B)
         own.write(0, torch.arange(B, device=device), entry)
         self.draft_B = self.draw(logits_BV, slots.noise_S[:B], slots.made_S[:B]).tokens
 

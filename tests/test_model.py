@@ -259,7 +259,7 @@ def test_decode_with_cache_equals_forward(family):
     ids = torch.randint(0, 96, (3, 30))
     with torch.no_grad():
         expected = model(ids)
-        logits, entries = model.prefill(ids[:, :10], torch.tensor([9, 9, 4]))
+        logits, entries = model.read_prompts(ids[:, :10], torch.tensor([9, 9, 4]))
         assert torch.allclose(logits[0], expected[0, 9], atol=2e-4)
         assert torch.allclose(logits[2], expected[2, 4], atol=2e-4)
         layers = model.cfg.num_hidden_layers
