@@ -646,7 +646,7 @@ def step_numbers(trainer, rollout, A_PG, meter, share, sampling, training):
     """-> a step's line of metrics.jsonl. share: of the peak learning rate. sampling, training:
     seconds"""
     cfg = trainer.cfg
-    load = rollout.counts[2:].view(trainer.moe_shape)
+    load = rollout.expert_load(trainer.moe_shape)
     return {
         'step': trainer.step,
         **rollout_numbers(cfg, rollout.all_groups),
@@ -662,8 +662,8 @@ def step_numbers(trainer, rollout, A_PG, meter, share, sampling, training):
         'lr': share * cfg.learning_rate,
         'tokens_per_second': rollout.sampled_tokens() / (sampling + training),
         'memory_gib': peak_memory(trainer.device),
-        **draft_numbers(*rollout.counts[:2].tolist()),
-        **utilisation(trainer, rollout, meter.sums['forwarded'], sampling, training),
+        **draft_numbers(*rollout.drafts()),
+        **step_utilisation(trainer, rollout, meter.sums['forwarded'], sampling, training),
         **expert_numbers(trainer.model, load),
     }
 
@@ -672,7 +672,7 @@ def draft_numbers(drafted, accepted):
     return {'mtp_acceptance': accepted / drafted} if drafted else {}
 
 
-def utilisation(trainer, rollout, forwarded, sampling, training):
+def step_utilisation(trainer, rollout, forwarded, sampling, training):
     """Model FLOPs utilisation, of the tokens that went through the model; {} where the device is
     unknown. sampling, training: seconds"""
     cfg = trainer.cfg
@@ -738,7 +738,7 @@ def warnings_of(n, first):
     return out
 
 
-class Clock:
+class StepClock:
     """Seconds of training, those of earlier starts of the run included, and of parts of a step."""
 
     def __init__(self, device, seconds):
@@ -850,6 +850,14 @@ class Rollout(NamedTuple):
     def tokens_in_loss(self, cfg):
         return sum(length_in_loss(cfg, s) for s in flat(self.groups))
 
+    def drafts(self):
+        """-> tokens that the MTP layer drafted, those accepted"""
+        return self.counts[:2].tolist()
+
+    def expert_load(self, shape):
+        """-> tokens that each expert got, [MoE layers, E]"""
+        return self.counts[2:].view(shape)
+
     def entropy(self):
         """-> nats a token of the distributions that all tokens were drawn from"""
         nats = sum(s.entropy for s in flat(self.all_groups))
@@ -900,7 +908,7 @@ class Trainer:
         self.stop = Stop()
         self.warned = set()
         self.rewards_work = False    # as far as is known
-        self.clock = Clock(device, seconds)
+        self.clock = StepClock(device, seconds)
 
     def go_on(self, state):
         """Takes over what a checkpoint holds beside weights and optimizers."""
@@ -977,7 +985,7 @@ class Trainer:
     def end_step(self, rollout, shares, skipped):
         """After the updates. shares: of each update, its samples that were computed."""
         cfg = self.cfg
-        load = rollout.counts[2:].view(self.moe_shape)
+        load = rollout.expert_load(self.moe_shape)
         if load.numel() and not skipped:
             update_router_bias(self.model, load.to(self.device), cfg.bias_rate)
         self.step += 1
