@@ -2,7 +2,7 @@
 Next-token training: the base model, cold start, supervised fine-tuning, distillation.
 
     python sft.py config/r1/base.py --seed=2
-    torchrun --nproc_per_node=8 sft.py config/sft_qwen.py --data="['traces.jsonl']"
+    torchrun --nproc_per_node=8 sft.py config/distill_qwen2.5_math_7b.py
 
 Reads top to bottom: settings; rows as tokens; the loss; the loop in `main`. What all trainers share
 is in train.py.

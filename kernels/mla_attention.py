@@ -377,7 +377,7 @@ class FlashAttention(torch.autograd.Function):
 
 
 # ------------------------------------------------------------------------------------------
-# compiled without a GPU, see kernels/aot.py
+# compiled without a GPU, see tools/aot.py
 
 
 def compile_cases(sm, x):
