@@ -1,5 +1,5 @@
 """
-The operations of the model, one file each: the maths, a PyTorch reference, the Triton forward and
+The operations of the model, one file each: the maths, plain PyTorch, the Triton forward and
 backward, the autograd function.
 
     kernels.use('auto')     the default: Triton for CUDA tensors where it is installed, else PyTorch
@@ -8,7 +8,7 @@ backward, the autograd function.
 
 An operation has one public function, which takes one of three paths: Triton where `fused(x)`, the
 CPU's own way in training where `cpu.trains(x)` (kernels/cpu.py, which also says how to switch it
-off), else the reference. Triton is imported at the first launch of a kernel, never for CPU tensors
+off), else plain PyTorch. Triton is imported at the first launch of a kernel, never for CPU tensors
 or under 'torch': the project runs where Triton does not exist (macOS). The one exception is
 Triton's interpreter, which runs kernels on CPU tensors, slowly: TRITON_INTERPRET=1 in the
 environment and kernels.use('triton').

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import cpu, fused
-from kernels.mla_attention import flash_attention, reference, with_rope
+from kernels.mla_attention import attention_torch, flash_attention, with_rope
 
 
 @dataclass
@@ -156,7 +156,7 @@ def whole_rows(q, k, v, scale, mask):
     T = q.shape[2]
     if cpu.trains(q) and cpu.is_short(T, T):
         return cpu.attention(q, k, v, scale, mask.blocks(T))
-    return reference(q, k, v, scale, mask.visible)
+    return attention_torch(q, k, v, scale, mask.visible)
 
 
 def prefixes_and_continuations(q, k, v, scale, prefix):
@@ -184,5 +184,5 @@ def prefixes_and_continuations(q, k, v, scale, prefix):
     if cpu.usable(q2) and cpu.is_short(Lc, Lp + Lc):
         o2 = cpu.attention(q2, k2, v2, scale, prefix.blocks)
     else:
-        o2 = reference(q2, k2, v2, scale, prefix.visible)
+        o2 = attention_torch(q2, k2, v2, scale, prefix.visible)
     return torch.cat([o.transpose(0, 1).flatten(1, 2) for o in (o1, o2)], dim=1).unsqueeze(0)

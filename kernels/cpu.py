@@ -1,11 +1,11 @@
 """
-The CPU's own path: the same operations as the references, in fewer passes and faster products.
+The CPU's own path: the same operations as plain PyTorch's, in fewer passes and faster products.
 
     NANOR1_CPU_PATHS=0 python sft.py ...     switches all of it off; PyTorch's own operators serve
 
 Every operation of kernels/ takes this path in training on a CPU (`trains`), where no Triton kernel
 serves; sampling has kernels/cpu_sampling.py. Nothing here is needed to understand the model: each
-function computes what the reference of the same name does, but for rounding.
+function computes what the `_torch` function of the same name does, but for rounding.
 
     n = x / rms(x),  y = n ⊙ w:   dx = (g − n mean(g ⊙ n)) / rms,  g = dy ⊙ w,  dw = Σ_rows dy ⊙ n
 

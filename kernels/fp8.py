@@ -16,10 +16,10 @@ float32. A linear layer has three such products, each with its own groups along 
     dx = dy W      dy by 1×128 along N, the same blocks transposed
     dW = dyᵀ x     both by 1×128 along the tokens
 
-The reference quantises, dequantises and multiplies in float32: the same numbers but for the order
+Plain PyTorch quantises, dequantises and multiplies in float32: the same numbers but for the order
 of the sums, so that `--fp8=True` on a CPU is a simulation of FP8 training. Not FP8: embedding,
 head, norms, router, routed experts, attention itself. Chips before sm_89 have no FP8 and use the
-reference.
+plain PyTorch.
 """
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def quantise(x, blocks=False):
     blocks: a scale for 128×128 numbers instead of 1×128, [⌈M/128⌉, ⌈K/128⌉]
     """
     if not usable(x):
-        return quantise_reference(x, blocks)
+        return quantise_torch(x, blocks)
     M, K = x.shape
     q = torch.empty(M, K, dtype=torch.float8_e4m3fn, device=x.device)
     scale_rows = cdiv(M, 128) if blocks else M
@@ -68,7 +68,7 @@ def dequantise(q, scale, dtype=torch.float32):
         raise ValueError(f'FP8 tensor {list(q.shape)} and scales {list(scale.shape)} '
                          f'do not fit blocks of {group}×128')
     if not usable(q):
-        return dequantise_reference(q, scale, dtype, group)
+        return dequantise_torch(q, scale, dtype, group)
     scale = scale.float().contiguous()
     x = torch.empty(q.shape, dtype=dtype, device=q.device)
     if x.numel():
@@ -83,7 +83,7 @@ def matmul(a, a_scale, b, b_scale, dtype):
     -> a bᵀ [M, N] in dtype
     """
     if not usable(a):
-        return matmul_reference(a, a_scale, b, b_scale, dtype)
+        return matmul_torch(a, a_scale, b, b_scale, dtype)
     M, K = a.shape
     N = len(b)
     out = torch.empty(M, N, dtype=dtype, device=a.device)
@@ -97,9 +97,9 @@ def matmul(a, a_scale, b, b_scale, dtype):
     return out
 
 
-# ---- reference ----
+# ---- plain PyTorch ----
 
-def quantise_reference(x, blocks=False):
+def quantise_torch(x, blocks=False):
     M, K = x.shape
     group = 128 if blocks else 1
     padded = F.pad(x.float(), (0, -K % 128, 0, -M % group))
@@ -109,7 +109,7 @@ def quantise_reference(x, blocks=False):
     return q[:M, :K].contiguous(), scale
 
 
-def dequantise_reference(q, scale, dtype, group):
+def dequantise_torch(q, scale, dtype, group):
     x = q.float()
     wide = scale.float().repeat_interleave(128, 1)[:, :q.shape[1]]
     if group == 1:
@@ -119,7 +119,7 @@ def dequantise_reference(q, scale, dtype, group):
     return x.to(dtype)
 
 
-def matmul_reference(a, a_scale, b, b_scale, dtype):
+def matmul_torch(a, a_scale, b, b_scale, dtype):
     with torch.autocast(a.device.type, enabled=False):
         return (dequantise(a, a_scale) @ dequantise(b, b_scale).T).to(dtype)
 

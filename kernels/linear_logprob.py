@@ -53,9 +53,9 @@ def check(h, weight, labels):
             f'{list(labels.shape)} do not fit [N, C], [V, C] and [N]')
 
 
-# ---- reference: plain PyTorch on a chunk of logits ----
+# ---- plain PyTorch on a chunk of logits ----
 
-def rows_forward_reference(z, labels, temperature, entropy):
+def rows_forward_torch(z, labels, temperature, entropy):
     """As rows_forward; what it keeps is p − 1_y, in the memory of z unless there is an entropy."""
     if temperature != 1:
         z.div_(temperature)
@@ -69,7 +69,7 @@ def rows_forward_reference(z, labels, temperature, entropy):
     return z_y[:, 0] - lse, lse, H, p
 
 
-def rows_backward_reference(kept, labels, temperature, H, g_logp, g_H, dtype):
+def rows_backward_torch(kept, labels, temperature, H, g_logp, g_H, dtype):
     if g_H is None:
         return kept.to(dtype), -g_logp / temperature
     p = kept.scatter_add(1, labels[:, None], torch.ones_like(g_logp)[:, None])
@@ -174,7 +174,7 @@ def rows_forward(z, labels, temperature, entropy):
     """
     if fused(z) and z.dtype == torch.float32:
         return rows_forward_triton(z, labels, temperature)
-    return rows_forward_reference(z, labels, temperature, entropy)
+    return rows_forward_torch(z, labels, temperature, entropy)
 
 
 def rows_backward(kept, labels, temperature, lse, H, g_logp, g_H, dtype):
@@ -184,7 +184,7 @@ def rows_backward(kept, labels, temperature, lse, H, g_logp, g_H, dtype):
     """
     if fused(kept) and kept.dtype == torch.float32:
         return rows_backward_triton(kept, labels, temperature, lse, H, g_logp, g_H, dtype)
-    return rows_backward_reference(kept, labels, temperature, H, g_logp, g_H, dtype)
+    return rows_backward_torch(kept, labels, temperature, H, g_logp, g_H, dtype)
 
 
 def operands(h, weight):

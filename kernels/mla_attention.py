@@ -58,7 +58,7 @@ def with_rope(q, k, q_rope, k_rope):
     return torch.cat([q, q_rope], dim=-1), torch.cat([k, k_rope], dim=-1)
 
 
-def reference(q, k, v, scale, visible=None):
+def attention_torch(q, k, v, scale, visible=None):
     """q [B, H, T, n], k [B, G, L, n], v [B, G, L, w] -> [B, H, T, w]. visible [B or 1, 1, T, L]:
     True where a query sees a key, or what is added to its score; None: causal, T = L"""
     H, G = q.shape[1], k.shape[1]

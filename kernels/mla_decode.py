@@ -42,7 +42,7 @@ def mla_decode(q, cache, length, scale, c, prefix=None, prefix_length=None, prom
     check(q, cache, c, prefix, prompt, rows_of)
     if not fused(q):
         cache = cache if rows_of is None else cache[rows_of]
-        return reference(q, cache, length, scale, c, prefix, prefix_length, prompt)
+        return decode_torch(q, cache, length, scale, c, prefix, prefix_length, prompt)
 
     S, T, H, W = q.shape
     rows = S * T * H
@@ -84,7 +84,7 @@ def check(q, cache, c, prefix, prompt, rows_of):
             'neither')
 
 
-def reference(q, cache, length, scale, c, prefix=None, prefix_length=None, prompt=None):
+def decode_torch(q, cache, length, scale, c, prefix=None, prefix_length=None, prompt=None):
     """One softmax over both regions; float32 scores, the product with the values in q's dtype."""
     S, T, H, W = q.shape
     steps = torch.arange(T, device=q.device)

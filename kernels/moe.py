@@ -35,7 +35,7 @@ import torch.nn.functional as F
 
 from kernels import cdiv, cpu, fused, jit, next_power_of_2, precision, tl
 from kernels.router import by_expert
-from kernels.swiglu import swiglu_reference
+from kernels.swiglu import swiglu_torch
 
 
 def experts(x, gate_up, down, weights, chosen):
@@ -47,12 +47,12 @@ def experts(x, gate_up, down, weights, chosen):
         return TritonExperts.apply(x, gate_up, down, weights, chosen)
     if cpu.trains(x):
         return cpu.experts(x, gate_up, down, weights, chosen)
-    return experts_reference(x, gate_up, down, weights, chosen)
+    return experts_torch(x, gate_up, down, weights, chosen)
 
 
-# ---- reference ----
+# ---- plain PyTorch ----
 
-def experts_reference(x, gate_up, down, weights, chosen):
+def experts_torch(x, gate_up, down, weights, chosen):
     N, K = chosen.shape
     flat = chosen.flatten()
     order = flat.argsort(stable=True)
@@ -62,7 +62,7 @@ def experts_reference(x, gate_up, down, weights, chosen):
 
     x_sorted = x.index_select(0, order // K)
     gate, up = F.grouped_mm(x_sorted, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-    v = F.grouped_mm(swiglu_reference(gate, up), down.transpose(1, 2), offs=ends)
+    v = F.grouped_mm(swiglu_torch(gate, up), down.transpose(1, 2), offs=ends)
 
     places = torch.arange(N * K, device=order.device)
     place = torch.empty_like(order).scatter_(0, order, places)

@@ -37,12 +37,12 @@ def rms_norm(x, weight, eps, residual=None):
         return TritonRMSNorm.apply(x, weight, eps, residual)
     if cpu.trains(x):
         return cpu.rms_norm(x, weight, eps, residual)
-    return rms_norm_reference(x, weight, eps, residual)
+    return rms_norm_torch(x, weight, eps, residual)
 
 
-# ---- reference ----
+# ---- plain PyTorch ----
 
-def rms_norm_reference(x, weight, eps, residual=None):
+def rms_norm_torch(x, weight, eps, residual=None):
     h = x if residual is None else x + residual
     if h.dtype in (torch.float32, torch.float64):
         y = F.rms_norm(h, weight.shape, weight, eps)

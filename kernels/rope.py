@@ -25,12 +25,12 @@ def apply_rope(x, rope, interleaved):
         return TritonRope.apply(x, *rope, interleaved)
     if cpu.trains(x):
         return cpu.apply_rope(x, rope, interleaved)
-    return rope_reference(x, *rope, interleaved)
+    return rope_torch(x, *rope, interleaved)
 
 
-# ---- reference ----
+# ---- plain PyTorch ----
 
-def rope_reference(x, cos, sin, interleaved):
+def rope_torch(x, cos, sin, interleaved):
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 

@@ -37,12 +37,12 @@ def route(
     how = K, groups, top_groups, sigmoid, normalise, scale, chosen
     if fused(logits):
         return Route.apply(logits, bias, *how)
-    return route_reference(logits, bias, *how)
+    return route_torch(logits, bias, *how)
 
 
-# ---- reference ----
+# ---- plain PyTorch ----
 
-def route_reference(
+def route_torch(
     logits, bias, K, groups=1, top_groups=1, sigmoid=True, normalise=True, scale=1.0, chosen=None,
 ):
     scores = logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
@@ -239,7 +239,7 @@ def by_expert(chosen, E):
     """
     flat = chosen.flatten()
     if not fused(flat):
-        return by_expert_reference(flat, E)
+        return by_expert_torch(flat, E)
     slots = len(flat)
     blocks = max(1, cdiv(slots, 128))
 
@@ -256,7 +256,7 @@ def by_expert(chosen, E):
     return order, place, ends
 
 
-def by_expert_reference(flat, E):
+def by_expert_torch(flat, E):
     order = flat.argsort(stable=True)
     places = torch.arange(len(flat), device=flat.device)
     place = torch.empty_like(order).scatter_(0, order, places)

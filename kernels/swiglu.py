@@ -22,12 +22,12 @@ def swiglu(gate, up):
         return TritonSwiGLU.apply(gate, up)
     if cpu.trains(gate) and gate.dtype == up.dtype:
         return cpu.swiglu(gate, up)
-    return swiglu_reference(gate, up)
+    return swiglu_torch(gate, up)
 
 
-# ---- reference ----
+# ---- plain PyTorch ----
 
-def swiglu_reference(gate, up):
+def swiglu_torch(gate, up):
     return F.silu(gate) * up
 
 

@@ -87,7 +87,7 @@ def test_use_refuses_what_cannot_be(monkeypatch):
     assert kernels.choice == 'auto'
 
 
-def test_cpu_tensors_take_the_reference():
+def test_cpu_tensors_take_the_torch():
     x = torch.zeros(2)
     for name in ('auto', 'torch'):
         kernels.use(name)
@@ -150,24 +150,24 @@ def test_no_kernel_file_imports_triton_at_its_top(path):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
 @pytest.mark.parametrize('shape', [(3, 5, 37), (1, 128), (2, 1536), (70, 1)])
 def test_rms_norm(triton_path, shape, dtype):
-    from kernels.rmsnorm import rms_norm, rms_norm_reference
+    from kernels.rmsnorm import rms_norm, rms_norm_torch
     x = random(*shape, dtype=dtype)
     residual = random(*shape, dtype=dtype, seed=1)
     w = random(shape[-1], dtype=dtype)
     compare(lambda x, w: rms_norm(x, w, 1e-6),
-            lambda x, w: rms_norm_reference(x, w, 1e-6),
+            lambda x, w: rms_norm_torch(x, w, 1e-6),
             [x, w], TOLERANCE[dtype])
     compare(lambda x, r, w: rms_norm(x, w, 1e-6, r),
-            lambda x, r, w: rms_norm_reference(x, w, 1e-6, r),
+            lambda x, r, w: rms_norm_torch(x, w, 1e-6, r),
             [x, residual, w], TOLERANCE[dtype])
 
 
 def test_rms_norm_of_a_slice_and_of_mixed_types(triton_path):
-    from kernels.rmsnorm import rms_norm, rms_norm_reference
+    from kernels.rmsnorm import rms_norm, rms_norm_torch
     wide = random(2, 3, 50)
     w = random(37)
     compare(lambda x, w: rms_norm(x[..., 5:42], w, 1e-6),
-            lambda x, w: rms_norm_reference(x[..., 5:42], w, 1e-6),
+            lambda x, w: rms_norm_torch(x[..., 5:42], w, 1e-6),
             [wide, w], 2e-6)
 
     x = random(3, 37, dtype=torch.float16)
@@ -234,20 +234,20 @@ ROUTERS = [
 
 @pytest.mark.parametrize('N, E, K, groups, top, v3, normalise', ROUTERS)
 def test_route(triton_path, N, E, K, groups, top, v3, normalise):
-    from kernels.router import route, route_reference
+    from kernels.router import route, route_torch
     logits = random(N, E)
     bias = random(E, scale=0.1).detach() if v3 else None
     exact_bias = bias.double() if v3 else None
     how = (K, groups, top, v3, normalise, 2.5)
     compare(lambda z: route(z, bias, *how)[::2],
-            lambda z: route_reference(z, exact_bias, *how)[::2],
+            lambda z: route_torch(z, exact_bias, *how)[::2],
             [logits], 2e-6)
 
     chosen = route(logits, bias, *how)[1]
-    assert torch.equal(chosen, route_reference(logits, bias, *how)[1])
+    assert torch.equal(chosen, route_torch(logits, bias, *how)[1])
     replayed = chosen.roll(1, 0).flip(1)
     compare(lambda z: route(z, bias, *how, replayed)[::2],
-            lambda z: route_reference(z, None, *how, replayed)[::2],
+            lambda z: route_torch(z, None, *how, replayed)[::2],
             [logits], 2e-6)
 
 
@@ -301,10 +301,10 @@ def test_experts(triton_path, N, C, I, E, K, dtype):
 
 
 @pytest.mark.skipif(DEVICE == 'cuda', reason='float64 on a CPU alone')
-def test_experts_reference():
-    from kernels.moe import experts_reference
+def test_experts_torch():
+    from kernels.moe import experts_torch
     inputs = some_experts(21, 24, 16, 5, 2, torch.float32)
-    compare(experts_reference, experts_one_by_one, inputs, 5e-6)
+    compare(experts_torch, experts_one_by_one, inputs, 5e-6)
 
 
 # ---- FP8 ----
@@ -326,7 +326,7 @@ def test_quantise(triton_path, M, K, dtype, blocks):
     """
     Every number goes to a nearest one of its group's grid, the largest of a group to ±448.
     """
-    from kernels.fp8 import dequantise, quantise, quantise_reference
+    from kernels.fp8 import dequantise, quantise, quantise_torch
     x = (random(M, K).detach() * torch.logspace(-6, 3, K, device=DEVICE)).to(dtype)
     x[:M // 2, K // 2:] = 0
     q, scale = quantise(x, blocks)
@@ -347,9 +347,9 @@ def test_quantise(triton_path, M, K, dtype, blocks):
             assert (error <= nearest + 1e-4 * scaled.abs()).all()
 
     assert torch.equal(dequantise(q, scale), dequantise(q.cpu(), scale.cpu()).to(DEVICE))
-    q_reference, scale_reference = quantise_reference(x, blocks)
-    assert (q_reference.float() != q.float()).float().mean() < 1e-3
-    assert torch.allclose(scale_reference, scale)
+    q_torch, scale_torch = quantise_torch(x, blocks)
+    assert (q_torch.float() != q.float()).float().mean() < 1e-3
+    assert torch.allclose(scale_torch, scale)
 
 
 def test_quantise_of_a_transpose(triton_path):

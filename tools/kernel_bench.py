@@ -65,7 +65,7 @@ class Case:
     smoke: tuple              # both, with --smoke
     target: tuple = ()        # shares of the bound, forward and backward
     eager: Callable | None = None   # where it is another
-    truth: Callable | None = None   # where the reference does not run in float64
+    truth: Callable | None = None   # where plain PyTorch does not run in float64
     tolerance: float = 3.0    # times eager's error
     allowed: float = 1e-5     # and this besides
     together: bool = False    # forward and backward are timed as one
@@ -313,7 +313,7 @@ def fp8_cases():
         return fp8.dequantise(*fp8.quantise(x), DTYPE)
 
     def eager_there_and_back(x):
-        return fp8.dequantise(*fp8.quantise_reference(x), DTYPE)
+        return fp8.dequantise(*fp8.quantise_torch(x), DTYPE)
 
     def same(x):
         return x
