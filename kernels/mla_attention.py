@@ -124,11 +124,11 @@ def _forward(
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * M        # the longest walks first
     row = tl.program_id(1) // H * tl.cast(T, tl.int64)
     h = tl.program_id(1) % H
-    q += row * q_t + h * q_h
-    qr += row * qr_t + h * qr_h
-    k += row * k_t + h // GROUP * k_h
-    kr += row * kr_t
-    v += row * v_t + h // GROUP * v_h
+    q = q + row * q_t + h * q_h
+    qr = qr + row * qr_t + h * qr_h
+    k = k + row * k_t + h // GROUP * k_h
+    kr = kr + row * kr_t
+    v = v + row * v_t + h // GROUP * v_h
 
     queries = _tile(q, first, T, q_t, D_n, M, n)
     if D_r:

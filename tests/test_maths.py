@@ -2255,8 +2255,10 @@ def test_threads():
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_worker_processes(method):
-    with multiprocessing.get_context(method).Pool(1) as pool:
-        assert pool.apply_async(grade_all).get(timeout=60)
+    pool = multiprocessing.get_context(method).Pool(1)
+    assert pool.apply_async(grade_all).get(timeout=60)
+    pool.close()     # not terminate: a forked worker has this process's handler of SIGTERM
+    pool.join()
 
 
 @pytest.mark.slow
