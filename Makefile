@@ -135,7 +135,8 @@ $(RUN)/student_rl/config.json: | $(RUN)/student_base/config.json
 $(RUN)/%/eval.json: | $(RUN)/%/config.json
 	$(call evaluate,eval,$*,--out=$(RUN)/$*/eval.jsonl --summary=$@)
 $(RUN)/base/eval_search.json: | $(RUN)/base/config.json
-	$(call evaluate,eval,base,--prefill="<think> search" --n=2 --summary=$@)
+	$(call evaluate,eval,base,--prefill="<think> search" --n=2 \
+	  --data=$(RUN)/data/test.jsonl --summary=$@)
 $(RUN)/%/eval_sort.json: | $(RUN)/%/config.json
 	$(call evaluate,eval_sort,$*,--summary=$@)
 

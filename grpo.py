@@ -77,10 +77,10 @@ from model import update_router_bias
 from rollout import alike, collate, collect, flat, micro_batches, moe_shape, problem_order
 from sample import present
 from evaluate import average, evaluate, evaluated, show_problems
-from train import (Graded, Log, Meter, Stop, Unsharded, autocast, check_out_dir, finish,
+from train import (Clock, Graded, Log, Meter, Stop, Unsharded, autocast, check_out_dir, finish,
                    idle_in_training, load_model, load_tokenizer, make_optimizers, model_config,
-                   optimizer_step, peak_memory, peak_tflops, report_skip, reshard, resume,
-                   router_bias, schedule, shard, start_processes, total)
+                   optimizer_step, peak_memory, report_skip, reshard, resume, router_bias,
+                   schedule, shard, start_processes, total, utilisation)
 
 
 @dataclass
@@ -676,15 +676,13 @@ def step_utilisation(trainer, rollout, forwarded, sampling, training):
     """Model FLOPs utilisation, of the tokens that went through the model; {} where the device is
     unknown. sampling, training: seconds"""
     cfg = trainer.cfg
-    peak = 1e12 * peak_tflops(cfg, trainer.device) * trainer.world
-    if not peak:
-        return {}
+    where = trainer.device, trainer.world
     sampled = sampling_flops(trainer.active, rollout)
     trained = training_flops(cfg, trainer.active, forwarded / cfg.epochs)
-    return {
-        'mfu': (sampled + trained) / (sampling + training) / peak,
-        'mfu_training': trained / training / peak,
-    }
+    numbers = utilisation(cfg, sampled + trained, sampling + training, *where)
+    if numbers:
+        numbers['mfu_training'] = utilisation(cfg, trained, training, *where)['mfu']
+    return numbers
 
 
 def samples_to_read(tokenizer, groups, A_PG, paths, kept):
@@ -738,16 +736,13 @@ def warnings_of(n, first):
     return out
 
 
-class StepClock:
-    """Seconds of training, those of earlier starts of the run included, and of parts of a step."""
+class StepClock(Clock):
+    """Seconds of training, without pauses, and of the parts of a step."""
 
     def __init__(self, device, seconds):
+        super().__init__(seconds)
         self.device = device
-        self.began = time.time() - seconds
         self.lap_began = self.began
-
-    def seconds(self):
-        return time.time() - self.began
 
     def start(self):
         self.lap_began = time.time()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
+from tools.kernel_bench import experts_one_by_one
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -260,15 +261,6 @@ def test_by_expert_is_a_stable_sort(triton_path, N, K, E):
     assert order.tolist() == sorted(range(N * K), key=lambda i: chosen.flatten()[i].item())
     assert order[place.long()].tolist() == list(range(N * K))
     assert ends.tolist() == [int((chosen < e).sum()) for e in range(E + 1)]
-
-
-def experts_one_by_one(x, gate_up, down, weights, chosen):
-    y = torch.zeros_like(x)
-    for e in range(len(down)):
-        n, k = (chosen == e).nonzero(as_tuple=True)
-        gate, up = (x[n] @ gate_up[e].T).chunk(2, -1)
-        y = y.index_add(0, n, (F.silu(gate) * up) @ down[e].T * weights[n, k, None])
-    return y
 
 
 def some_experts(N, C, I, E, K, dtype):

@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 from configurator import run as start
 from evaluate import average, mean_ci, write_jsonl
+from rewards import right
 
 STAGES = {
     'base': 'pretrained from nothing',
@@ -122,25 +123,15 @@ def tests_of(run):
             for kind, file in TESTS.items()}
 
 
-def is_right(sample):
-    return sample['rewards']['accuracy'] == 1
-
-
-def evaluated(run, stage, tests):
-    """{kind of test: {problem: share of right samples}} of a stage"""
+def evaluated(rows, tests):
+    """A stage's rows of eval.jsonl -> {kind of test: {problem: share of right samples}}"""
     shares = {kind: {} for kind in TESTS}
-    for row in read_jsonl(run / stage / 'eval.jsonl'):
+    for row in rows:
         problem = problem_of(row)
         for kind, problems in tests.items():
             if problem in problems:
-                shares[kind][problem] = average([is_right(s) for s in row['samples']])
+                shares[kind][problem] = average([right(s) for s in row['samples']])
     return shares
-
-
-def shown_samples(run, stage, problems):
-    """The first sample of a stage for each of these problems that it has."""
-    rows = {problem_of(row): row for row in read_jsonl(run / stage / 'eval.jsonl')}
-    return {p: rows[p]['samples'][0]['response'] for p in problems if p in rows}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -297,7 +288,7 @@ def other_numbers(run, seconds, goal, out):
     sorts = {stage: numbers['pass1'] for stage, numbers in sorts.items() if numbers}
     if sorts:
         out['sort'] = sorts
-        told = ', '.join(f'{stage} {right:.3f} right' for stage, right in sorts.items())
+        told = ', '.join(f'{stage} {share:.3f} right' for stage, share in sorts.items())
         lines.append(f'- The second task, sorting, at T = 1: {told}.')
     if (judged := last_of(run, 'reward', 'eval_accuracy')) is not None:
         low, high = last_of(run, 'reward', 'eval_accuracy_ci')
@@ -321,8 +312,8 @@ def other_numbers(run, seconds, goal, out):
     return lines
 
 
-def three_problems(run, tests, stages):
-    """The same three problems, one of each kind, through all stages."""
+def three_problems(run, sampled):
+    """The same three problems, one of each kind, through all stages; sampled: {stage: rows}"""
     lines = ['## Three problems through all stages', '']
     what = {'unseen': 'numbers never seen', 'seen': 'numbers seen, the target not',
             'beyond': 'a number larger than any in training'}
@@ -332,9 +323,10 @@ def three_problems(run, tests, stages):
             continue
         problem = problem_of(rows[0])
         lines += [f'{what[kind]}: `{rows[0]["prompt"][0]["content"].strip()}`', '', '```']
-        for stage in stages:
-            for response in shown_samples(run, stage, [problem]).values():
-                lines.append(f'{stage:12s} {response}')
+        for stage, evaluations in sampled.items():
+            for row in evaluations:
+                if problem_of(row) == problem:
+                    lines.append(f'{stage:12s} {row["samples"][0]["response"]}')
         lines += ['```', '']
     return lines
 
@@ -374,7 +366,9 @@ def plot(run, path):
 def main(cfg):
     run = Path(cfg.run)
     tests = tests_of(run)
-    shares = {stage: evaluated(run, stage, tests) for stage in STAGES if numbers_of(run, stage)}
+    sampled = {stage: read_jsonl(run / stage / 'eval.jsonl')
+               for stage in STAGES if numbers_of(run, stage)}
+    shares = {stage: evaluated(rows, tests) for stage, rows in sampled.items()}
     if not shares:
         sys.exit(f'{run}: no stage has an eval.json; run `make r1` first')
     seconds, wall = seconds_by_stage(run)
@@ -390,7 +384,7 @@ def main(cfg):
             *student_table(run, shares, out), '']
     if plot(run, run / 'curves.png'):
         text += ['![curves](curves.png)', '']
-    text += three_problems(run, tests, shares)
+    text += three_problems(run, sampled)
 
     (run / 'report.md').write_text('\n'.join(text).rstrip() + '\n', encoding='utf-8')
     write_jsonl(run / 'report.json', [out])
