@@ -3,17 +3,16 @@
 #             unfinished ones go on from their last checkpoint. To have a stage anew remove its
 #             folder, and those of the stages that start from it.
 #             make r1 RUN=out/r1-2 SEED=2 for another run beside it.
+# make smol   the recipe on a released model, into out/smol, the same way: RUN=, SEED=, THREADS=,
+#             MODEL= a hub id or a folder, DTYPE=bfloat16 where the processor multiplies it fast.
 # make test   the test suite
 PYTHON ?= python3
-BIN := .venv/bin
-PY := $(BIN)/python
-THREADS ?= 2
-export OMP_NUM_THREADS := $(THREADS)
-export RUN ?= out/r1
-SEED ?= 1
+RUN ?= out/r1
+CHAIN := r1
+include config/stage.mk
 
 .PHONY: setup lint test test-slow kernels bench bench-gpu plot plot-budget
-.PHONY: r1 teacher students stages controls
+.PHONY: r1 teacher students stages controls smol smol-controls
 .DELETE_ON_ERROR:
 
 setup: .venv/stamp   ## the virtual environment .venv, with what running needs
@@ -25,6 +24,10 @@ setup: .venv/stamp   ## the virtual environment .venv, with what running needs
 
 .venv/tests: .venv/stamp tests/requirements.txt   ## and what testing needs
 	$(BIN)/pip install -r tests/requirements.txt -e '.[test,dev]'
+	touch $@
+
+.venv/smol: .venv/stamp   ## and what a released model needs
+	$(BIN)/pip install -r config/smol/requirements.txt -e '.[tokenizers]'
 	touch $@
 
 test: .venv/tests   ## everything but the slow tests
@@ -58,18 +61,6 @@ plot-budget: setup   ## accuracy against tokens spent, before and after RL
 # ---- the recipe: each target is a file that its command writes last. What it waits for stands
 # after a |, so that only whether a file is there counts: a copy of $(RUN) has new dates in any
 # order
-
-# $(call timed,command): run it, and note target, start and end in seconds.txt for the report, after
-# Ctrl-C too. An older report no longer holds, but for a control.
-timed = @mkdir -p $(RUN); \
-  $(if $(findstring /control_,$@),,rm -f $(RUN)/report.json;) \
-  echo '$(1)'; \
-  trap : INT; start=$$(date +%s); $(1); code=$$?; \
-  echo "$@ $$start $$(date +%s)" >> $(RUN)/seconds.txt; \
-  exit $$code
-# $(call evaluate,config,stage,more): samples of a stage, or its evaluation
-evaluate = $(call timed,$(PY) evaluate.py config/r1/$(1).py \
-  --threads=$(THREADS) --checkpoint=$(RUN)/$(2) $(3))
 
 # The base fills all cores. After it two things run at a time, on half of them each, since sampling
 # rows this small cannot use more: the teacher's chain beside the students, then the evaluations.
@@ -158,3 +149,8 @@ $(RUN)/control_random/config.json: | $(RUN)/base/config.json
 	$(call timed,$(PY) grpo.py config/r1/control_random.py --seed=$(SEED) --threads=$(THREADS))
 $(RUN)/nosearch/%/eval.json:
 	@$(MAKE) --no-print-directory RUN=$(RUN)/nosearch CORPUS="--search=0 --guess=0.94" $@
+
+# ---- the recipe on a released model: its stages are in config/smol/chain.mk
+smol smol-controls: RUN := $(if $(filter file,$(origin RUN)),out/smol,$(RUN))
+smol smol-controls: .venv/smol
+	@$(MAKE) --no-print-directory -f config/smol/chain.mk RUN=$(RUN) $(@:smol-%=%)

@@ -1,0 +1,19 @@
+# Cold start: the released model, on a thousand problems with the equation written out in steps.
+import os
+_run = os.environ.get('RUN', 'out/smol')
+
+out_dir = f'{_run}/cold'
+init_from = os.environ.get('MODEL', 'HuggingFaceTB/SmolLM2-135M-Instruct')
+data = [f'{_run}/data/cold.jsonl']
+row_len = 256
+long_rows = 'drop'
+batch_rows = 16
+micro_rows = 8
+steps = 48
+learning_rate = 2e-4
+schedule = 'linear'
+min_lr = 0.05
+warmup_steps = 5
+log_every = 1
+save_every = 10
+save_dtype = 'float32'
