@@ -1,9 +1,9 @@
 """
 Byte-level BPE as Hugging Face's files hold it, read for tiktoken and written back.
 
-    ranks, spec = read_files(folder, config)    # bytes -> id; a tokenizer.json less its model
-    pattern_of(spec['pre_tokenizer'], ranks)    # the regex that cuts a text for tiktoken
-    model_of(ranks, special_tokens)             # the model of a tokenizer.json
+    bpe = read(folder, config)    # a TiktokenBPE
+    bpe.encode(text)              # ordinary text to ids
+    bpe.tokenizer_json()          # the file that Hugging Face's libraries read
 
 In each piece of text that its pattern cuts out, tiktoken joins the adjacent pair that makes the
 token of lowest id, over and over; a Hugging Face BPE follows its list of merges. `check_merges`
@@ -11,11 +11,15 @@ refuses a file where the two could differ, and PATTERNS holds the pre-tokenizers
 regex engines differ, so each was compared before.
 """
 import base64
+import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import tiktoken
 
 # ---- How a text is cut into pieces, inside which tokens are merged ----
 
@@ -83,6 +87,57 @@ _VISIBLE = {b: chr(b) for b in _PRINTABLE} | {b: chr(256 + i) for i, b in enumer
 _BYTE = {c: b for b, c in _VISIBLE.items()}
 
 
+def bytes_of(text: str) -> bytes:
+    """ValueError for a character that writes no byte."""
+    try:
+        return bytes(_BYTE[c] for c in text)
+    except KeyError as e:
+        raise ValueError(f'{e} in the vocabulary is not a character of the byte-level alphabet'
+                         ) from e
+
+
+class TiktokenBPE:
+    """
+    added     added tokens as a tokenizer.json lists them
+    tokens    id -> bytes of all other tokens
+    by_words  whether every word is one token wherever it stands (Tokenizer.from_words)
+    """
+
+    def __init__(self, ranks: dict[bytes, int], spec: dict):
+        """ranks: bytes -> id; spec: a tokenizer.json less its model. ValueError for what tiktoken
+        cannot represent."""
+        self._ranks = ranks
+        self._spec = spec
+        self.added = spec['added_tokens']
+        self.tokens = {i: token for token, i in ranks.items()}
+        pattern = pattern_of(spec['pre_tokenizer'], ranks)
+        self.by_words = pattern == words_pattern(ranks)
+        self._nfc = uses_nfc(spec.get('normalizer'))
+        self._encoding = tiktoken.Encoding('nanoR1', pat_str=pattern, mergeable_ranks=ranks,
+                                           special_tokens={})
+
+    def normalized(self, text: str) -> str:
+        """What encode takes."""
+        return unicodedata.normalize('NFC', text) if self._nfc else text
+
+    def encode(self, text: str) -> list[int]:
+        """Normalised ordinary text to ids."""
+        return self._encoding.encode_ordinary(text)
+
+    def tokenizer_json(self) -> str:
+        special_tokens = {t['content']: t['id'] for t in self.added}
+        data = self._spec | {'model': model_of(self._ranks, special_tokens)}
+        return json.dumps(data, ensure_ascii=False, indent=1) + '\n'
+
+    def digest(self) -> str:
+        """A hash of all that ids depend on."""
+        digest = hashlib.sha256()
+        for token, i in sorted(self._ranks.items()):
+            digest.update(b'%d %d ' % (i, len(token)) + token)
+        digest.update(json.dumps(self._spec, sort_keys=True).encode())
+        return digest.hexdigest()
+
+
 # ---- What tiktoken cannot represent exactly is refused ----
 
 def last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
@@ -139,7 +194,7 @@ def check_merges(ranks: dict[bytes, int], merges: list[tuple[bytes, ...]],
                              'piece')
 
 
-def checked_added_tokens(added: list[dict], ranks: dict[bytes, int]) -> dict[str, int]:
+def checked_added_tokens(added: list[dict], tokens: dict[int, bytes]) -> dict[str, int]:
     """text -> id; ValueError for tokens that would be matched in a way of their own, or that are
     not unique."""
     for t in added:
@@ -148,7 +203,7 @@ def checked_added_tokens(added: list[dict], ranks: dict[bytes, int]) -> dict[str
             fault = ', '.join(flags) or 'too short'
             raise ValueError(f'added token {t["content"]!r} ({fault}) is not supported')
     specials = {t['content']: t['id'] for t in added}
-    if len({*specials.values(), *ranks.values()}) < len(added) + len(ranks):
+    if len({*specials.values(), *tokens}) < len(added) + len(tokens):
         raise ValueError('two tokens share an id or a text; every token needs its own')
     return specials
 
@@ -266,9 +321,13 @@ FILES = {
 }
 
 
-def read_files(folder: Path, config: dict) -> tuple[dict[bytes, int], dict]:
-    """(ranks, spec) of the first of tokenizer.json and FILES that the folder holds; completes
-    `config`."""
+def read(folder: Path, config: dict) -> TiktokenBPE:
+    """Of the first of tokenizer.json and FILES that the folder holds; completes `config`."""
+    ranks, spec = _read_files(folder, config)
+    return TiktokenBPE(ranks, spec)
+
+
+def _read_files(folder: Path, config: dict) -> tuple[dict[bytes, int], dict]:
     present = [name for name in ('tokenizer.json', *FILES) if (folder / name).exists()]
     if not present:
         raise ValueError(f'there is no tokenizer.json, vocab.json + {", ".join(FILES)}')
@@ -276,7 +335,7 @@ def read_files(folder: Path, config: dict) -> tuple[dict[bytes, int], dict]:
     if name == 'tokenizer.json':
         spec = read_json(folder / name)
         model = spec.pop('model')
-        added = _with_added_tokens(spec, config)
+        added = with_added_tokens(spec, config)
         return _read_bpe(model, added), spec
 
     convention = _convention_of(name, config)
@@ -288,12 +347,12 @@ def read_files(folder: Path, config: dict) -> tuple[dict[bytes, int], dict]:
         lines = (folder / name).read_text(encoding='utf-8').split('\n')
         merges = [line for line in lines if line and not line.startswith('#version')]
         model = {'type': 'BPE', 'vocab': read_json(folder / 'vocab.json'), 'merges': merges}
-        added = _with_added_tokens(spec, config)
+        added = with_added_tokens(spec, config)
         return _read_bpe(model, added), spec
 
     ranks = _read_table(folder / name)
     spec = spec_of(convention.added(len(ranks)), len(ranks), regexes, convention.nfc)
-    _with_added_tokens(spec, config)
+    with_added_tokens(spec, config)
     return ranks, spec
 
 
@@ -307,7 +366,7 @@ def _convention_of(name: str, config: dict) -> _Convention:
     return known[owner]
 
 
-def _with_added_tokens(spec: dict, config: dict) -> set[str]:
+def with_added_tokens(spec: dict, config: dict) -> set[str]:
     """Puts the configuration's added tokens into the spec, over its own -> the texts of all."""
     added = {t['id']: t for t in spec['added_tokens']}
     for i, token in config.get('added_tokens_decoder', {}).items():
@@ -322,16 +381,10 @@ def _read_bpe(model: dict, added: set[str]) -> dict[bytes, int]:
     if found != ['type=BPE']:
         raise ValueError(f'a model of {", ".join(found)} is not a plain byte-level BPE')
 
-    def bytes_of(text: str) -> bytes:
-        return bytes(_BYTE[c] for c in text)
     vocab = {text: i for text, i in model['vocab'].items() if text not in added}
     pairs = [merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges']]
-    try:
-        ranks = {bytes_of(text): i for text, i in vocab.items()}
-        merges = [tuple(map(bytes_of, pair)) for pair in pairs]
-    except KeyError as e:
-        raise ValueError(f'{e} in the vocabulary is not a character of the byte-level alphabet'
-                         ) from e
+    ranks = {bytes_of(text): i for text, i in vocab.items()}
+    merges = [tuple(map(bytes_of, pair)) for pair in pairs]
     check_merges(ranks, merges, model.get('ignore_merges', False))
     return ranks
 

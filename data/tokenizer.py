@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import unicodedata
 from datetime import datetime
 from functools import lru_cache
 from itertools import groupby
@@ -24,9 +23,8 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
-import tiktoken
 
-from data import bpe
+from data import bpe, library_bpe
 from data.source import REASONING_KEYS, parts_of
 
 # ---- Chat templates ----
@@ -96,27 +94,19 @@ class Tokenizer:
     generation       what the folder's generation_config.json recommends (temperature, top_p, ...)
     """
 
-    def __init__(self, ranks: dict[bytes, int], spec: dict, config: dict,
+    def __init__(self, words: 'bpe.TiktokenBPE | library_bpe.LibraryBPE', config: dict,
                  stop_ids: list[int] | None = None):
-        """ranks: bytes -> id; spec: a tokenizer.json less its model; config: a
-        tokenizer_config.json."""
-        self.ranks = ranks
-        self.spec = spec
+        """words: what encodes ordinary text; config: a tokenizer_config.json."""
+        self.words = words
         self.config = config
         self.template_args = config.get('template_args') or {}
         self.date = datetime.now()
         self.generation = {}
 
         # Text <-> ids
-        added = spec['added_tokens']
-        self.special_tokens = bpe.checked_added_tokens(added, ranks)
-        self._nfc = bpe.uses_nfc(spec.get('normalizer'))
-        pattern = bpe.pattern_of(spec['pre_tokenizer'], ranks)
-        self._by_words = pattern == bpe.words_pattern(ranks)
-        self._encoding = tiktoken.Encoding('nanoR1', pat_str=pattern, mergeable_ranks=ranks,
-                                           special_tokens=self.special_tokens)
-        self._bytes = {i: token for token, i in ranks.items()}
-        self._bytes |= {i: text.encode() for text, i in self.special_tokens.items()}
+        added = words.added
+        self.special_tokens = bpe.checked_added_tokens(added, words.tokens)
+        self._bytes = words.tokens | {i: text.encode() for text, i in self.special_tokens.items()}
         self.vocab_size = max(self._bytes) + 1
 
         # Added tokens in a text: some are matched before it is normalised, the others after
@@ -187,7 +177,8 @@ class Tokenizer:
         config = {'bos_token': bos, 'eos_token': eos, 'chat_template': chat_template}
         if stop is not None:
             config['stop_tokens'] = [*stop, *filter(None, [eos])]
-        return cls(ranks, bpe.spec_of(special_tokens, len(ranks), regexes), config)
+        spec = bpe.spec_of(special_tokens, len(ranks), regexes)
+        return cls(bpe.TiktokenBPE(ranks, spec), config)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, chat_template: str | None = None,
@@ -198,7 +189,7 @@ class Tokenizer:
 
         chat_template: a name in TEMPLATES or a file, in place of the folder's own; template_args:
         over those saved with it. Raises ValueError, naming the folder and the reason, for a
-        tokenizer that tiktoken cannot represent exactly, a template that is not there, and an
+        tokenizer that neither tiktoken nor the library reads, a template that is not there, and an
         argument that it does not read.
         """
         template = _template_of(chat_template)
@@ -209,9 +200,8 @@ class Tokenizer:
             config['chat_template'] = template or _template_in(folder, config)
             config['template_args'] = config.get('template_args', {}) | template_args
             _check_arguments(config['chat_template'], template_args)
-            ranks, spec = bpe.read_files(folder, config)
             generation = bpe.read_json(folder / 'generation_config.json', {})
-            tokenizer = cls(ranks, spec, config, _stop_ids_in(generation))
+            tokenizer = cls(_words_in(folder, config), config, _stop_ids_in(generation))
             tokenizer.generation = generation
             return tokenizer
         except ValueError as e:
@@ -236,20 +226,15 @@ class Tokenizer:
         if self.bos_id is not None:
             generation['bos_token_id'] = self.bos_id
         files = {
-            'tokenizer.json': self.spec | {'model': bpe.model_of(self.ranks, self.special_tokens)},
-            'tokenizer_config.json': config,
-            'generation_config.json': generation,
+            'tokenizer.json': self.words.tokenizer_json(),
+            'tokenizer_config.json': json.dumps(config, ensure_ascii=False, indent=1) + '\n',
+            'generation_config.json': json.dumps(generation, ensure_ascii=False, indent=1) + '\n',
         }
-        for name, data in files.items():
-            text = json.dumps(data, ensure_ascii=False, indent=1)
-            (folder / name).write_text(text + '\n', encoding='utf-8')
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding='utf-8')
 
     def fingerprint(self) -> str:
         """A hash of all that the ids and the mask of a chat depend on."""
-        digest = hashlib.sha256()
-        for token, i in sorted(self.ranks.items()):
-            digest.update(b'%d %d ' % (i, len(token)) + token)
-
         # Dates count as far as the template prints them
         template = self.chat_template or ''
         formats = re.findall(r"""strftime_now\(\s*(?:'([^']*)'|"([^"]*)")\s*\)""", template)
@@ -257,9 +242,8 @@ class Tokenizer:
         if template.count('strftime_now(') > len(formats):   # of a format that is not plain to see
             dated = self.date.isoformat()
 
-        rest = [self.spec, self._named, template, self.template_args, dated]
-        digest.update(json.dumps(rest, sort_keys=True).encode())
-        return digest.hexdigest()
+        parts = [self.words.digest(), self._named, template, self.template_args, dated]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def check_model(self, vocab_size: int, where: str) -> None:
         """ValueError unless a model with an embedding of `vocab_size` rows can be this tokenizer's:
@@ -278,12 +262,12 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ordinary text to ids, none added before or after; text that looks like an added token
         stays text."""
-        return self._encoding.encode_ordinary(self._normalized(text))
+        return self.words.encode(self.words.normalized(text))
 
     def spelled(self, text: str) -> list[str]:
         """The parts of `text` that a tokenizer of words (from_words without a pattern) has no word
         for and spells in bytes, which its model has hardly seen; none for other tokenizers."""
-        if not self._by_words:
+        if not self.words.by_words:
             return []
         runs = groupby(self.encode(text), lambda i: len(self._bytes[i]) == 1)
         return [self.decode(list(run)) for in_bytes, run in runs if in_bytes]
@@ -295,7 +279,7 @@ class Tokenizer:
             if is_token:
                 ids.append(self.special_tokens[part])
             else:
-                ids += self._encoding.encode_ordinary(part.replace(_drop, ''))
+                ids += self.words.encode(part.replace(_drop, ''))
         return ids
 
     def _cut_at_tokens(self, text: str):
@@ -304,16 +288,13 @@ class Tokenizer:
             if i % 2:
                 yield piece, True
             else:
-                for j, part in enumerate(self._after.split(self._normalized(piece))):
+                for j, part in enumerate(self._after.split(self.words.normalized(piece))):
                     yield part, j % 2 == 1
 
     def encode_assistant(self, text: str) -> list[int]:
         """Text as the assistant writes it (a sample, a prefill) to ids: TAGS become tokens, the
         rest is ordinary."""
         return self.encode_with_specials(self._guarded(text, TAGS), _GUARD)
-
-    def _normalized(self, text: str) -> str:
-        return unicodedata.normalize('NFC', text) if self._nfc else text
 
     def decode(self, ids: list[int], skip_special: bool = False) -> str:
         """
@@ -586,6 +567,16 @@ def _is_text(message: dict) -> bool:
 
 def _begins_otherwise(prefill: str) -> str:
     return f'they do not begin as the generation prompt ends ({prefill!r})'
+
+
+def _words_in(folder: Path, config: dict) -> 'bpe.TiktokenBPE | library_bpe.LibraryBPE':
+    """Through tiktoken where it gives the same ids, else through the tokenizers library."""
+    try:
+        return bpe.read(folder, config)
+    except ValueError:
+        if not (folder / 'tokenizer.json').exists():
+            raise
+        return library_bpe.read(folder, config)
 
 
 def _template_in(folder: Path, config: dict) -> str | None:

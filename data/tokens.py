@@ -35,7 +35,7 @@ from data.source import at_row, lines_of, parse_row
 from graders.pool import Pool
 
 # Files beside this one that decide on the tokens
-CODE = ('tokens.py', 'tokenizer.py', 'bpe.py', 'source.py')
+CODE = ('tokens.py', 'tokenizer.py', 'bpe.py', 'library_bpe.py', 'source.py')
 CHUNK = 2**20      # bytes of rows that a process tokenises at a time
 SMALL = 8 * CHUNK  # a smaller file is tokenised by one process: others take longer to start
 SECONDS = 600      # that a process may take over a chunk

@@ -2,15 +2,18 @@
 their masks."""
 import base64
 import json
+import pickle
 import random
 import re
 import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 import tiktoken
 
+from data import bpe
 from data.bpe import PATTERNS
 from data.countdown.prepare import toy_tokenizer
 from data.tokenizer import R1_ZERO_TEMPLATE, TOY_TEMPLATE, Tokenizer
@@ -108,9 +111,9 @@ def toy(**options) -> Tokenizer:
 
 
 def same(a: Tokenizer, b: Tokenizer) -> bool:
-    names = ('ranks', 'spec', 'special_tokens', 'chat_template', 'vocab_size', 'bos_id', 'eos_id',
-             'stop_ids')
-    return all(getattr(a, name) == getattr(b, name) for name in names)
+    names = ('special_tokens', 'chat_template', 'vocab_size', 'bos_id', 'eos_id', 'stop_ids')
+    return (all(getattr(a, name) == getattr(b, name) for name in names)
+            and a.words.tokenizer_json() == b.words.tokenizer_json())
 
 
 # ---- The toy ----
@@ -191,6 +194,49 @@ def test_ids_equal_those_of_the_tokenizers_library(tmp_path, name, nfc):
         assert saved.encode(text).ids == expected, ascii(text)
         decoded = reference.decode(expected, skip_special_tokens=False)
         assert tok.decode(expected) == decoded, ascii(text)
+
+
+def smol_tokenizer():
+    """A small one of SmolLM2's kind: digits one by one, and some bytes without a token."""
+    tokenizers = pytest.importorskip('tokenizers')
+    pre = tokenizers.pre_tokenizers
+    tok = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tok.pre_tokenizer = pre.Sequence([pre.Digits(True), pre.ByteLevel(add_prefix_space=False)])
+    tok.decoder = tokenizers.decoders.ByteLevel()
+    absent = {c for c, b in byte_alphabet().items() if b in (0x00, 0x8b, 0xae, 0xed, 0xf0, 0xff)}
+    alphabet = [c for c in pre.ByteLevel.alphabet() if c not in absent]
+    texts = [text for text in random_texts(1500, seed=7) if '<|' not in text]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=900, initial_alphabet=alphabet, limit_alphabet=len(alphabet),
+        show_progress=False, special_tokens=['<|endoftext|>', '<|im_start|>', '<|im_end|>'])
+    tok.train_from_iterator(texts, trainer)
+    return tok
+
+
+def test_digits_one_by_one_and_bytes_without_a_token(tmp_path):
+    pytest.importorskip('tokenizers')
+    transformers = pytest.importorskip('transformers')
+    reference = smol_tokenizer()
+    vocab = reference.get_vocab()
+    assert 'Ā' not in vocab and 'ð' not in vocab and '123' not in vocab   # bytes 0 and 0xf0
+    reference.save(str(tmp_path / 'tokenizer.json'))
+    with pytest.raises(ValueError, match='of the 256 bytes have no token'):
+        bpe.read(tmp_path, {})
+    tok = Tokenizer.from_pretrained(tmp_path, 'r1_zero')
+    tok.save_pretrained(tmp_path / 'saved')
+    again = Tokenizer.from_pretrained(tmp_path / 'saved')
+    assert same(tok, again) and tok.fingerprint() == again.fingerprint()
+    whole = (tmp_path / 'tokenizer.json').read_bytes()
+    assert (tmp_path / 'saved' / 'tokenizer.json').read_bytes() == whole
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'saved')
+    unpickled = pickle.loads(pickle.dumps(tok))
+    for text in [*random_texts(1500, seed=1), '<|im_start|>user\n123 + 45.6<|im_end|>']:
+        expected = reference.encode(text).ids
+        assert tok.encode_with_specials(text) == expected, ascii(text)
+        assert unpickled.encode_with_specials(text) == expected, ascii(text)
+        assert theirs(text, add_special_tokens=False).input_ids == expected, ascii(text)
+        assert tok.decode(expected) == reference.decode(expected, skip_special_tokens=False)
+        assert not set(tok.encode(text)) & set(tok.special_tokens.values()), ascii(text)
 
 
 def test_merges_of_any_table_equal_those_of_the_tokenizers_library(tmp_path):
@@ -298,21 +344,38 @@ def test_shared_deepseek_pieces():
         assert [encoding.decode_single_token_bytes(i).decode() for i in ids] == row['pieces']
 
 
-# ---- What is refused ----
+# ---- What tiktoken cannot represent, and what is refused ----
 
 
-def refused(folder: Path, message: str, change) -> None:
+def changed(folder: Path, change) -> None:
+    """A tokenizer.json with `change` made to it."""
     tok = Tokenizer.from_words(['ab', 'bc', 'abc'], ['<|end|>'], 'gpt2')
     tok.save_pretrained(folder)
     spec = json.loads((folder / 'tokenizer.json').read_text(encoding='utf-8'))
     change(spec)
     write_json(folder / 'tokenizer.json', **spec)
+
+
+def refused(folder: Path, message: str, change) -> None:
+    changed(folder, change)
     with pytest.raises(ValueError, match=message) as error:
         Tokenizer.from_pretrained(folder)
     assert str(folder) in str(error.value) and '\n' not in str(error.value)
 
 
-LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'use_regex': False}
+def left_to_the_library(folder: Path, message: str, change) -> None:
+    """tiktoken's way gives the reason; the tokenizer is read, with the library's ids."""
+    tokenizers = pytest.importorskip('tokenizers')
+    changed(folder, change)
+    with pytest.raises(ValueError, match=message):
+        bpe.read(folder, {})
+    tok = Tokenizer.from_pretrained(folder)
+    reference = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+    for text in [*random_texts(200), 'abc ' * 5, 'wxyz12 ab']:
+        assert tok.encode_with_specials(text) == reference.encode(text).ids, ascii(text)
+
+
+LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
 
 
 def sequence(*steps: dict) -> dict:
@@ -328,35 +391,51 @@ def split_step(regex: str, behavior: str = 'Isolated') -> dict:
      [['b', 'c'], ['a', 'b'], ['ab', 'c']]),
     (r"would make token b'abc' by \(b'ab', b'c'\)", ('model', 'merges'),
      [['a', 'b'], ['b', 'c'], ['a', 'bc']]),
-    (r"merge \(b'a', b'x'\) is not of two ordinary tokens", ('model', 'merges'), [['a', 'x']]),
-    ('model of type=BPE, dropout=0.1', ('model', 'dropout'), 0.1),
-    ('model of type=Unigram', ('model', 'type'), 'Unigram'),
     ('normalizer NFKC is not supported', ('normalizer',), {'type': 'NFKC'}),
     ('normalizer Lowercase', ('normalizer',),
      {'type': 'Sequence', 'normalizers': [{'type': 'NFC'}, {'type': 'Lowercase'}]}),
-    ('Metaspace.* is unknown', ('pre_tokenizer',), {'type': 'Metaspace'}),
-    (r"malformed: KeyError\('vocab'\)", ('model',), {'type': 'BPE'}),
-    ('pre-tokenizer null is unknown', ('pre_tokenizer',), None),
-    ('add_prefix_space.*unprefixed', ('pre_tokenizer',),
-     {'type': 'ByteLevel', 'add_prefix_space': True, 'use_regex': True}),
     ('Digits.* is unknown; known are those of gpt2, qwen2', ('pre_tokenizer',),
      sequence({'type': 'Digits', 'individual_digits': True}, {**LEVEL, 'use_regex': True})),
     (r'\\\\w\+.* is unknown', ('pre_tokenizer',), sequence(split_step(r'\w+'), LEVEL)),
     ('Removed.* is unknown', ('pre_tokenizer',),
      sequence(split_step(SPLITS['qwen2'][0], 'Removed'), LEVEL)),
-    (r"added token '<\|end\|>' \(lstrip, single_word\)", ('added_tokens',),
-     [{'id': 259, 'content': '<|end|>', 'lstrip': True, 'rstrip': False, 'single_word': True,
-       'normalized': False}]),
 ])
-def test_refused_tokenizer_json(tmp_path, message, path, value):
+def test_a_tokenizer_json_that_tiktoken_cannot_represent(tmp_path, message, path, value):
     def change(spec):
         for key in path[:-1]:
             spec = spec[key]
         spec[path[-1]] = value
+    left_to_the_library(tmp_path, message, change)
+
+
+@pytest.mark.parametrize('message, path, value', [
+    ("refuses tokenizer.json: .*`x`? ?.*out of vocabulary", ('model', 'merges'), [['a', 'xx']]),
+    ('model of type=BPE, dropout=0.1', ('model', 'dropout'), 0.1),
+    ('model of type=Unigram', ('model', 'type'), 'Unigram'),
+    (r"malformed: KeyError\('vocab'\)", ('model',), {'type': 'BPE'}),
+    ('decoder null is unknown', ('decoder',), None),
+    (r"added token '<\|end\|>' \(lstrip, single_word\)", ('added_tokens',),
+     [{'id': 259, 'content': '<|end|>', 'lstrip': True, 'rstrip': False, 'single_word': True,
+       'normalized': False, 'special': True}]),
+])
+def test_refused_tokenizer_json(tmp_path, message, path, value):
+    def change(spec):
+        spec['normalizer'] = {'type': 'NFKC'}   # not tiktoken's
+        for key in path[:-1]:
+            spec = spec[key]
+        spec[path[-1]] = value
+    pytest.importorskip('tokenizers')
     refused(tmp_path, message, change)
 
 
-def test_refused_tables(tmp_path):
+def test_what_tiktoken_cannot_represent_asks_for_the_library(tmp_path, monkeypatch):
+    def change(spec):
+        spec['normalizer'] = {'type': 'NFKC'}
+    monkeypatch.setitem(sys.modules, 'tokenizers', None)
+    refused(tmp_path, r"is not installed: pip install -e '.\[tokenizers\]'$", change)
+
+
+def test_tables_that_tiktoken_cannot_represent_and_refused_ones(tmp_path):
     def without_z(spec):
         spec['model']['vocab'].pop('z')
 
@@ -369,10 +448,10 @@ def test_refused_tables(tmp_path):
     def unreachable(spec):
         spec['model']['vocab']['wxyz'] = 300
         spec['model']['ignore_merges'] = False
-    refused(tmp_path / 'a', '1 of the 256 bytes have no token .*122', without_z)
+    left_to_the_library(tmp_path / 'a', '1 of the 256 bytes have no token .*122', without_z)
+    left_to_the_library(tmp_path / 'd', "no merges make token b'wxyz'", unreachable)
     refused(tmp_path / 'b', "'漢' in the vocabulary", with_han)
     refused(tmp_path / 'c', 'share an id', twice_97)
-    refused(tmp_path / 'd', "no merges make token b'wxyz'", unreachable)
 
     folder = tmp_path / 'e'
     folder.mkdir()
