@@ -138,7 +138,7 @@ class Config(Sampling):
 
 def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_tokens=192, seed=1,
              greedy=True, prefill='', slots=256, weights=None, progress=False, top_k=0, min_p=0.0,
-             stop=(), speculate=None, best=None, think=None, partial=None):
+             stop=(), speculate=None, best=None, think=None, partial=None, answers=None):
     """
     rows: problems -> (numbers, scored samples), the same on every rank of a process group, each of
     which samples every world-th row.
@@ -151,6 +151,7 @@ def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_to
     best: {reward: weight} to choose the best of n by
     think: keywords of `budget_forcing`; None: the thinking is free
     partial: a Partial, which knows this rank's samples of an earlier run and takes the new ones
+    answers: a list, which takes the scored greedy answer to each problem
     """
     weights = with_unweighted(weights or REWARDS, best)
     sampler = Sampler(model, tokenizer.stop_ids, slots, stop_strings=stop, tokenizer=tokenizer,
@@ -175,11 +176,13 @@ def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_to
     if greedy:
         completions = sample_problems(sampler, share, 'greedy', 1, think, partial, **how,
                                       temperature=0.0)
-        answers = share.gather(score(tokenizer, share.rows, completions, weights, stop))
-        right = [rewards.right(answer) for (answer,) in answers]
+        greedily = share.gather(score(tokenizer, share.rows, completions, weights, stop))
+        right = [rewards.right(answer) for (answer,) in greedily]
         right = [float(r) for r in right if r is not None]
         if right:
             numbers['greedy'], numbers['greedy_ci'] = mean_ci(right)
+        if answers is not None:
+            answers += [answer for (answer,) in greedily]
 
     drafted, accepted = share.add_up(sampler.drafted, sampler.accepted)
     if drafted:
@@ -844,9 +847,9 @@ def main(cfg):
     numbers = {}
     for path, rows in files.items():
         partial = output.begin(tokenizer, path, rows)
-        numbers[path], scored = evaluate_file(cfg, model, tokenizer, rows, weights, partial, rank,
-                                              world)
-        output.add(tokenizer, rows, scored)
+        numbers[path], scored, answers = evaluate_file(cfg, model, tokenizer, rows, weights,
+                                                       partial, rank, world)
+        output.add(tokenizer, rows, scored, answers)
         if rank == 0:
             print_numbers(path, numbers[path])
 
@@ -931,8 +934,9 @@ def only_fitting(cfg, tokenizer, files):
 
 
 def evaluate_file(cfg, model, tokenizer, rows, weights, partial, rank, world):
-    """`evaluate` with the settings of cfg. ValueError: a reward failed on all samples of this
-    rank."""
+    """-> numbers and scored samples as of `evaluate`, and the scored greedy answers, [] without
+    greedy. ValueError: a reward failed on all samples of this rank."""
+    answers = []
     think = None
     if cfg.think_budget or cfg.think_at_least:
         think = {name: getattr(cfg, name) for name in FORCING}
@@ -941,10 +945,11 @@ def evaluate_file(cfg, model, tokenizer, rows, weights, partial, rank, world):
         model, tokenizer, rows, n=cfg.n, temperature=cfg.temperature, top_p=cfg.top_p,
         max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, greedy=cfg.greedy, prefill=cfg.prefill,
         slots=cfg.slots, weights=weights, progress=rank == 0, top_k=cfg.top_k, min_p=cfg.min_p,
-        stop=cfg.stop, speculate=cfg.speculate, best=cfg.best_of, think=think, partial=partial)
+        stop=cfg.stop, speculate=cfg.speculate, best=cfg.best_of, think=think, partial=partial,
+        answers=answers)
     graded = len(rows[rank::world]) * samples_each(cfg.n, cfg.greedy)
     rewards.require_working(rewards.failures(before, weights), graded)
-    return numbers, scored
+    return numbers, scored, answers
 
 
 def print_numbers(path, numbers):
@@ -970,6 +975,7 @@ class Output:
         self.partials = []
         self.rows = []      # problems of this rank
         self.scored = []    # scored samples of each
+        self.answers = []   # scored greedy answer to each, if any
 
     def begin(self, tokenizer, path, rows):
         """-> Partial of a problem file, or None without `out`. The tokenizer gets the date when the
@@ -993,13 +999,14 @@ class Output:
         self.partials.append(partial)
         return partial
 
-    def add(self, tokenizer, rows, scored):
-        """rows, scored: of all ranks, of which the file gets this rank's"""
+    def add(self, tokenizer, rows, scored, answers):
+        """rows, scored, answers: of all ranks, of which the file gets this rank's"""
         mine = rows[self.rank::self.world]
         if is_filtered(self.cfg):
             _, mine = encode_prompts(tokenizer, mine, self.cfg.prefill)   # gives rows their prefill
         self.rows += mine
         self.scored += scored[self.rank::self.world]
+        self.answers += answers[self.rank::self.world]
 
     def write(self, files):
         """Writes `out`; then OUT.partial is not needed any more. files: {path: rows}"""
@@ -1015,9 +1022,13 @@ class Output:
             partial.remove()
 
     def rows_to_write(self):
-        """-> problems with all of their samples, or rows for SFT of those that are kept"""
+        """-> problems with all of their samples and the "greedy" answer, or rows for SFT of those
+        that are kept"""
         if not is_filtered(self.cfg):
-            return [{**row, 'samples': samples} for row, samples in zip(self.rows, self.scored)]
+            rows = [{**row, 'samples': samples} for row, samples in zip(self.rows, self.scored)]
+            for row, answer in zip(rows, self.answers):
+                row['greedy'] = answer
+            return rows
         rows = kept(self.cfg, self.rows, self.scored)
         if self.cfg.keep_rows:    # of these, this rank's share
             rows = rows[:(self.cfg.keep_rows + self.world - 1 - self.rank) // self.world]

@@ -96,6 +96,14 @@ def test_the_script_evaluates_writes_samples_and_keeps(tmp_path):
     assert json.loads((tmp_path / 's.json').read_text()) == numbers
     (numbers,) = numbers.values()
     assert numbers['problems'] == 3 and 'greedy' in numbers
+    ids, _ = encode_prompts(tokenizer, [row])
+    completion = []
+    while len(completion) < 12 and not {*tokenizer.stop_ids} & {*completion}:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[0] + completion]))[0, -1]
+        completion.append(logits.argmax().item())
+    expected = evaluate.text_of(tokenizer, completion)
+    assert [row['greedy']['response'] for row in written] == [expected] * 3
 
 
 def test_the_drafts_of_an_evaluation_are_those_of_both_its_passes(tmp_path, monkeypatch):
