@@ -45,11 +45,15 @@ REASONING_KEYS = ('reasoning_content', 'reasoning', 'thinking', 'reasoning_detai
 # ---- What error messages say ----
 
 def made_by(path) -> str | None:
-    """The command that writes a file or folder of this name: make r1, or a prepare.py."""
+    """The command that writes a file or folder of this name: make r1, make smol, or a
+    prepare.py."""
     path = Path(path)
-    run = os.environ.get('RUN', 'out/r1')
-    if Path(run) in (path, *path.parents):
-        return 'make r1' if run == 'out/r1' else f'make r1 RUN={run}'
+    for recipe, usual in (('r1', 'out/r1'), ('smol', 'out/smol')):
+        run = usual
+        if os.environ.get('CHAIN', 'r1') == recipe:   # which the RUN of make is of
+            run = os.environ.get('RUN', usual)
+        if Path(run) in (path, *path.parents):
+            return f'make {recipe}' if run == usual else f'make {recipe} RUN={run}'
 
     folder = path.parent.name
     dataset, _, split = path.name.partition('.')[0].partition('_')
@@ -62,6 +66,8 @@ def made_by(path) -> str | None:
         return None
     if folder in ('math', 'code', 'medical'):
         flags += f' --dataset={dataset}'
+    if folder == 'words' and dataset == 'gsm8k':
+        flags += ' --gsm8k=True'
     if split and folder in ('code', 'medical'):
         flags += f' --split={split}'
     return f'python {script}{flags}'

@@ -3,7 +3,7 @@
 RUN ?= out/smol
 export MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 DTYPE ?= float32
-CHAIN := smol
+export CHAIN := smol
 include config/stage.mk
 
 # $(call train,script,config)
