@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -184,8 +184,7 @@ def test_what_gsm8k_does_not_work_out_is_left_out():
 # ---- The split ----
 
 def grams(text: str) -> set:
-    """Masked as a test may: every word with a capital, or that has one inside a sentence somewhere,
-    is a name."""
+    """Four words in a row, each such sequence once."""
     words = text.split()
     return {tuple(words[i:i + 4]) for i in range(max(1, len(words) - 3))}
 
@@ -233,39 +232,35 @@ def masks_of(texts: list[str], persons: bool) -> list[set]:
 def nearest(train: list[str], test: list[str], persons: bool) -> float:
     """The largest Jaccard index of a training and a test text, over all pairs."""
     masked = masks_of(train + test, persons)
-    sizes = np.array([len(one) for one in masked])
-    # grams that one side alone has add nothing to what two texts share
-    shared = set().union(*masked[:len(train)]) & set().union(*masked[len(train):])
-    column = {gram: i for i, gram in enumerate(sorted(shared))}
+    held_out = masked[len(train):]
+    sizes = np.array([len(one) for one in masked[:len(train)]])
+    holders = defaultdict(list)   # gram -> the training texts that have it
+    for i, one in enumerate(masked[:len(train)]):
+        for gram in one:
+            holders[gram].append(i)
 
-    def matrix(rows):
-        has = np.zeros((len(rows), len(column)), dtype=np.float32)
-        for i, row in enumerate(rows):
-            has[i, [column[gram] for gram in row if gram in column]] = 1
-        return has
-
-    held_out = matrix(masked[len(train):])
     most = 0.0
-    for start in range(0, len(train), 500):
-        common = matrix(masked[start:min(start + 500, len(train))]) @ held_out.T
-        of_train = sizes[start:start + len(common), None]
-        index = common / (of_train + sizes[None, len(train):] - common)
-        most = max(most, index.max())
-    return float(most)
+    for one in held_out:
+        both = [i for gram in one for i in holders.get(gram, ())]
+        common = np.bincount(both, minlength=len(train))
+        most = max(most, (common / (sizes + len(one) - common)).max())
+    return most
 
 
 def test_nearest_is_the_largest_index_of_all_pairs():
-    words = 'Tom has 5 red cats and 6 dogs . How many does Ann have ?'.split()
     rng = random.Random(2)
-    texts = [' '.join(rng.choices(words, k=12)) for _ in range(40)]
-    texts += [texts[3].replace('5', '77'), texts[20] + ' more cats']
+    words = 'Tom has 5 red cats and 6 dogs'.split()
+    texts = [' '.join(rng.choices(words, k=9)) for _ in range(60)]
     masked = masks_of(texts, False)
-    for train, test in ((range(30), range(30, 42)), (range(20), range(20, 40))):
-        expected = max(len(masked[i] & masked[j]) / len(masked[i] | masked[j])
-                       for i in train for j in test)
-        found = nearest([texts[i] for i in train], [texts[i] for i in test], False)
-        # names are those of the texts that are given
-        assert found == pytest.approx(expected) or train == range(20)
+    expected = max(len(one & other) / len(one | other)
+                   for one in masked[:30] for other in masked[30:])
+    assert nearest(texts[:30], texts[30:], False) == expected
+    assert nearest(['Then Ann ate 5 of my 12 figs today.'],
+                   ['Then Bo ate 44 of my 3 figs today!'], False) == 1
+    assert nearest(['He ate my figs today and yesterday.'],
+                   ['She ate my figs today and yesterday.'], False) == 3 / 5
+    assert nearest(['He ate my figs today and yesterday.'],
+                   ['She ate my figs today and yesterday.'], True) == 1
 
 
 NAMES = ('Ann', 'Ben', 'Cleo', 'Dora', 'Emil', 'Finn', 'Gwen', 'Hugo', 'Iris', 'Jonas')

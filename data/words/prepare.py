@@ -41,6 +41,7 @@ left out.
 import ast
 import hashlib
 import http.client
+import itertools
 import os
 import random
 import re
@@ -307,14 +308,15 @@ def heads_of(text: str) -> list[int]:
 # Names that only rows without capitals have, or mostly, and words that are capitalised for another
 # reason
 MORE_NAMES = set(
-    'alan alex alexa alexander alicia alvin anderson andy annette antonia asia audrey bella belle '
-    'beryl billie blithe bruno bryon caitlin canada carey chad charlene charlotte chicago chris '
-    'christmas chuck corey danny denver derrick dora dubai easter edgar england erica erin evan '
-    'finn flannery france frankie frannie griffin harvey hazel howard italy janine jasmine jasper '
-    'jen jenn katerina kurt laurie lee lenny lex lily liz lizzie london lou luis macadams marcie '
-    'margaret marian marin matt maura max meg mikayla millie mona monday morgan naples nick penny '
-    'phyllis ramon randall richard rick riley rob robyn sammy sandra savant seattle simon smith '
-    'susie thanksgiving trevor tripp tuesday vegas vinnie wally washington wednesday welch winnie'
+    'alan alex alexa alexander alicia alvin anderson andy annette antonia asia audrey australians '
+    'bella belle beryl billie blithe bruno bryon buddy caitlin canada carey chad charlene '
+    'charlotte chicago chris christmas chuck corey danny denver derrick dora dubai easter edgar '
+    'england erica erie erin evan finn flannery france frankie frannie griffin harvey hazel '
+    'howard huron italy janine jasmine jasper jen jenn kale katerina kurt laurie lee lenny lex '
+    'lily liz lizzie london lou luis macadams marcie margaret marian marin matt maura max meg '
+    'michigan mikayla miki millie mona monday morgan naples nick ontario penny phyllis pinky '
+    'ramon randall richard rick riley rob robyn sammy sandra savant seattle simon smith susie '
+    'thanksgiving trevor tripp tuesday vegas vinnie wally washington wednesday welch winnie'
     .split())
 NO_NAMES = set(
     'ace assume assuming bay ca carefully cd cds central chalet city countertop cremes delicious '
@@ -372,7 +374,7 @@ class Problem:
 
 def problem_rows(file, read, dropped: Counter) -> list[Problem]:
     """The problems of a file, each read from its row by read(row, index)."""
-    indices = iter(range(10**9))
+    indices = itertools.count()
     return list(source.convert([file], lambda row: read(row, next(indices)), dropped))
 
 
