@@ -413,6 +413,18 @@ def test_gsm8k_joins_without_touching_the_split(tmp_path):
     assert {row['id'] for row in rows['gsm8k_train']} == {'gsm8k/train/0', 'gsm8k/train/1'}
 
 
+def test_an_absent_gsm8k_names_its_key(tmp_path, monkeypatch):
+    folder = made_up(tmp_path / 'in')
+    with pytest.raises(OSError, match='nowhere'):
+        main(Config(out_dir=str(tmp_path / 'out'), source=folder, test_rows=8, gsm8k='nowhere'))
+
+    def absent(cfg, split):
+        raise ValueError('openai/gsm8k cannot be downloaded; give a local copy as --source=')
+    monkeypatch.setattr(prepare.gsm8k, 'originals', absent)
+    with pytest.raises(ValueError, match='give a local copy as --gsm8k=$'):
+        main(Config(out_dir=str(tmp_path / 'out'), source=folder, test_rows=8, gsm8k=True))
+
+
 def test_a_split_that_cannot_be_is_refused(tmp_path):
     folder = made_up(tmp_path / 'in')
     with pytest.raises(ValueError, match='test_rows=4000: the split by text'):
@@ -435,6 +447,7 @@ def test_bad_files_are_named(tmp_path):
         assert not (tmp_path / 'out').exists()
 
     refuses('train.csv', '* number0 number1', '* number0 number5', r'train.csv:2: the equation')
+    refuses('train.csv', 'number0', 'number7', r'train.csv:2: .* has more numbers than')
     refuses('train.csv', 'Equation', 'Formula', r"train.csv:2: 'Equation' is missing")
     refuses('SVAMP.json', '.0 * ', '.0 ^ ', r'SVAMP.json:1: .* is no equation of numbers')
     refuses('dev.csv', '.0 ', 'x ', r'dev.csv:2: .* is no number')

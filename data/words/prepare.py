@@ -278,14 +278,9 @@ def joined(body: str, question: str) -> str:
     last = body.split(' ')[-1].lower()
     if not body or body[-1] in '.?!,;' or last in ('and', 'at', 'by', 'for', 'from', 'in', 'to'):
         return f'{body} {question}'.strip()
-    if question and not is_name(question.split()[0]):
+    if question.startswith(('How ', 'What ', 'About ', 'Total ')):
         question = question[0].lower() + question[1:]
     return f'{body}, {question}'
-
-
-def is_name(word: str) -> bool:
-    """Whether a word at the head of a sentence keeps its capital inside one: I, DVD."""
-    return word == 'I' or len(word) > 1 and word.isupper()
 
 
 HEAD = re.compile(r'(?:^|[.?!]"? )"?([A-Za-z])')
@@ -365,6 +360,8 @@ def capitalised(text: str, names: set[str]) -> str:
 
 @dataclass
 class Problem:
+    """A word problem, the steps to its answer, and its text masked as the head of this file
+    says."""
     text: str
     steps: list[str]
     answer: str
@@ -396,16 +393,16 @@ def read_train(row: dict, index: int) -> Problem:
     body = (row.get('Body') or '').strip()
     if body and question.startswith(body) and body[-1:] not in '.?!,':
         question = joined(body, question[len(body):].strip())
-    places = [int(digits) for digits in re.findall(r'\bnumber(\d+)\b', question)]
-    if max(places, default=-1) >= len(numbers):
-        raise ValueError(f'{question[:80]!r} has more numbers than {numbers}')
     written = source.text_of(row, 'Equation')
     equation = from_prefix(written, numbers)
+
     for i, value in enumerate(numbers):
         is_used = f'number{i}' in written.split() or f'$ number{i}' in question
         if value == '1' and not is_used:
             value = 'one'   # as it was before it was taken for a number: one of them, one day
         question = re.sub(rf'\bnumber{i}\b', value, question)
+    if re.search(r'\bnumber\d+\b', question):
+        raise ValueError(f'{question[:80]!r} has more numbers than {numbers}')
     steps, answer = worked_out(equation, number(source.text_of(row, 'Answer')))
     return Problem(detokenised(question), steps, answer, f'words/train/{index}')
 
@@ -568,8 +565,8 @@ def split(cfg: Config, ours: list[Problem], svamp: list[Problem], dropped: Count
         test += group[:cfg.test_rows - len(test)]
         taken += 1
     if len(test) < cfg.test_rows or taken == len(free):
-        raise ValueError(f'test_rows={cfg.test_rows}: the split by text gives a test at most '
-                         f'{len(test)} problems and leaves none to train on; lower test_rows')
+        raise ValueError(f'test_rows={cfg.test_rows}: the split by text has {len(test)} different '
+                         'texts for a test, and none would be left to train on; lower test_rows')
     rng.shuffle(test)
     dropped['of a group of the test, which has each text once'] += (
         sum(map(len, free[:taken])) - len(test))
@@ -652,7 +649,10 @@ def main_gsm8k(cfg: Config, names: set[str], train: list[Problem], tests: list[P
     from_gsm8k = gsm8k.Config(out_dir=cfg.out_dir, source=folder)
     files, problems, left_out = {}, {}, {}
     for part in ('train', 'test'):
-        name, path, rows = gsm8k.originals(from_gsm8k, part)
+        try:
+            name, path, rows = gsm8k.originals(from_gsm8k, part)
+        except ValueError as error:
+            raise ValueError(str(error).replace('--source=', '--gsm8k=')) from error
         files[part] = (name, path)
         left_out[part] = Counter({'rows in': len(rows)})
         problems[part] = []
@@ -665,7 +665,7 @@ def main_gsm8k(cfg: Config, names: set[str], train: list[Problem], tests: list[P
                 raise ValueError(f'{name}:{i + 1}: {error}') from error
 
     names = names | names_in([p.text for part in problems.values() for p in part])
-    for problem in problems['train'] + problems['test']:
+    for problem in train + tests + problems['train'] + problems['test']:
         problem.masked = masked(problem.text, names)
     held_out = far_from(train, problems['test'], left_out['test'], 'near a training problem')
     training = far_from(tests + held_out, problems['train'], left_out['train'],
