@@ -116,7 +116,7 @@ def test_a_config_file_may_name_one_file_for_a_list_of_one(tmp_path):
 
 SCRIPTS = ['sft.py', 'grpo.py', 'sample.py', 'evaluate.py', 'preference.py', 'data/pairs.py',
            'data/countdown/prepare.py', 'data/filter.py', 'data/mix.py', 'data/teacher.py',
-           'tools/bench.py', 'tools/report.py', 'tools/budget.py']
+           'tools/bench.py', 'tools/report.py', 'tools/report_smol.py', 'tools/budget.py']
 
 
 @pytest.mark.parametrize('script', SCRIPTS)

@@ -73,25 +73,37 @@ def read_jsonl(path):
     return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
 
 
-def seconds_by_stage(run):
-    """seconds.txt: lines "path-of-target start end" -> {stage: seconds}, and the seconds in which
-    anything of the chain ran"""
+def timings(run):
+    """seconds.txt: lines "path-of-target start end" -> (stage, name of the file, start, end) of
+    each, stage: the folder that the target lies in"""
     path = run / 'seconds.txt'
     lines = path.read_text().splitlines() if path.exists() else []
-    seconds = defaultdict(float)
-    spans = []
+    found = []
     for line in lines:
         target, begun, ended = line.rsplit(' ', 2)
-        stage = Path(target).relative_to(run).parts[0]
-        if stage not in (*STAGES, 'data', 'reward'):      # a control
-            continue
-        seconds[stage] += float(ended) - float(begun)
-        spans.append((float(begun), float(ended)))
+        found.append((Path(target).parent.name, Path(target).name, float(begun), float(ended)))
+    return found
+
+
+def wall_clock(spans):
+    """spans: (start, end) -> the seconds in which any of them was under way"""
     wall = until = 0.0
     for begun, ended in sorted(spans):
         wall += max(0.0, ended - max(begun, until))
         until = max(until, ended)
-    return dict(seconds), wall
+    return wall
+
+
+def seconds_by_stage(run):
+    """-> {stage: seconds}, and the seconds in which anything of the chain ran"""
+    seconds = defaultdict(float)
+    spans = []
+    for stage, _, begun, ended in timings(run):
+        if stage not in (*STAGES, 'data', 'reward'):      # a control
+            continue
+        seconds[stage] += ended - begun
+        spans.append((begun, ended))
+    return dict(seconds), wall_clock(spans)
 
 
 def last_of(run, stage, key):
@@ -146,14 +158,15 @@ def interval(shares):
     return mean_ci(list(shares.values()), [number_set(p) for p in shares])
 
 
-def paired(before, after):
-    """-> mean of after - before over the problems of both, its 95% interval over number sets"""
+def paired(before, after, group_of=number_set):
+    """{problem: share} twice -> mean of after - before over the problems of both, its 95% interval
+    over the groups of problems, see mean_ci"""
     differences = {p: after[p] - before[p] for p in before if p in after}
     n = len(differences)
     mean = sum(differences.values()) / n
     sums = defaultdict(float)
     for problem, difference in differences.items():
-        sums[number_set(problem)] += difference - mean
+        sums[group_of(problem)] += difference - mean
     sets = max(2, len(sums))
     spread = sum(s * s for s in sums.values()) * sets / (sets - 1)
     half = 1.96 * spread ** 0.5 / n

@@ -18,7 +18,7 @@ STAGES := before cold rl reject final
 CONTROLS := control_zero control_sft
 smol: model $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/report.json
 controls: model $(CONTROLS:%=$(RUN)/%/eval.json)
-	$(PY) tools/report.py --run=$(RUN)
+	$(PY) tools/report_smol.py --run=$(RUN)
 
 # 1. the model: all stages of a run take the same
 model:
@@ -58,4 +58,4 @@ $(RUN)/control_sft/config.json: | $(RUN)/cold/config.json
 $(RUN)/%/eval.json: | $(RUN)/%/config.json
 	$(call evaluate,eval,$*,$(TEST))
 $(RUN)/report.json: | $(STAGES:%=$(RUN)/%/eval.json)
-	$(PY) tools/report.py --run=$(RUN)
+	$(PY) tools/report_smol.py --run=$(RUN)
