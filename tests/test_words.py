@@ -191,15 +191,17 @@ def grams(text: str) -> set:
 
 def test_near_pairs_are_those_of_all_pairs():
     rng = random.Random(1)
-    texts = [' '.join(rng.choice('ab') for _ in range(rng.randint(1, 14))) for _ in range(150)]
+    texts = [' '.join(rng.choice('ab#') for _ in range(rng.randint(1, 14))) for _ in range(150)]
     expected = set()
     for i in range(len(texts)):
         for j in range(i):
-            one, other = grams(texts[i]), grams(texts[j])
-            if len(one & other) / len(one | other) >= prepare.NEAR:
-                expected.add((i, j))
-    found = list(near_pairs(texts))
-    assert len(found) == len(set(found)) and set(found) == expected
+            for one, other in ((texts[i], texts[j]),
+                               (texts[i].replace('#', ''), texts[j].replace('#', ''))):
+                one, other = grams(one), grams(other)
+                if len(one & other) / len(one | other) >= prepare.NEAR:
+                    expected.add((i, j))
+    assert set(near_pairs(texts)) == expected
+    assert set(near_pairs(texts, 40)) == {(i, j) for i, j in expected if j < 40}
     assert 100 < len(expected) < 150 * 149 / 4
 
 
@@ -207,9 +209,9 @@ def text_in(row: dict) -> str:
     return (row.get('prompt') or row['messages'])[0]['content']
 
 
-def masks_of(texts: list[str], persons: bool) -> list[set]:
-    """The grams of each text, masked without prepare.py: numbers are N, names X. persons: pronouns
-    are names, too."""
+def masks_of(texts: list[str], way: str) -> list[set]:
+    """The grams of each text, masked without prepare.py: numbers are N, names X; with 'persons'
+    pronouns are names, too; with 'removed' both are taken out."""
     inside = Counter()
     small = Counter()
     for text in texts:
@@ -218,20 +220,22 @@ def masks_of(texts: list[str], persons: bool) -> list[set]:
             inside.update(word.lower() for word in others if word[0].isupper())
             small.update(word for word in others if word[0].islower())
     names = {word for word, n in inside.items() if n > small[word]}
-    if persons:
+    if way == 'persons':
         names |= set('he she his her him hers they their them'.split())
 
     masked = []
     for text in texts:
         words = re.findall(r'[a-z]+|\d[\d.,]*', text.lower())
         words = ['N' if word[0].isdigit() else 'X' if word in names else word for word in words]
+        if way == 'removed':
+            words = [word for word in words if word not in ('N', 'X')]
         masked.append(grams(' '.join(words)))
     return masked
 
 
-def nearest(train: list[str], test: list[str], persons: bool) -> float:
+def nearest(train: list[str], test: list[str], way: str) -> float:
     """The largest Jaccard index of a training and a test text, over all pairs."""
-    masked = masks_of(train + test, persons)
+    masked = masks_of(train + test, way)
     held_out = masked[len(train):]
     sizes = np.array([len(one) for one in masked[:len(train)]])
     holders = defaultdict(list)   # gram -> the training texts that have it
@@ -251,16 +255,18 @@ def test_nearest_is_the_largest_index_of_all_pairs():
     rng = random.Random(2)
     words = 'Tom has 5 red cats and 6 dogs'.split()
     texts = [' '.join(rng.choices(words, k=9)) for _ in range(60)]
-    masked = masks_of(texts, False)
+    masked = masks_of(texts, 'masked')
     expected = max(len(one & other) / len(one | other)
                    for one in masked[:30] for other in masked[30:])
-    assert nearest(texts[:30], texts[30:], False) == expected
+    assert nearest(texts[:30], texts[30:], 'masked') == expected
     assert nearest(['Then Ann ate 5 of my 12 figs today.'],
-                   ['Then Bo ate 44 of my 3 figs today!'], False) == 1
+                   ['Then Bo ate 44 of my 3 figs today!'], 'masked') == 1
     assert nearest(['He ate my figs today and yesterday.'],
-                   ['She ate my figs today and yesterday.'], False) == 3 / 5
+                   ['She ate my figs today and yesterday.'], 'masked') == 3 / 5
     assert nearest(['He ate my figs today and yesterday.'],
-                   ['She ate my figs today and yesterday.'], True) == 1
+                   ['She ate my figs today and yesterday.'], 'persons') == 1
+    assert nearest(['He ate my Kiwi figs today with Bo.'], ['He ate my figs today with.'],
+                   'removed') == 1
 
 
 NAMES = ('Ann', 'Ben', 'Cleo', 'Dora', 'Emil', 'Finn', 'Gwen', 'Hugo', 'Iris', 'Jonas')
@@ -353,10 +359,11 @@ def test_made_up_files_are_split_by_text(tmp_path, capsys):
 
     train = [text_in(row) for row in rows['rl']]
     held_out = [text_in(row) for row in rows['test'] + rows['svamp']]
-    assert nearest(train, held_out, False) < 0.5 and nearest(train, held_out, True) < 0.5
+    for way in ('masked', 'persons', 'removed'):
+        assert nearest(train, held_out, way) < 0.5
     # what every split by row would have mixed
     everything = [text_in(row) for row in rows['rl'] + rows['test']]
-    assert nearest(everything[::2], everything[1::2], False) == 1
+    assert nearest(everything[::2], everything[1::2], 'masked') == 1
 
     # the test has a text once, training at most four times
     def without_numbers_and_names(text):
@@ -607,13 +614,13 @@ def test_the_original_rows_hold(original):
         assert float(row['answer']) == float(answer)
 
 
-@pytest.mark.parametrize('persons', [False, True])
-def test_no_training_text_is_near_a_test_text(original, persons):
+@pytest.mark.parametrize('way', ['masked', 'persons', 'removed'])
+def test_no_training_text_is_near_a_test_text(original, way):
     train = [text_in(row) for row in original['rl'] + original['gsm8k_train']]
     tests = [text_in(row) for name in ('test', 'svamp', 'gsm8k_test') for row in original[name]]
     assert {text_in(row) for row in original['sft']} == {text_in(row) for row in original['rl']}
     assert {text_in(row) for row in original['cold']} <= {text_in(row) for row in original['rl']}
-    assert nearest(train, tests, persons) < 0.5
+    assert nearest(train, tests, way) < 0.5
 
 
 def test_gold_answers_are_right_and_echoes_are_not(original):
