@@ -266,7 +266,7 @@ def test_reports_of_several_seeds_stand_side_by_side_with_the_bars(of_run, tmp_p
     share = f'0.500 ({low:.3f}–{high:.3f})'
     assert f'| rl | {share} | {share} |' in text
     assert '| cold → rl | +0.250 (+0.250 to +0.250) | +0.250 (+0.250 to +0.250) |' in text
-    assert '| final | learnt, by SVAMP, T = 1 | learnt, by SVAMP, T = 1 |' in text
+    assert '| final | learnt, by SVAMP at T = 1 | learnt, by SVAMP at T = 1 |' in text
     assert '| whole chain ≤ 100 minutes | 99: met | 101: missed |' in text
     assert '| trainers ≤ 8 GiB | 5.0: met | 5.0: met |' in text
     assert '| ≥ 300 problems a test | 2: missed | 2: missed |' in text

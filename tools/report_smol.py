@@ -58,9 +58,9 @@ MEASURES = {
     'greedy': ('greedy', 'test', 'greedy'),
     'maj8': ('maj@8', 'test', 'maj8'),
     'pass8': ('pass@8', 'test', 'pass8'),
-    'svamp': ('SVAMP, T = 1', 'svamp', 'pass1'),
-    'svamp_greedy': ('SVAMP, greedy', 'svamp', 'greedy'),
-    'svamp_pass8': ('SVAMP, pass@8', 'svamp', 'pass8'),
+    'svamp': ('SVAMP at T = 1', 'svamp', 'pass1'),
+    'svamp_greedy': ('SVAMP greedy', 'svamp', 'greedy'),
+    'svamp_pass8': ('SVAMP pass@8', 'svamp', 'pass8'),
 }
 LEARNT = ('pass8', 'greedy', 'svamp')   # what rises where an RL has taught something new
 COLUMNS = {
@@ -321,7 +321,7 @@ def verdicts(out):
 
 def own_evaluations(curve):
     """What an RL's first and last evaluation on the way say, which share their problems."""
-    if not curve or not curve['eval_step']:
+    if not curve or len(curve['eval_step']) < 2:
         return ''
     first, last = (f'{curve["eval_pass1"][i]:.3f} at step {curve["eval_step"][i]}' for i in (0, -1))
     return f' On the way: {first}, {last} ({curve["eval_problems"][-1]} problems, one sample each).'
@@ -497,42 +497,38 @@ def plot(curves, path):
 # several seeds
 
 
-def disjoint(above, below):
-    """Whether the interval of one lies above that of the other."""
-    return above[0] > below[1]
+# bar -> lower stage, higher stage, by how much at T = 1, whether their intervals must be disjoint
+ABOVE = {
+    'rl ≥ cold + 0.10, disjoint': ('cold', 'rl', 0.10, True),
+    'final above rl, paired': ('rl', 'final', 0.0, False),
+    'control_sft below rl, disjoint': ('control_sft', 'rl', 0.0, True),
+}
 
 
 def bars(report):
     """-> {bar: (what was reached, whether it was met)} of one report; '–', None where it was not
     run"""
     stages = report['stages']
-    met = {}
     minutes = report['seconds'] / 60
-    met['whole chain ≤ 100 minutes'] = f'{minutes:.0f}', minutes <= 100
-    memory = max((stages[s]['memory_gib'] or 0.0 for s in stages), default=0.0)
-    met['trainers ≤ 8 GiB'] = f'{memory:.1f}', memory <= 8
+    memory = max((numbers['memory_gib'] or 0.0 for numbers in stages.values()), default=0.0)
     problems = min(report['problems'].values())
-    met['≥ 300 problems a test'] = str(problems), problems >= 300
-
-    met['cold ≥ 0.25 at T = 1'] = '–', None
-    if 'cold' in stages:
-        met['cold ≥ 0.25 at T = 1'] = show(stages['cold']['pass1']), stages['cold']['pass1'] >= 0.25
-
-    # bar -> lower stage, higher stage, by how much, whether the intervals must be disjoint
-    for name, (one, other, least, apart) in {
-        'rl ≥ cold + 0.10, disjoint': ('cold', 'rl', 0.10, True),
-        'final above rl, paired': ('rl', 'final', 0.0, False),
-        'control_sft below rl, disjoint': ('control_sft', 'rl', 0.0, True),
-    }.items():
-        met[name] = '–', None
-        differences = report['differences'].get(f'{one} to {other}')
-        if differences and differences['pass1']:
+    cold = stages['cold']['pass1'] if 'cold' in stages else None
+    reached = {
+        'whole chain ≤ 100 minutes': (f'{minutes:.0f}', minutes <= 100),
+        'trainers ≤ 8 GiB': (f'{memory:.1f}', memory <= 8),
+        '≥ 300 problems a test': (str(problems), problems >= 300),
+        'cold ≥ 0.25 at T = 1': (show(cold), None if cold is None else cold >= 0.25),
+    }
+    for bar, (low_stage, high_stage, least, is_disjoint) in ABOVE.items():
+        differences = report['differences'].get(f'{low_stage} to {high_stage}', {})
+        reached[bar] = told(differences, 'pass1'), None
+        if differences.get('pass1'):
             mean, low, _ = differences['pass1']
             is_above = low > 0
-            if apart:
-                is_above = disjoint(stages[other]['pass1_ci'], stages[one]['pass1_ci'])
-            met[name] = told(differences, 'pass1'), mean >= least and is_above
-    return met
+            if is_disjoint:
+                is_above = stages[high_stage]['pass1_ci'][0] > stages[low_stage]['pass1_ci'][1]
+            reached[bar] = told(differences, 'pass1'), mean >= least and is_above
+    return reached
 
 
 def combined(paths):
@@ -578,8 +574,11 @@ def combined(paths):
             rows.append([stage, *(verdict_told(one) for one in found)])
     lines += table(['sharpened or learnt', *reports], rows) + ['']
 
-    met = [bars(report) for report in reports.values()]
-    rows = [[bar, *(f'{found[bar][0]}{MET[found[bar][1]]}' for found in met)] for bar in met[0]]
+    reached = [bars(report) for report in reports.values()]
+    rows = []
+    for bar in reached[0]:
+        cells = [found[bar] for found in reached]
+        rows.append([bar, *(f'{figure}{MET[is_met]}' for figure, is_met in cells)])
     return lines + table(['bar', *reports], rows)
 
 
@@ -641,8 +640,8 @@ def main(cfg):
 
 def headline(out):
     cfg = out['config']
-    return (f'{cfg["model"]}, seed {cfg["seed"]}, {cfg["dtype"]}, {cfg["threads"]} threads of '
-            f'{cfg["cores"]} ({cfg["cpu"]}), torch {cfg["torch"]}. {out["problems"]["test"]} '
+    return (f'{cfg["model"]}, seed {cfg["seed"]}, {cfg["dtype"]}, {cfg["threads"]} of '
+            f'{cfg["cores"]} cores ({cfg["cpu"]}), torch {cfg["torch"]}. {out["problems"]["test"]} '
             f'held-out problems and {out["problems"]["svamp"]} of SVAMP, {out["samples"]} samples '
             f'each at T = 1. {out["seconds"]:.0f} s in all, {out["seconds"] / 60:.0f} minutes.')
 
