@@ -194,12 +194,21 @@ class Drawing:
     def __call__(self, logits_BV, noise_B, position):
         """position: of the tokens to draw, from 0 in their completions, a number or [B]"""
         if self.absent is not None:
-            logits_BV.index_fill_(1, self.absent, float('-inf'))
-        u_B = None
+            logits_BV.index_fill_(1, self.absent, -1e20)     # 0 times infinity is no number
+        u_B = torch.zeros_like(noise_B, dtype=torch.float64)
         if self.temperature > 0:
             u_B = to_unit_interval(hash_with(noise_B, position))
-        return pick(logits_BV, u_B, self.temperature, self.top_p, self.top_k, self.min_p,
-                    self.entropy)
+
+        # on a CPU a few rows at a time: what one pass writes the next finds in the cache
+        B, V = logits_BV.shape
+        rows = max(1, 2**20 // V) if logits_BV.device.type == 'cpu' else B
+        parts = [pick(z_BV, u, self.temperature, self.top_p, self.top_k, self.min_p, self.entropy)
+                 for z_BV, u in zip(logits_BV.split(rows), u_B.split(rows))]
+        if len(parts) == 1:
+            return parts[0]
+        tokens, logprobs, entropies = zip(*parts)
+        return Drawn(torch.cat(tokens), torch.cat(logprobs),
+                     torch.cat(entropies) if self.entropy else None)
 
 
 def pick(logits_BV, u_B, temperature, top_p=1.0, top_k=0, min_p=0.0, entropy=False):
@@ -209,14 +218,20 @@ def pick(logits_BV, u_B, temperature, top_p=1.0, top_k=0, min_p=0.0, entropy=Fal
     top_p, top_k, min_p: see `filtered`. Log-probs and entropies are those before any filter.
     entropy: whether to compute entropies, of softmax(logits / temperature) in nats
     """
-    plain = temperature in (0, 1)
-    p_BV = (logits_BV if plain else logits_BV / temperature).softmax(dim=-1)
+    z_BV = logits_BV if temperature in (0, 1) else logits_BV / temperature
+    p_BV = z_BV.softmax(dim=-1)
     if temperature == 0:
         tokens_B = first_largest(logits_BV)
     else:
         tokens_B = invert_cdf(filtered(p_BV, top_p, top_k, min_p), u_B)
-    logprobs_B = p_BV.gather(1, tokens_B.unsqueeze(1)).squeeze(1).log()
-    entropies_B = torch.special.entr(p_BV).sum(-1) if entropy else None
+    tokens_B1 = tokens_B.unsqueeze(1)
+    logprobs_B = p_BV.gather(1, tokens_B1).squeeze(1).log()
+
+    # H = log Σ exp(z) − Σ p z: without a logarithm of every probability
+    entropies_B = None
+    if entropy:
+        lse_B = z_BV.gather(1, tokens_B1).squeeze(1) - logprobs_B
+        entropies_B = lse_B - p_BV.mul_(z_BV).sum(-1)
     return Drawn(tokens_B, logprobs_B, entropies_B)
 
 
@@ -239,11 +254,18 @@ def filtered(p_BV, top_p, top_k, min_p):
     return kept
 
 
+def in_blocks(x_BV, width, filling):
+    """-> [B, blocks, width], the last block filled up"""
+    missing = -x_BV.shape[1] % width
+    if missing:      # F.pad copies where there is nothing to add, too
+        x_BV = F.pad(x_BV, (0, missing), value=filling)
+    return x_BV.view(len(x_BV), -1, width)
+
+
 def first_largest(z_BV, width=64):
     """-> argmax [B]: of blocks of tokens first, then inside the block, because maxima are found ten
     times faster than their places"""
-    padding = -z_BV.shape[1] % width
-    blocks = F.pad(z_BV, (0, padding), value=float('-inf')).view(len(z_BV), -1, width)
+    blocks = in_blocks(z_BV, width, float('-inf'))
     block = blocks.amax(-1).argmax(-1, keepdim=True)
     inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, width)).squeeze(1).argmax(-1)
     return block.squeeze(1) * width + inside
@@ -253,8 +275,8 @@ def invert_cdf(p_BV, u_B, width=64):
     """-> the first token [B] at which the cumulative sum of p exceeds u times its total; blocks of
     tokens first, then inside the block, because a cumulative sum in double over a whole vocabulary
     is slow"""
-    B, V = p_BV.shape
-    blocks = F.pad(p_BV, (0, -V % width)).view(B, -1, width)
+    B = len(p_BV)
+    blocks = in_blocks(p_BV, width, 0.0)
 
     # which block
     cdf = blocks.sum(-1).double().cumsum(-1)
