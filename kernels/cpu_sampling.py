@@ -117,6 +117,17 @@ def onednn_weights(model, rows, free):
             delattr(module, name)
 
 
+def wide_head(weight):
+    """-> what Transformer.logits does with a head [V, C] that is bf16: its numbers in float32,
+    which need no reordering"""
+    plain = weight.detach().float()
+
+    def logits(h):
+        with torch.autocast('cpu', enabled=False), cpu.bf16_products():
+            return torch.mm(h.flatten(0, -2).float(), plain.t()).unflatten(0, h.shape[:-1])
+    return logits
+
+
 def replace_products(model, change):
     """change(module, name, function): what sets a module's method"""
     dtype = working_dtype(model.head_weight)
@@ -127,4 +138,5 @@ def replace_products(model, change):
             change(module, 'forward', gated(module))
         elif hasattr(module, 'k_proj'):
             change(module, 'project', project_together(module, dtype))
-    change(model, 'logits', OneDNNLinear(model.head_weight.to(dtype)))  # products in float32
+    head = model.head_weight.to(dtype)
+    change(model, 'logits', wide_head(head) if cpu.hold_bf16(head) else OneDNNLinear(head))

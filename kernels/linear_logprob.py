@@ -15,6 +15,7 @@ computed a second time. What the last chunk needs is kept, so a batch of one chu
 Precision: float32 products and sums. On a GPU, operands that are both bf16 (or both fp16) are
 multiplied as they are with float32 accumulation and float32 logits, which is the same arithmetic: a
 product of two bf16 numbers is exact in float32. dz is then rounded to that type for its two GEMMs.
+So it is for bf16 on a CPU with AMX.
 
 The GEMMs are cuBLAS's. Triton's part is the two passes over a chunk's logits: one that reads them
 once for logp, lse and H, one that reads them again and writes dz. In PyTorch one softmax gives all:
@@ -196,19 +197,22 @@ def operands(h, weight):
 
 
 def mm(a, b):
-    """a @ b, accumulated and returned in float32 for half-precision operands"""
+    """a @ b, accumulated and on a GPU also returned in float32 for half-precision operands"""
     with torch.autocast(a.device.type, enabled=False):
         if a.dtype.itemsize > 2:
             return cpu.product(a, b.t())
+        if not a.is_cuda:
+            return torch.mm(a, b)
         return torch.mm(a, b, out_dtype=torch.float32)
 
 
-def logits(h, w, absent):
+def logits(h, w, absent, narrow=False):
     """
     -> h wᵀ [n, V], in it the columns of absent ids so low that their share is 0, and yet finite: 0
-    times infinity is no number
+    times infinity is no number. narrow: h and w are float32 but hold bf16 numbers
     """
-    z = mm(h, w.T)
+    with cpu.bf16_products(narrow):
+        z = mm(h, w.T)
     return z if absent is None else z.index_fill_(1, absent, -1e20)
 
 
@@ -226,10 +230,11 @@ class LinearLogprob(torch.autograd.Function):
         a, w = operands(h, weight)
         dtype = torch.promote_types(a.dtype, torch.float32)
         logp, lse, H = (torch.empty(len(h), dtype=dtype, device=h.device) for _ in range(3))
+        narrow = cpu.hold_bf16(h, weight)
         kept = None
         for rows in slices(h, weight, chunk):
             del kept        # before the next chunk's logits
-            z = logits(a[rows], w, absent)
+            z = logits(a[rows], w, absent, narrow)
             logp[rows], lse[rows], H_rows, kept = rows_forward(
                 z, labels[rows], temperature, entropy)
             del z
@@ -252,21 +257,24 @@ class LinearLogprob(torch.autograd.Function):
         g_logp = torch.zeros_like(lse) if g_logp is None else g_logp
         dh = torch.empty_like(h) if need_h else None
         dw = torch.zeros(weight.shape, dtype=lse.dtype, device=h.device) if need_w else None
+        narrow = cpu.hold_bf16(h, weight)
 
         for rows in slices(h, weight, ctx.chunk):
             if rows.stop == len(h):
                 kept = kept_last
             else:
-                z = logits(a[rows], w, ctx.absent)
+                z = logits(a[rows], w, ctx.absent, narrow)
                 *_, kept = rows_forward(z, labels[rows], ctx.temperature, entropy=False)
             dz, scale = rows_backward(
                 kept, labels[rows], ctx.temperature, lse[rows], H[rows],
                 g_logp[rows], None if g_H is None else g_H[rows], a.dtype)
             if need_h:
-                dh[rows] = mm(dz, w) if scale is None else mm(dz, w).mul_(scale[:, None])
+                dh_rows = mm(dz.bfloat16(), weight) if narrow else mm(dz, w)
+                dh[rows] = dh_rows if scale is None else dh_rows * scale[:, None]
             if need_w:
                 a_rows = a[rows] if scale is None else (a[rows] * scale[:, None]).to(a.dtype)
-                add_product(dw, dz.T, a_rows)
+                with cpu.bf16_products(narrow):
+                    add_product(dw, dz.T, a_rows)
         return dh, dw.to(weight.dtype) if need_w else None, None, None, None, None, None
 
 
