@@ -7,9 +7,8 @@ init_from = os.environ.get('MODEL', 'HuggingFaceTB/SmolLM2-135M-Instruct')
 data = [f'{_run}/rl/samples.jsonl']
 row_len = 256
 long_rows = 'drop'
-batch_rows = 16
-micro_rows = 8
-steps = 60
+batch_rows = micro_rows = 8
+steps = 120
 learning_rate = 2e-4
 schedule = 'linear'
 min_lr = 0.05
