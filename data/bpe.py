@@ -84,16 +84,7 @@ PATTERNS = {
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 _OTHERS = [b for b in range(256) if b not in _PRINTABLE]
 _VISIBLE = {b: chr(b) for b in _PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
-_BYTE = {c: b for b, c in _VISIBLE.items()}
-
-
-def bytes_of(text: str) -> bytes:
-    """ValueError for a character that writes no byte."""
-    try:
-        return bytes(_BYTE[c] for c in text)
-    except KeyError as e:
-        raise ValueError(f'{e} in the vocabulary is not a character of the byte-level alphabet'
-                         ) from e
+BYTE_OF = {c: b for b, c in _VISIBLE.items()}
 
 
 class TiktokenBPE:
@@ -101,7 +92,11 @@ class TiktokenBPE:
     added     added tokens as a tokenizer.json lists them
     tokens    id -> bytes of all other tokens
     by_words  whether every word is one token wherever it stands (Tokenizer.from_words)
+
+    Nothing is put before a text, so it does not matter whether a piece begins one.
     """
+    begins_anew = False
+    settled = ('added_tokens_decoder',)   # of the configuration: tokenizer_json() has it
 
     def __init__(self, ranks: dict[bytes, int], spec: dict):
         """ranks: bytes -> id; spec: a tokenizer.json less its model. ValueError for what tiktoken
@@ -116,13 +111,20 @@ class TiktokenBPE:
         self._encoding = tiktoken.Encoding('nanoR1', pat_str=pattern, mergeable_ranks=ranks,
                                            special_tokens={})
 
-    def normalized(self, text: str) -> str:
+    def normalized(self, text: str, begins: bool = True) -> str:
         """What encode takes."""
         return unicodedata.normalize('NFC', text) if self._nfc else text
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, begins: bool = True) -> list[int]:
         """Normalised ordinary text to ids."""
         return self._encoding.encode_ordinary(text)
+
+    def bytes_of_added(self, text: str) -> bytes:
+        return text.encode()
+
+    def begun(self, first: bytes) -> bytes:
+        """What is shown of the first token of a text."""
+        return first
 
     def tokenizer_json(self) -> str:
         special_tokens = {t['content']: t['id'] for t in self.added}
@@ -194,18 +196,22 @@ def check_merges(ranks: dict[bytes, int], merges: list[tuple[bytes, ...]],
                              'piece')
 
 
-def checked_added_tokens(added: list[dict], tokens: dict[int, bytes]) -> dict[str, int]:
-    """text -> id; ValueError for tokens that would be matched in a way of their own, or that are
-    not unique."""
+def check_added_tokens(added: list[dict], tokens: dict[int, bytes]) -> None:
+    """ValueError for tokens that could not be told from text, or that are not unique."""
     for t in added:
-        flags = [f for f in ('lstrip', 'rstrip', 'single_word') if t[f]]
-        if flags or len(t['content']) < 2:
-            fault = ', '.join(flags) or 'too short'
+        if t['single_word'] or len(t['content']) < 2 and not is_space(t):
+            fault = 'single_word' if t['single_word'] else 'too short'
             raise ValueError(f'added token {t["content"]!r} ({fault}) is not supported')
-    specials = {t['content']: t['id'] for t in added}
-    if len({*specials.values(), *tokens}) < len(added) + len(tokens):
+    texts = {t['content'] for t in added}
+    ids = {t['id'] for t in added}
+    if len(texts) < len(added) or len(ids | tokens.keys()) < len(added) + len(tokens):
         raise ValueError('two tokens share an id or a text; every token needs its own')
-    return specials
+
+
+def is_space(added_token: dict) -> bool:
+    """Whether it is a word that any text may have, such as a run of spaces."""
+    blank = not added_token['content'].replace('▁', ' ').strip()
+    return blank and not added_token.get('special')
 
 
 def uses_nfc(normalizer: dict | None) -> bool:
@@ -383,8 +389,15 @@ def _read_bpe(model: dict, added: set[str]) -> dict[bytes, int]:
 
     vocab = {text: i for text, i in model['vocab'].items() if text not in added}
     pairs = [merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges']]
-    ranks = {bytes_of(text): i for text, i in vocab.items()}
-    merges = [tuple(map(bytes_of, pair)) for pair in pairs]
+
+    def bytes_of(text: str) -> bytes:
+        return bytes(BYTE_OF[c] for c in text)
+    try:
+        ranks = {bytes_of(text): i for text, i in vocab.items()}
+        merges = [tuple(map(bytes_of, pair)) for pair in pairs]
+    except KeyError as e:
+        raise ValueError(f'{e} in the vocabulary is not a character of the byte-level alphabet'
+                         ) from e
     check_merges(ranks, merges, model.get('ignore_merges', False))
     return ranks
 

@@ -1,12 +1,14 @@
 r"""
-Byte-level BPE tokenizers on tiktoken, read from and written to Hugging Face's files with equal ids.
+BPE tokenizers, read from and written to Hugging Face's files with equal ids.
 
     tok = Tokenizer.from_pretrained('Qwen/Qwen2.5-1.5B')               # a folder or a hub id
     tok = Tokenizer.from_pretrained('Qwen/Qwen2.5-1.5B', 'r1_zero')    # with another chat template
     tok = Tokenizer.from_words(['10', '11', ' plus'], ['<|user|>', '<|assistant|>', '<|end|>'])
     tok.encode('text'), tok.decode(ids), tok.apply_chat_template(messages)
 
-What is read and refused of those files stands in data/bpe.py.
+tiktoken encodes where it gives the same ids (data/bpe.py), and the tokenizers library does where it
+does not (data/library_bpe.py, the extra [tokenizers]): digits one by one, bytes without a token,
+words that hold their spaces.
 """
 import codecs
 import hashlib
@@ -63,6 +65,9 @@ _EMPTY_REASONING = re.compile(r'\s*(?:<think>)?\s*</think>')
 _GUARD = '\ufdd0'   # inside a text that would otherwise be read as an added token
 _HOLE = '\ufdd1'    # in place of a content, to see where the template puts it
 
+# Spaces as Unicode has them (str.isspace has four more)
+_WHITE = ''.join(c for c in map(chr, range(0x3001)) if c.isspace() and not '\x1c' <= c <= '\x1f')
+
 _USER = {'role': 'user', 'content': '?'}
 
 
@@ -80,9 +85,9 @@ class Turn(NamedTuple):
 
 class Tokenizer:
     """
-    A tiktoken encoding with its added tokens, chat template and stop tokens.
+    A BPE with its added tokens, chat template and stop tokens.
 
-    special_tokens   text -> id of every added token
+    special_tokens   text -> id of every added token but those of spaces alone, which are words
     vocab_size       highest id + 1
     bos_id, eos_id   int or None
     chat_template    Jinja text or None, free to be set
@@ -104,15 +109,18 @@ class Tokenizer:
         self.generation = {}
 
         # Text <-> ids
-        added = words.added
-        self.special_tokens = bpe.checked_added_tokens(added, words.tokens)
-        self._bytes = words.tokens | {i: text.encode() for text, i in self.special_tokens.items()}
+        bpe.check_added_tokens(words.added, words.tokens)
+        matched = {t['id']: _as_matched(t, words) for t in words.added}
+        self._added_ids = set(matched)
+        self._bytes = words.tokens | {i: words.bytes_of_added(s) for i, s in matched.items()}
         self.vocab_size = max(self._bytes) + 1
 
-        # Added tokens in a text: some are matched before it is normalised, the others after
+        # Added tokens: text may hold those that are spaces, and only a template the others
+        spaces = [t for t in words.added if bpe.is_space(t)]
+        self.special_tokens = {t['content']: t['id'] for t in words.added if not bpe.is_space(t)}
         self._special = _any_of(self.special_tokens)
-        self._before = _any_of(t['content'] for t in added if not t['normalized'])
-        self._after = _any_of(t['content'] for t in added if t['normalized'])
+        self._all = _matchers(words, words.added)
+        self._spaces = _matchers(words, spaces)
         self._control_ids = {i for text, i in self.special_tokens.items() if text not in TAGS}
 
         # Tokens that the configuration names
@@ -120,6 +128,7 @@ class Tokenizer:
         bos = self._named.get('bos_token')
         eos = self._named.get('eos_token')
         ids = {token.decode(errors='replace'): i for i, token in self._bytes.items()}
+        ids |= self.special_tokens
         ends = config.get('stop_tokens', [text for text in (eos, *_ENDS) if text in ids])
         for text in (bos, eos, *ends):
             if text is not None and text not in ids:
@@ -214,13 +223,14 @@ class Tokenizer:
         from_pretrained and transformers read."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {key: value for key, value in self.config.items()
-                  if key not in ('auto_map', 'added_tokens_decoder')}
+        left_out = ('auto_map', *self.words.settled)
+        config = {key: value for key, value in self.config.items() if key not in left_out}
         config |= {
             'tokenizer_class': 'PreTrainedTokenizerFast',
             'chat_template': self.chat_template,
             'template_args': self.template_args,
-            'stop_tokens': [self.decode([i]) for i in self.stop_ids if i in self._bytes],
+            'stop_tokens': [self._bytes[i].decode(errors='replace') for i in self.stop_ids
+                            if i in self._bytes],
         }
         generation = self.generation | {'eos_token_id': self.stop_ids}
         if self.bos_id is not None:
@@ -262,7 +272,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ordinary text to ids, none added before or after; text that looks like an added token
         stays text."""
-        return self.words.encode(self.words.normalized(text))
+        return self._ids(text, self._spaces)
 
     def spelled(self, text: str) -> list[str]:
         """The parts of `text` that a tokenizer of words (from_words without a pattern) has no word
@@ -272,37 +282,41 @@ class Tokenizer:
         runs = groupby(self.encode(text), lambda i: len(self._bytes[i]) == 1)
         return [self.decode(list(run)) for in_bytes, run in runs if in_bytes]
 
-    def encode_with_specials(self, text: str, _drop: str = '') -> list[int]:
+    def encode_with_specials(self, text: str) -> list[int]:
         """Text whose added tokens are meant as such (a rendered template) to ids."""
-        ids = []
-        for part, is_token in self._cut_at_tokens(text):
-            if is_token:
-                ids.append(self.special_tokens[part])
-            else:
-                ids += self.words.encode(part.replace(_drop, ''))
-        return ids
-
-    def _cut_at_tokens(self, text: str):
-        """Yields (part, whether it is an added token) of the text, in order, normalised."""
-        for i, piece in enumerate(self._before.split(text)):   # odd pieces are the tokens
-            if i % 2:
-                yield piece, True
-            else:
-                for j, part in enumerate(self._after.split(self.words.normalized(piece))):
-                    yield part, j % 2 == 1
+        return self._ids(text, self._all)
 
     def encode_assistant(self, text: str) -> list[int]:
-        """Text as the assistant writes it (a sample, a prefill) to ids: TAGS become tokens, the
-        rest is ordinary."""
-        return self.encode_with_specials(self._guarded(text, TAGS), _GUARD)
+        """Text as the assistant writes it after a prompt (a sample, a prefill) to ids: TAGS become
+        tokens, the rest is ordinary."""
+        return self._ids(self._guarded(text, TAGS), self._all, _GUARD, begins=False)
+
+    def _ids(self, text: str, added: tuple['_Matcher', '_Matcher'], drop: str = '',
+             begins: bool = True) -> list[int]:
+        """Ids of a text that has these added tokens, and else is ordinary, less the characters to
+        drop; `begins`: no other text stands before it."""
+        before, after = added
+        ids = []
+        for piece, token in before.cut(text):
+            for part, other in after.cut(self.words.normalized(piece, begins)):
+                if part:
+                    ids += self.words.encode(part.replace(drop, ''), begins)
+                if other is not None:
+                    ids.append(other)
+                    begins = self.words.begins_anew
+            if token is not None:
+                ids.append(token)
+                begins = self.words.begins_anew
+        return ids
 
     def decode(self, ids: list[int], skip_special: bool = False) -> str:
         """
         Ids to text; broken UTF-8 and ids without a token (padding of the embedding) become U+FFFD.
-        `skip_special` leaves out the added tokens except the tags in TAGS.
+        `skip_special` leaves out the added tokens except the tags in TAGS. A space that the
+        tokenizer puts before every text is left out.
         """
-        parts = [self._bytes_of(i, skip_special) for i in ids]
-        return b''.join(parts).decode('utf-8', errors='replace')
+        stream = self.stream(skip_special)
+        return b''.join(map(stream.bytes_of, ids)).decode('utf-8', errors='replace')
 
     def _bytes_of(self, i: int, skip_special: bool) -> bytes:
         if i < 0:
@@ -371,7 +385,8 @@ class Tokenizer:
 
         def add(end: int, learn: int):
             nonlocal done
-            ids.extend(self.encode_with_specials(text[done:end], _GUARD))
+            begins = not ids or (ids[-1] in self._added_ids and self.words.begins_anew)
+            ids.extend(self._ids(text[done:end], self._all, _GUARD, begins))
             mask.extend([learn] * (len(ids) - len(mask)))
             done = end
 
@@ -551,14 +566,63 @@ class Stream:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
+        self._begun = False
 
     def add(self, i: int) -> str:
         """The text that id `i` completes."""
-        return self._decoder.decode(self._tokenizer._bytes_of(i, self._skip_special))
+        return self._decoder.decode(self.bytes_of(i))
 
     def flush(self) -> str:
         """U+FFFD for a character left unfinished; the stream can be used again."""
+        self._begun = False
         return self._decoder.decode(b'', final=True)
+
+    def bytes_of(self, i: int) -> bytes:
+        """Those of the next id."""
+        token = self._tokenizer._bytes_of(i, self._skip_special)
+        if self._begun or not token:
+            return token
+        self._begun = True
+        return self._tokenizer.words.begun(token)
+
+
+class _Matcher:
+    """Finds added tokens in a text as the tokenizers library does: the first, of those the
+    longest, with the spaces beside it that it takes."""
+
+    def __init__(self, tokens: dict[str, dict]):
+        """tokens: text -> added token"""
+        self._tokens = tokens
+        self._pattern = _any_of(tokens)
+
+    def cut(self, text: str):
+        """Yields (text before a token, id of the token) and at last (text, None)."""
+        done = 0
+        for m in self._pattern.finditer(text) if self._tokens else ():
+            start, end = m.span()
+            if start < done:   # in the spaces that the last one took
+                continue
+            token = self._tokens[m[0]]
+            if token['lstrip']:
+                start = done + len(text[done:start].rstrip(_WHITE))
+            if token['rstrip']:
+                end = len(text) - len(text[end:].lstrip(_WHITE))
+            yield text[done:start], token['id']
+            done = end
+        yield text[done:], None
+
+
+def _matchers(words, added: list[dict]) -> tuple[_Matcher, _Matcher]:
+    """Of the added tokens that are matched before a text is normalised, and of the others."""
+    before, after = {}, {}
+    for token in added:
+        (after if token['normalized'] else before)[_as_matched(token, words)] = token
+    return _Matcher(before), _Matcher(after)
+
+
+def _as_matched(token: dict, words) -> str:
+    """The text that an added token matches."""
+    return words.normalized(token['content']) if token['normalized'] else token['content']
 
 
 def _is_text(message: dict) -> bool:
