@@ -89,14 +89,14 @@ BYTE_OF = {c: b for b, c in _VISIBLE.items()}
 
 class TiktokenBPE:
     """
-    added     added tokens as a tokenizer.json lists them
-    tokens    id -> bytes of all other tokens
-    by_words  whether every word is one token wherever it stands (Tokenizer.from_words)
+    Ordinary text to ids.
 
-    Nothing is put before a text, so it does not matter whether a piece begins one.
+    added        added tokens as a tokenizer.json lists them
+    tokens       id -> bytes of all other tokens
+    by_words     whether every word is one token wherever it stands (Tokenizer.from_words)
+    begins_anew  False: nothing is put before a text, so `begins` does not matter
     """
     begins_anew = False
-    settled = ('added_tokens_decoder',)   # of the configuration: tokenizer_json() has it
 
     def __init__(self, ranks: dict[bytes, int], spec: dict):
         """ranks: bytes -> id; spec: a tokenizer.json less its model. ValueError for what tiktoken

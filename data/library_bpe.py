@@ -12,7 +12,7 @@ that what a message says is never read as one. Ids become bytes here, so that te
       with ByteFallback                '<0xE9>' 0xE9
 
 Tokenizers of the second kind put a space before a text, and leave it out when they decode. A piece
-that goes on from other text takes none, so encode is told whether its piece begins one.
+that goes on from other text takes none, so encode is told whether its piece `begins` a text.
 """
 import hashlib
 import json
@@ -24,13 +24,14 @@ from data.bpe import BYTE_OF, is_space, read_json, with_added_tokens
 
 class LibraryBPE:
     """
-    added           added tokens as a tokenizer.json lists them
-    tokens          id -> bytes of all other tokens
-    by_words        False: see bpe.TiktokenBPE
-    begins_anew     whether what follows an added token begins a text
+    Ordinary text to ids.
+
+    added        added tokens as a tokenizer.json lists them
+    tokens       id -> bytes of all other tokens
+    by_words     False: see bpe.TiktokenBPE
+    begins_anew  whether what follows an added token begins a text, as its start does
     """
     by_words = False
-    settled = ()
 
     def __init__(self, text: str, added: list[dict]):
         """text: a tokenizer.json; ValueError for what the library or this class cannot read."""

@@ -99,28 +99,28 @@ class Tokenizer:
     generation       what the folder's generation_config.json recommends (temperature, top_p, ...)
     """
 
-    def __init__(self, words: 'bpe.TiktokenBPE | library_bpe.LibraryBPE', config: dict,
+    def __init__(self, encoding: 'bpe.TiktokenBPE | library_bpe.LibraryBPE', config: dict,
                  stop_ids: list[int] | None = None):
-        """words: what encodes ordinary text; config: a tokenizer_config.json."""
-        self.words = words
+        """encoding: of ordinary text; config: a tokenizer_config.json."""
+        self.encoding = encoding
         self.config = config
         self.template_args = config.get('template_args') or {}
         self.date = datetime.now()
         self.generation = {}
 
         # Text <-> ids
-        bpe.check_added_tokens(words.added, words.tokens)
-        matched = {t['id']: _as_matched(t, words) for t in words.added}
+        bpe.check_added_tokens(encoding.added, encoding.tokens)
+        matched = {t['id']: _as_matched(t, encoding) for t in encoding.added}
         self._added_ids = set(matched)
-        self._bytes = words.tokens | {i: words.bytes_of_added(s) for i, s in matched.items()}
+        self._bytes = encoding.tokens | {i: encoding.bytes_of_added(s) for i, s in matched.items()}
         self.vocab_size = max(self._bytes) + 1
 
         # Added tokens: text may hold those that are spaces, and only a template the others
-        spaces = [t for t in words.added if bpe.is_space(t)]
-        self.special_tokens = {t['content']: t['id'] for t in words.added if not bpe.is_space(t)}
+        spaces = [t for t in encoding.added if bpe.is_space(t)]
+        self.special_tokens = {t['content']: t['id'] for t in encoding.added if not bpe.is_space(t)}
         self._special = _any_of(self.special_tokens)
-        self._all = _matchers(words, words.added)
-        self._spaces = _matchers(words, spaces)
+        self._all = _matchers(encoding, encoding.added)
+        self._spaces = _matchers(encoding, spaces)
         self._control_ids = {i for text, i in self.special_tokens.items() if text not in TAGS}
 
         # Tokens that the configuration names
@@ -210,7 +210,7 @@ class Tokenizer:
             config['template_args'] = config.get('template_args', {}) | template_args
             _check_arguments(config['chat_template'], template_args)
             generation = bpe.read_json(folder / 'generation_config.json', {})
-            tokenizer = cls(_words_in(folder, config), config, _stop_ids_in(generation))
+            tokenizer = cls(_encoding_in(folder, config), config, _stop_ids_in(generation))
             tokenizer.generation = generation
             return tokenizer
         except ValueError as e:
@@ -223,8 +223,7 @@ class Tokenizer:
         from_pretrained and transformers read."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        left_out = ('auto_map', *self.words.settled)
-        config = {key: value for key, value in self.config.items() if key not in left_out}
+        config = {key: value for key, value in self.config.items() if key != 'auto_map'}
         config |= {
             'tokenizer_class': 'PreTrainedTokenizerFast',
             'chat_template': self.chat_template,
@@ -236,7 +235,7 @@ class Tokenizer:
         if self.bos_id is not None:
             generation['bos_token_id'] = self.bos_id
         files = {
-            'tokenizer.json': self.words.tokenizer_json(),
+            'tokenizer.json': self.encoding.tokenizer_json(),
             'tokenizer_config.json': json.dumps(config, ensure_ascii=False, indent=1) + '\n',
             'generation_config.json': json.dumps(generation, ensure_ascii=False, indent=1) + '\n',
         }
@@ -252,7 +251,7 @@ class Tokenizer:
         if template.count('strftime_now(') > len(formats):   # of a format that is not plain to see
             dated = self.date.isoformat()
 
-        parts = [self.words.digest(), self._named, template, self.template_args, dated]
+        parts = [self.encoding.digest(), self._named, template, self.template_args, dated]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def check_model(self, vocab_size: int, where: str) -> None:
@@ -277,7 +276,7 @@ class Tokenizer:
     def spelled(self, text: str) -> list[str]:
         """The parts of `text` that a tokenizer of words (from_words without a pattern) has no word
         for and spells in bytes, which its model has hardly seen; none for other tokenizers."""
-        if not self.words.by_words:
+        if not self.encoding.by_words:
             return []
         runs = groupby(self.encode(text), lambda i: len(self._bytes[i]) == 1)
         return [self.decode(list(run)) for in_bytes, run in runs if in_bytes]
@@ -298,15 +297,15 @@ class Tokenizer:
         before, after = added
         ids = []
         for piece, token in before.cut(text):
-            for part, other in after.cut(self.words.normalized(piece, begins)):
+            for part, other in after.cut(self.encoding.normalized(piece, begins)):
                 if part:
-                    ids += self.words.encode(part.replace(drop, ''), begins)
+                    ids += self.encoding.encode(part.replace(drop, ''), begins)
                 if other is not None:
                     ids.append(other)
-                    begins = self.words.begins_anew
+                    begins = self.encoding.begins_anew
             if token is not None:
                 ids.append(token)
-                begins = self.words.begins_anew
+                begins = self.encoding.begins_anew
         return ids
 
     def decode(self, ids: list[int], skip_special: bool = False) -> str:
@@ -385,7 +384,7 @@ class Tokenizer:
 
         def add(end: int, learn: int):
             nonlocal done
-            begins = not ids or (ids[-1] in self._added_ids and self.words.begins_anew)
+            begins = not ids or (ids[-1] in self._added_ids and self.encoding.begins_anew)
             ids.extend(self._ids(text[done:end], self._all, _GUARD, begins))
             mask.extend([learn] * (len(ids) - len(mask)))
             done = end
@@ -583,7 +582,7 @@ class Stream:
         if self._begun or not token:
             return token
         self._begun = True
-        return self._tokenizer.words.begun(token)
+        return self._tokenizer.encoding.begun(token)
 
 
 class _Matcher:
@@ -612,17 +611,17 @@ class _Matcher:
         yield text[done:], None
 
 
-def _matchers(words, added: list[dict]) -> tuple[_Matcher, _Matcher]:
+def _matchers(encoding, added: list[dict]) -> tuple[_Matcher, _Matcher]:
     """Of the added tokens that are matched before a text is normalised, and of the others."""
     before, after = {}, {}
     for token in added:
-        (after if token['normalized'] else before)[_as_matched(token, words)] = token
+        (after if token['normalized'] else before)[_as_matched(token, encoding)] = token
     return _Matcher(before), _Matcher(after)
 
 
-def _as_matched(token: dict, words) -> str:
+def _as_matched(token: dict, encoding) -> str:
     """The text that an added token matches."""
-    return words.normalized(token['content']) if token['normalized'] else token['content']
+    return encoding.normalized(token['content']) if token['normalized'] else token['content']
 
 
 def _is_text(message: dict) -> bool:
@@ -633,7 +632,7 @@ def _begins_otherwise(prefill: str) -> str:
     return f'they do not begin as the generation prompt ends ({prefill!r})'
 
 
-def _words_in(folder: Path, config: dict) -> 'bpe.TiktokenBPE | library_bpe.LibraryBPE':
+def _encoding_in(folder: Path, config: dict) -> 'bpe.TiktokenBPE | library_bpe.LibraryBPE':
     """Through tiktoken where it gives the same ids, else through the tokenizers library."""
     try:
         return bpe.read(folder, config)

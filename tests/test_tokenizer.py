@@ -113,7 +113,7 @@ def toy(**options) -> Tokenizer:
 def same(a: Tokenizer, b: Tokenizer) -> bool:
     names = ('special_tokens', 'chat_template', 'vocab_size', 'bos_id', 'eos_id', 'stop_ids')
     return (all(getattr(a, name) == getattr(b, name) for name in names)
-            and a.words.tokenizer_json() == b.words.tokenizer_json())
+            and a.encoding.tokenizer_json() == b.encoding.tokenizer_json())
 
 
 # ---- The toy ----
