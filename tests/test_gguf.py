@@ -287,18 +287,18 @@ def test_fields_of_a_tokenizer_of_llama_3_s_kind(tmp_path, capsys):
     tokenizer = llama3_tokenizer()
     texts = ('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>', 'Ġthe')
     bos, end, eot, word = map(tokenizer.token_to_id, texts)
-    template = '{{ messages[0].content }}<|eot_id|>'
+    template = '<|end_of_text|>{{ messages[0].content }}<|eot_id|>'
     write_tokenizer(tmp_path, tokenizer, bos_token={'content': '<|begin_of_text|>'},
-                    eos_token='<|end_of_text|>', pad_token=None, unk_token=None)
+                    eos_token='<|eot_id|>', pad_token=None, unk_token=None)
     (tmp_path / 'chat_template.jinja').write_text(template)
     write_model(tmp_path, tokenizer.get_vocab_size())
-    changed(tmp_path / 'generation_config.json', eos_token_id=[end, eot, word])
+    changed(tmp_path / 'generation_config.json', eos_token_id=[eot, end, word])
     convert(tmp_path, tmp_path / 'model.gguf')
     fields, _ = contents(tmp_path / 'model.gguf')
     fields = {name.removeprefix('tokenizer.ggml.'): value for name, value in fields.items()}
     assert fields['pre'] == 'llama-bpe'
-    assert fields['bos_token_id'] == bos and fields['eos_token_id'] == end
-    assert fields['eot_token_id'] == eot   # the end that the template writes
+    assert fields['bos_token_id'] == bos and fields['eos_token_id'] == eot
+    assert fields['eot_token_id'] == eot   # of the ends that the template writes
     assert fields['add_bos_token'] and not fields['add_eos_token']
     assert 'padding_token_id' not in fields and 'unknown_token_id' not in fields
     assert fields['tokenizer.chat_template'] == template
