@@ -412,37 +412,70 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 # ---- llama.cpp ----
 
 class LlamaCpp:
-    """A file in llama.cpp: float32 cache, no flash attention, one thread"""
+    """A file in llama.cpp: float32 cache, no flash attention, one thread; `rows` texts of up to
+    256 tokens side by side"""
 
-    def __init__(self, path, n_ctx=512):
+    def __init__(self, path, rows=1):
         self.api = pytest.importorskip('llama_cpp')
         f32 = self.api.GGML_TYPE_F32
-        self.llama = self.api.Llama(str(path), n_ctx=n_ctx, n_batch=n_ctx, n_threads=1,
-                                    n_threads_batch=1, n_gpu_layers=0, type_k=f32, type_v=f32,
-                                    flash_attn=False, verbose=False)
+        self.llama = self.api.Llama(str(path), n_ctx=256, n_threads=1, n_threads_batch=1,
+                                    n_gpu_layers=0, type_k=f32, type_v=f32, flash_attn=False,
+                                    verbose=False)
         self.vocab = self.api.llama_model_get_vocab(self.llama.model)
+        params = self.llama.context_params
+        params.n_ctx = 256 * rows
+        params.n_seq_max = rows
+        self.context = self.api.llama_init_from_model(self.llama.model, params)
+        self.batch = self.api.llama_batch_init(256, 0, 1)
+        self.lengths = [0] * rows
 
-    def encode(self, text, special=True):
-        return self.llama.tokenize(text.encode(), add_bos=False, special=special)
+    def encode(self, text):
+        return self.llama.tokenize(text.encode(), add_bos=False, special=True)
 
     def is_end(self, i):
         return self.api.llama_vocab_is_eog(self.vocab, i)
 
-    def logits(self, ids):
-        """ids that follow those before -> [V] float32 after the last"""
-        self.llama.eval([int(i) for i in ids])
-        last = self.api.llama_get_logits_ith(self.llama.ctx, -1)
-        V = self.llama.n_vocab()
-        return np.ctypeslib.as_array(ctypes.cast(last, ctypes.POINTER(ctypes.c_float)), (V,)).copy()
+    def logits(self, ids_of):
+        """ids_of: {row: ids that follow those before} -> {row: [V] float32 after the last}"""
+        n = 0
+        last = {}
+        for row, ids in ids_of.items():
+            for i in ids:
+                self.batch.token[n] = int(i)
+                self.batch.pos[n] = self.lengths[row]
+                self.batch.n_seq_id[n] = 1
+                self.batch.seq_id[n][0] = row
+                self.batch.logits[n] = False
+                self.lengths[row] += 1
+                n += 1
+            self.batch.logits[n - 1] = True
+            last[row] = n - 1
+        self.batch.n_tokens = n
+        assert self.api.llama_decode(self.context, self.batch) == 0
+        return {row: self.logits_at(at) for row, at in last.items()}
 
-    def answer(self, prompt, count):
-        """-> greedy ids, the end included, and the logits that each was chosen by"""
-        self.llama.reset()
-        ids, seen = list(prompt), []
-        while len(seen) < count and not (seen and self.is_end(ids[-1])):
-            seen.append(self.logits(ids[len(prompt):][-1:] if seen else ids))
-            ids.append(int(seen[-1].argmax()))
-        return ids[len(prompt):], seen
+    def logits_at(self, at):
+        pointer = self.api.llama_get_logits_ith(self.context, at)
+        numbers = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(numbers, (self.llama.n_vocab(),)).copy()
+
+    def answers(self, prompts, count):
+        """-> for each prompt greedy ids, the end included, and the logits that each was chosen by
+        """
+        answers = [([], []) for _ in prompts]
+        logits_of = {}
+        for row, prompt in enumerate(prompts):
+            logits_of |= self.logits({row: prompt})
+        while logits_of:
+            following = {}
+            for row, logits in logits_of.items():
+                tokens, seen = answers[row]
+                tokens.append(int(logits.argmax()))
+                seen.append(logits)
+                if len(tokens) < count and not self.is_end(tokens[-1]):
+                    following[row] = tokens[-1:]
+            logits_of = self.logits(following) if following else {}
+        return answers
 
 
 def test_llama_cpp_has_transformers_logits(converted):
@@ -450,7 +483,8 @@ def test_llama_cpp_has_transformers_logits(converted):
     ids = some_ids(model.config.vocab_size)
     with torch.no_grad():
         expected = model(torch.from_numpy(ids)[None]).logits[0, -1].numpy()
-    assert np.abs(LlamaCpp(path).logits(ids) - expected).max() < 1e-4 * np.abs(expected).max()
+    logits = LlamaCpp(path).logits({0: ids})[0]
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize('tokenizer', [smol_tokenizer, llama3_tokenizer])
@@ -499,18 +533,16 @@ def test_greedy_answers_of_a_model_are_those_of_llama_cpp(tmp_path):
         pytest.skip('no word problems')
     source = os.environ['MODEL']
     print('\n' + convert(source, tmp_path / 'model.gguf'))
-    there = LlamaCpp(tmp_path / 'model.gguf')
 
     # prompts: 40 word problems, 10 plain questions
     rows = json.loads(problems.read_text())[::25]
     questions = [f'{row["Body"].strip().removesuffix(".")}. {row["Question"]}' for row in rows]
+    questions += PLAIN
     tokenizer = Tokenizer.from_pretrained(source)
-    library = transformers.AutoTokenizer.from_pretrained(source)
-    messages = [[{'role': 'user', 'content': question}] for question in [*questions, *PLAIN]]
-    prompts = [tokenizer.apply_chat_template(turns, add_generation_prompt=True)[0]
-               for turns in messages]
-    texts = [library.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-             for turns in messages]
+    turns = [[{'role': 'user', 'content': question}] for question in questions]
+    prompts = [tokenizer.apply_chat_template(t, add_generation_prompt=True)[0] for t in turns]
+    texts = map(tokenizer.decode, prompts)
+    there = LlamaCpp(tmp_path / 'model.gguf', len(prompts))
     same_ids = sum(there.encode(text) == ids for text, ids in zip(texts, prompts))
     print(f'{same_ids} of {len(prompts)} prompts have the same ids')
 
@@ -520,8 +552,8 @@ def test_greedy_answers_of_a_model_are_those_of_llama_cpp(tmp_path):
     here = sampler.generate(prompts, max_new_tokens=40, temperature=0.0)
     equal = 0
     gaps = []
-    for question, prompt, [completion] in zip([*questions, *PLAIN], prompts, here):
-        tokens, logits = there.answer(prompt, 40)
+    answers = there.answers(prompts, 40)
+    for question, prompt, [completion], (tokens, logits) in zip(questions, prompts, here, answers):
         if tokens == completion.tokens:
             equal += 1
             continue
