@@ -44,7 +44,6 @@ from configurator import at_least, idle, run, tell_idle
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 import hub
 import plan
@@ -56,6 +55,7 @@ from data.source import at_row, read_rows
 from data.tokenizer import Tokenizer
 from judge import load_judges
 from model import ModelConfig
+from progress import Bar, glance, tell
 from sample import Completion, Sampler, Sampling, load, present, until_stop, use_device
 
 # name -> weight, where no others are set
@@ -137,8 +137,9 @@ class Config(Sampling):
 
 
 def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_tokens=192, seed=1,
-             greedy=True, prefill='', slots=256, weights=None, progress=False, top_k=0, min_p=0.0,
-             stop=(), speculate=None, best=None, think=None, partial=None, answers=None):
+             greedy=True, prefill='', slots=256, weights=None, progress='', top_k=0, min_p=0.0,
+             stop=(), speculate=None, best=None, think=None, partial=None, answers=None,
+             examples=0):
     """
     rows: problems -> (numbers, scored samples), the same on every rank of a process group, each of
     which samples every world-th row.
@@ -152,18 +153,20 @@ def evaluate(model, tokenizer, rows, n=8, temperature=1.0, top_p=1.0, max_new_to
     think: keywords of `budget_forcing`; None: the thinking is free
     partial: a Partial, which knows this rank's samples of an earlier run and takes the new ones
     answers: a list, which takes the scored greedy answer to each problem
+    progress: what the bar is called; '': none. examples: so many of the samples that are finished
+        first are printed, to be seen before all are
     """
     weights = with_unweighted(weights or REWARDS, best)
     sampler = Sampler(model, tokenizer.stop_ids, slots, stop_strings=stop, tokenizer=tokenizer,
                       speculate=speculate)
     share = Share(tokenizer, rows, prefill, max_new_tokens)
-    bar = tqdm(total=len(share.rows) * samples_each(n, greedy), desc='sampling',
-               disable=not progress, leave=False)
+    bar = Bar(progress, len(share.rows) * samples_each(n, greedy), 'samples', show=bool(progress))
     how = {'max_new_tokens': max_new_tokens, 'seed': seed, 'progress': bar}
 
     # n samples of each problem
     completions = sample_problems(sampler, share, 'samples', n, think, partial, **how,
-                                  temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+                                  examples=examples, temperature=temperature, top_p=top_p,
+                                  top_k=top_k, min_p=min_p)
     scored = score(tokenizer, share.rows, completions, weights, stop)
     if n > 1:
         vote(scored, share.rows)
@@ -240,29 +243,34 @@ class Share:
         return [sum(column) for column in zip(*of_ranks)]
 
 
-def sample_problems(sampler, share, kind, n, think, partial, progress, **how):
+def sample_problems(sampler, share, kind, n, think, partial, progress, examples=0, **how):
     """
     -> n Completions for each problem of the share; those that `partial` knows are not sampled again
 
     kind: 'samples' or 'greedy', under which `partial` keeps them
     think, partial: as in `evaluate`
-    progress: a bar, which counts samples; how: more keywords of Sampler.generate
+    progress: a Bar, which counts samples; examples: so many of the first to end are printed
+    how: more keywords of Sampler.generate
     """
     completions = [None] * len(share.numbers)
     if partial is not None:
         completions = [partial.get(kind, number) for number in share.numbers]
     missing = [i for i, known in enumerate(completions) if known is None]
-    progress.update(n * (len(completions) - len(missing)))
+    progress.skip(n * (len(completions) - len(missing)))
     if not missing:
         return completions
+    to_print = iter(range(examples))
 
     def note(i, s, completion):
-        partial.add(kind, share.numbers[missing[i]], s, n, completion)
+        if partial is not None:
+            partial.add(kind, share.numbers[missing[i]], s, n, completion)
+        if next(to_print, None) is not None:
+            print_example(sampler.tokenizer, share, missing[i], completion)
 
     prompts = [share.prompts[i] for i in missing]
     how['keys'] = [share.numbers[i] for i in missing]
     how['progress'] = progress
-    how['on_done'] = note if partial is not None else None
+    how['on_done'] = note
     if think is None:
         sampled = sampler.generate(prompts, n, **how)
     else:
@@ -270,6 +278,13 @@ def sample_problems(sampler, share, kind, n, think, partial, progress, **how):
     for i, samples in zip(missing, sampled):
         completions[i] = samples
     return completions
+
+
+def print_example(tokenizer, share, i, completion):
+    """One of the first Completions, of the problem i of the share; it is not graded yet."""
+    tell(f'problem {share.numbers[i] + 1}, {len(completion.tokens)} tokens\n'
+         f'{glance(visible(tokenizer, share.prompts[i]), 2)}\n'
+         f'{glance(visible(tokenizer, completion.tokens))}')
 
 
 def score(tokenizer, rows, completions, weights, stop=()):
@@ -944,9 +959,9 @@ def evaluate_file(cfg, model, tokenizer, rows, weights, partial, rank, world):
     numbers, scored = evaluate(
         model, tokenizer, rows, n=cfg.n, temperature=cfg.temperature, top_p=cfg.top_p,
         max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, greedy=cfg.greedy, prefill=cfg.prefill,
-        slots=cfg.slots, weights=weights, progress=rank == 0, top_k=cfg.top_k, min_p=cfg.min_p,
+        slots=cfg.slots, weights=weights, progress='sampling', top_k=cfg.top_k, min_p=cfg.min_p,
         stop=cfg.stop, speculate=cfg.speculate, best=cfg.best_of, think=think, partial=partial,
-        answers=answers)
+        answers=answers, examples=2)
     graded = len(rows[rank::world]) * samples_each(cfg.n, cfg.greedy)
     rewards.require_working(rewards.failures(before, weights), graded)
     return numbers, scored, answers

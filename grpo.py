@@ -54,6 +54,7 @@ synchronise).
 """
 
 import json
+import math
 import time
 import zlib
 from contextlib import contextmanager
@@ -950,6 +951,14 @@ class Trainer:
         spent = self.cfg.max_flops > 0 and self.flops >= self.cfg.max_flops
         return self.step >= self.cfg.steps or spent
 
+    def expected_steps(self):
+        """-> steps in all: cfg.steps, or fewer where max_flops ends the run before, by what a step
+        has cost so far"""
+        if not self.cfg.max_flops:
+            return self.cfg.steps
+        affordable = math.ceil(self.step * self.cfg.max_flops / self.flops)
+        return min(self.cfg.steps, max(self.step, affordable))
+
     def roll_out(self):
         """-> Rollout of the next problems; ValueError where a reward fails on all of the first"""
         cfg = self.cfg
@@ -996,7 +1005,7 @@ class Trainer:
         """A step's line of the log, and what is wrong with it: once, until it has been well."""
         shown = ('reward', 'right', 'length', 'entropy', 'zero_variance', 'mismatch_max')
         self.log.write(numbers, shown)
-        self.log.tick()
+        self.log.tick(self.expected_steps())
         self.first = self.first or {'entropy': numbers['entropy']}
         wrong = warnings_of(numbers, self.first)
         for what in sorted(wrong.keys() - self.warned):
@@ -1012,11 +1021,11 @@ class Trainer:
             numbers, scored = evaluate(
                 self.model, self.tokenizer, rows, n=1, greedy=False, temperature=cfg.temperature,
                 prefill=cfg.prefill, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
-                slots=cfg.slots, stop=cfg.stop)
+                slots=cfg.slots, stop=cfg.stop, progress='evaluation')
         if rewards.FAILURES - before:
             self.log.warn(f'step {self.step}: evaluation with rewards that failed: '
                           f'{rewards.told()}')
-        self.log.write({'step': self.step, **{f'eval_{k}': v for k, v in numbers.items()}})
+        self.log.evaluation(self.step, numbers)
         self.log.samples(self.step, evaluated(self.tokenizer, rows, cfg.prefill, scored))
 
     def log_samples(self, groups, A_PG):
@@ -1070,6 +1079,7 @@ def main(cfg):
     device = trainer.device
     if trainer.step == 0 and trainer.evaluation_due():
         trainer.log_evaluation()
+    trainer.log.start_clock()
 
     while not trainer.ended():
         # Roll out groups of completions and score them

@@ -241,9 +241,8 @@ def evaluate_pairs(cfg, model, pairs, prompts, step, log, device):
     the run on stderr."""
     chosen, rejected = judge_pairs(model, pairs, device, cfg.micro_rows)
     right, interval, loss = accuracy(chosen, rejected, prompts)
-    numbers = {'step': step, 'eval_accuracy': right, 'eval_accuracy_ci': interval,
-               'eval_loss': loss}
-    log.write(numbers, ('eval_accuracy',))
+    numbers = {'accuracy': right, 'accuracy_ci': interval, 'loss': loss}
+    log.evaluation(step, numbers, ('accuracy', 'loss'))
     if not log.quiet and step == cfg.steps:
         low, high = interval
         print(f'{len(pairs)} held-out pairs of {len(set(prompts))} prompts: {right:.3f} '

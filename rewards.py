@@ -56,6 +56,7 @@ from graders.programs import after_starter, chosen_program, fenced_blocks, same_
 from graders.rows import (exact, is_answer, is_bool, is_count, is_exact, is_form, is_letter,
                           is_positive, is_string, is_tests, is_text, is_texts, is_tolerance,
                           is_wholes, or_null, whole)
+from progress import Bar
 
 FAILURES = Counter()  # (reward, exception) -> samples that it scored 0; of this process
 EXAMPLES = {}         # (reward, exception) -> what the first of them said
@@ -950,18 +951,22 @@ def grade(samples, weights):
 
     graded = []  # {name: unweighted reward} of each sample
     away = []    # (sample, names) for the workers
+    bar = Bar('grading', len(samples), 'samples')
     for i, (response, row) in enumerate(samples):
         here = [name for name in weights if not _pool or _is_judged(name, row)]
         graded.append(_components(response, row, here))
         others = [name for name in weights if name not in here]
         if others:
             away.append((i, others))
+        else:
+            bar.update()
 
     calls = [(*samples[i], names) for i, names in away]
-    for (i, names), value in zip(away, _in_workers('_components', calls)):
+    for (i, names), value in zip(away, _in_workers('_components', calls, bar.update)):
         if isinstance(value, Exception):
             value = dict.fromkeys(names, 0.0)
         graded[i].update(value)
+    bar.close()
 
     ordered = [{name: components[name] for name in weights} for components in graded]
     return [(_total(components, weights), components) for components in ordered]
@@ -998,14 +1003,14 @@ def count_votes(problems):
     return counted
 
 
-def _in_workers(name, arguments):
+def _in_workers(name, arguments, update=None):
     """Calls of a function of this module in the pool -> their values; where one failed its
-    exception, counted."""
+    exception, counted. update: as of Pool.map"""
     if not arguments:
         return []
     calls = [(name, args, sandbox.unsafe, _file) for args in arguments]
     values = []
-    for answer in _pool.map('rewards', '_work', calls):
+    for answer in _pool.map('rewards', '_work', calls, update):
         if isinstance(answer, Exception):
             _count_failure('worker', answer)
             values.append(answer)

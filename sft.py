@@ -380,11 +380,11 @@ def evaluate_problems(cfg, model, tokenizer, problems, step, log, device):
     failures = rewards.FAILURES.copy()
     with Unsharded(model), autocast(cfg, device):
         numbers, scored = evaluate(model, tokenizer, problems, n=1, greedy=False,
-                                   max_new_tokens=cfg.eval_max_new_tokens, seed=cfg.seed)
+                                   max_new_tokens=cfg.eval_max_new_tokens, seed=cfg.seed,
+                                   progress='evaluation')
     if rewards.FAILURES - failures:
         log.warn(f'step {step}: evaluation with rewards that failed: {rewards.told()}')
-    numbers = {f'eval_{name}': value for name, value in numbers.items()}
-    log.write({'step': step, **numbers}, ('eval_pass1', 'eval_length'))
+    log.evaluation(step, numbers)
     log.samples(step, evaluated(tokenizer, problems, '', scored))
 
 

@@ -32,9 +32,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (FSDPModule, MixedPrecisionPolicy, fully_shard,
                                     register_fsdp_forward_method)
 from torch.distributed.tensor import DTensor, distribute_tensor
-from tqdm import tqdm
 
 import checkpoint
+import curves
 import hub
 import plan
 import rewards
@@ -44,6 +44,7 @@ from data.tokenizer import Tokenizer
 from judge import load_judges
 from kernels import fp8
 from model import ModelConfig, Transformer
+from progress import Bar, glance, tell
 from sample import present, use_device
 
 
@@ -641,6 +642,9 @@ def eval_problems(cfg, tokenizer, device):
 RATE_KEYS = ('learning_rate', 'schedule', 'warmup_steps', 'min_lr', 'steps', 'max_flops')
 
 
+EVALUATED = ('pass1', 'judged', 'length', 'truncated')   # what is shown of an evaluation
+
+
 class Log:
     """metrics.jsonl, samples.txt and the progress line, on rank 0. A resumed run first drops what
     they hold of the steps after its checkpoint, a new one all."""
@@ -658,8 +662,8 @@ class Log:
         self.keep_samples(step)
         self.file = open(self.folder / 'metrics.jsonl', 'a')
         self.wandb = self.start_wandb(cfg, step) if cfg.wandb else None
-        self.bar = tqdm(total=steps, initial=step, desc=self.folder.name, dynamic_ncols=True,
-                        mininterval=1.0)
+        self.can_draw = True    # as far as is known
+        self.bar = Bar(self.folder.name, steps, 'steps', done=step, leave=True)
 
     def note_settings(self, cfg, step, flops):
         """Writes config.run.json; warns of what is not as it was when the run began."""
@@ -729,20 +733,32 @@ class Log:
         if self.wandb:
             values = {k: v for k, v in numbers.items() if k != 'step' and v is not None}
             self.wandb.log(values, step=numbers['step'])
-        words = []
-        for name in shown:
-            if numbers.get(name) is not None:
-                words.append(f'{name} {numbers[name]:.3g}')
-        self.bar.set_postfix_str(' '.join(words), refresh=False)
+        if shown:
+            self.bar.say(in_words(numbers, shown))
+
+    def evaluation(self, step, numbers, shown=EVALUATED):
+        """Writes the numbers of an evaluation, shows some, and redraws curve.png. numbers: {name:
+        number or interval}, in metrics.jsonl with "eval_" before each name; shown: names"""
+        if self.quiet:
+            return
+        self.write({'step': step, **{f'eval_{name}': value for name, value in numbers.items()}})
+        tell(f'{self.folder.name}, step {step}, evaluation: {in_words(numbers, shown)}')
+        if self.can_draw and not curves.redraw(self.folder):
+            self.can_draw = False
+            tell("no curve.png: matplotlib is missing; pip install -e '.[plot]'")
 
     def warn(self, text):
         if not self.quiet:
-            tqdm.write(f'warning: {text}', file=sys.stderr)
+            tell(f'warning: {text}')
 
     def samples(self, step, entries):
-        """entries: (where from, {name: number}, prompt, response), the last two text"""
+        """Writes samples to samples.txt, and shows the first. entries: (where from, {name: number},
+        prompt, response), the last two text"""
         if self.quiet:
             return
+        for where, numbers, prompt, response in entries[:1]:
+            tell(f'step {step}, {where}: {in_words(numbers, numbers)}\n'
+                 f'{glance(prompt, 2)}\n{glance(response)}')
         with open(self.folder / 'samples.txt', 'a', encoding='utf-8') as file:
             for where, numbers, prompt, response in entries:
                 numbers = ', '.join(f'{name} {value:.3g}' for name, value in numbers.items())
@@ -751,10 +767,18 @@ class Log:
                     file.write(f'  {name}\n{textwrap.indent(text, "    ", bool)}\n')
                 file.write('\n')
 
-    def tick(self):
-        """A step is done."""
+    def tick(self, expected=None):
+        """A step is done. expected: steps in all, where that is not sure beforehand"""
+        if self.quiet:
+            return
+        if expected is not None:
+            self.bar.expect(expected)
+        self.bar.update()
+
+    def start_clock(self):
+        """The time left is told from here on: what was before is no part of the steps."""
         if not self.quiet:
-            self.bar.update()
+            self.bar.restart()
 
     def close(self):
         if not self.quiet:
@@ -762,6 +786,19 @@ class Log:
             self.file.close()
             if self.wandb:
                 self.wandb.finish()
+
+
+def in_words(numbers, names):
+    """-> 'pass1 0.31 (0.25 to 0.38), length 48' of those names that there are"""
+    words = []
+    for name in names:
+        if numbers.get(name) is None:
+            continue
+        interval = ''
+        if ends := numbers.get(f'{name}_ci'):
+            interval = f' ({ends[0]:.3g} to {ends[1]:.3g})'
+        words.append(f'{name} {numbers[name]:.3g}{interval}')
+    return ', '.join(words)
 
 
 def is_due(step, every, last=None):
@@ -872,7 +909,7 @@ def finish(cfg, model, tokenizer, rank):
         model.save_pretrained(cfg.out_dir, dtype, state_dict=weights)
         if model.cfg.num_nextn_predict_layers:
             layer = f'model.layers.{model.cfg.num_hidden_layers}.*'
-            tqdm.write(f'{cfg.out_dir}: transformers has no MTP layer, loads the rest and lists '
-                       f'{layer} as UNEXPECTED', sys.stderr)
+            tell(f'{cfg.out_dir}: transformers has no MTP layer, loads the rest and lists '
+                 f'{layer} as UNEXPECTED')
     if dist.is_initialized():
         dist.barrier()

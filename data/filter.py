@@ -55,6 +55,7 @@ import numpy as np
 
 from data import source
 from graders.pool import Died, Pool
+from progress import Bar
 from rewards import accuracy_reward, check_row, language_reward
 
 
@@ -405,11 +406,13 @@ class Survivors:
                 for rows in self.groups('exact', part, gone):
                     gone[rows[1:]] = 1
         if near and self.count:
-            for part in range(PARTS):
-                for rows in self.groups('near', part, gone):
-                    rows = rows[gone[rows] == 0]
-                    texts = [' '.join(self.texts(self.row(number))) for number in rows.tolist()]
-                    gone[rows[alike([shingles(text) for text in texts], near)]] = 2
+            with Bar('comparing', PARTS, 'parts') as bar:
+                for part in range(PARTS):
+                    for rows in self.groups('near', part, gone):
+                        rows = rows[gone[rows] == 0]
+                        texts = [' '.join(self.texts(self.row(number))) for number in rows.tolist()]
+                        gone[rows[alike([shingles(text) for text in texts], near)]] = 2
+                    bar.update()
         return gone
 
     def write(self, path: Path, gone: np.ndarray):

@@ -38,6 +38,7 @@ from configurator import run
 import numpy as np
 
 from data import source
+from progress import Bar
 from rewards import check_answer
 
 ROWS = ('messages', 'prompt', 'conversations')   # a row has one of these
@@ -129,7 +130,7 @@ def scan(name: str, path: str) -> tuple[np.ndarray, str]:
     starts = []
     at = 0
     digest = hashlib.sha256()
-    with open(path, 'rb') as f:
+    with open(path, 'rb') as f, Bar(f'checking {path}', os.path.getsize(path), 'B') as bar:
         for number, line in enumerate(f, 1):
             try:
                 check_row(line, first=number == 1, name=name)
@@ -138,6 +139,7 @@ def scan(name: str, path: str) -> tuple[np.ndarray, str]:
             starts.append(at)
             at += len(line)
             digest.update(line)
+            bar.update(len(line))
     if not starts:
         raise ValueError(f'{path}: no rows in it')
     return np.array(starts, dtype=np.int64), digest.hexdigest()
@@ -202,12 +204,14 @@ def write(cfg: Config, rows: np.ndarray) -> Counter:
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(spec['path'], 'rb')) for spec in cfg.sources.values()]
         f = stack.enter_context(open(temp, 'w', encoding='utf-8'))
+        bar = stack.enter_context(Bar(f'writing {out}', len(rows)))
         for number, start in rows.tolist():
             files[number].seek(start)
             row = row_of(files[number].readline(), first=start == 0)
             row = {'source': names[number], **row}
             f.write(json.dumps(row, ensure_ascii=False) + '\n')
             drawn[names[number]] += 1
+            bar.update()
     os.replace(temp, out)
     return drawn
 

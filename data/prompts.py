@@ -5,10 +5,9 @@ From the problems of a file to what the model reads: prompts as token ids, and t
 import sys
 from itertools import groupby
 
-from tqdm import tqdm
-
 from configurator import first_rank
 from data.source import at_row, chat_of
+from progress import Bar
 
 
 def instructed(row, text):
@@ -72,11 +71,12 @@ def prompt_lengths(tokenizer, path, rows, prefill):
     refuses."""
     added = len(tokenizer.encode_assistant(prefill))
     lengths = []
-    bar = tqdm(rows, desc=f'measuring {path}', delay=3, leave=False, disable=not first_rank())
-    for number, row in enumerate(bar, 1):
-        with at_row(path, number):
-            ids, _ = tokenizer.apply_chat_template(chat_of(row, 'prompt'), True)
-        lengths.append(len(ids) + added)
+    with Bar(f'measuring {path}', len(rows)) as bar:
+        for number, row in enumerate(rows, 1):
+            with at_row(path, number):
+                ids, _ = tokenizer.apply_chat_template(chat_of(row, 'prompt'), True)
+            lengths.append(len(ids) + added)
+            bar.update()
     return lengths
 
 

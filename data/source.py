@@ -18,12 +18,15 @@ import csv
 import fnmatch
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import zlib
 from collections import Counter
 from pathlib import Path
+
+from progress import Bar
 
 NO_PYARROW = ("parquet needs pyarrow: pip install -e '.[data]', or give --source= a .jsonl, .json "
               'or .csv file')
@@ -152,32 +155,44 @@ def need_pyarrow():
     return pyarrow.parquet
 
 
-def read(files: list[tuple[str, str]]):
+def read(files: list[tuple[str, str]], show: bool = True):
     """Yields (where, row), row a dict, one at a time. ValueError names file and line (parquet: row)
-    of what is damaged."""
-    for name, path in files:
-        if kind(path) == '.parquet':
-            yield from read_parquet(name, path)
-        else:
-            yield from read_text(name, path)
+    of what is damaged. show: how far it is, in bytes of the files."""
+    sizes = [os.path.getsize(path) for _, path in files if os.path.exists(path)]
+    with Bar('reading', sum(sizes), 'B', show=show) as bar:
+        for name, path in files:
+            if kind(path) == '.parquet':
+                yield from read_parquet(name, path, bar)
+            else:
+                yield from read_text(name, path, bar)
 
 
-def read_parquet(name, path):
+def read_parquet(name, path, bar):
+    file = need_pyarrow().ParquetFile(path)
     number = 0
-    for batch in need_pyarrow().ParquetFile(path).iter_batches(batch_size=256):
+    for batch in file.iter_batches(batch_size=256):
         for row in batch.to_pylist():
             number += 1
             yield f'{name}: row {number}', row
+        bar.update(os.path.getsize(path) * len(batch) // file.metadata.num_rows)
 
 
-def read_text(name, path):
+def read_text(name, path, bar):
     reader = {'.json': read_json, '.csv': read_csv}.get(kind(path), read_jsonl)
-    opener = gzip.open if str(path).endswith('.gz') else open
     newline = '' if reader is read_csv else None
     try:
-        # utf-8-sig skips a byte order mark
-        with opener(path, 'rt', encoding='utf-8-sig', newline=newline) as f:
-            yield from reader(name, f)
+        with open(path, 'rb') as file:
+            # utf-8-sig skips a byte order mark
+            how = {'encoding': 'utf-8-sig', 'newline': newline}
+            if str(path).endswith('.gz'):
+                text = gzip.open(file, 'rt', **how)
+            else:
+                text = io.TextIOWrapper(file, **how)
+            at = 0
+            for row in reader(name, text):
+                yield row
+                bar.update(file.tell() - at)
+                at = file.tell()
     except FileNotFoundError:
         raise missing(path) from None
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:

@@ -49,9 +49,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script
 from configurator import run
 
 import huggingface_hub
-from tqdm import tqdm
 
 from data import source
+from progress import Bar, tell
 
 STOPS_ALL = (401, 402, 403, 404, 405)
 TRY_AGAIN = (408, 409, 425, 429)
@@ -237,8 +237,8 @@ def patiently(cfg: Config, chat: list, seed: int | None,
             faults[kind] += 1
             if kind not in TOLD:
                 TOLD.add(kind)
-                print(f'{cfg.endpoint}: {kind}: {message}; such requests are sent again, '
-                      f'{cfg.retries} times', file=sys.stderr)
+                tell(f'{cfg.endpoint}: {kind}: {message}; such requests are sent again, '
+                     f'{cfg.retries} times')
             if attempt >= cfg.retries:
                 raise Refused(f'{attempt + 1} attempts failed, the last with '
                               f'{type(error).__name__}: {message}') from error
@@ -353,6 +353,15 @@ class Tally:
         if self.fatal:
             self.stop.set()
 
+    def troubles(self) -> str:
+        """-> '2 failed, 7 faults overcome', for the bar"""
+        parts = []
+        if self.failed:
+            parts.append(f'{len(self.failed)} failed')
+        if self.faults:
+            parts.append(f'{self.faults.total()} faults overcome')
+        return ', '.join(parts)
+
     def numbers(self) -> dict:
         """As generate_remote returns them."""
         names = ('answers', 'already', 'prompt_tokens', 'completion_tokens', 'without_usage', 'cut')
@@ -362,13 +371,14 @@ class Tally:
         return {**counts, 'failed': self.failed, 'faults': dict(self.faults), 'cost': price / 1e6}
 
 
-def generate_remote(rows, endpoint: str, model: str, out: str, progress: bool = True,
-                    **settings) -> dict:
+def generate_remote(rows, endpoint: str, model: str, out: str, count: int | None = None,
+                    progress: bool = True, **settings) -> dict:
     """
-    Answers to every row ("prompt": text or chat), appended to the file `out`; settings: fields of
-    Config. Returns counts: {"answers", "already", "failed": {key: message}, "faults": {kind: n},
-    "prompt_tokens", "completion_tokens", "without_usage", "cut": answers that ended at max_tokens,
-    "cost"}; tokens and cost are of this run's answers.
+    Answers to every row ("prompt": text or chat), appended to the file `out`; count: how many rows
+    there are, where that is known, for the time left; settings: fields of Config. Returns counts:
+    {"answers", "already", "failed": {key: message}, "faults": {kind: n}, "prompt_tokens",
+    "completion_tokens", "without_usage", "cut": answers that ended at max_tokens, "cost"}; tokens
+    and cost are of this run's answers.
     Stopped: the server refuses every row, or more than max_failures failed; what was answered by
     then is in the file.
     """
@@ -383,12 +393,13 @@ def generate_remote(rows, endpoint: str, model: str, out: str, progress: bool = 
             raise ValueError(f'{path}: another process is writing to it') from None
         done = answered(path, model, cfg.max_tokens)
         reach_offline(endpoint)
-        with tqdm(desc='answers', disable=not progress, unit='') as bar:
+        if count is not None:
+            count = cfg.n * min(count, cfg.limit or count)
+        with Bar(path.name, count, 'answers', show=progress) as bar:
             try:
-                for answer in answers_to(requests_of(rows, cfg), done, cfg, tally, pool):
+                for answer in answers_to(requests_of(rows, cfg), done, cfg, tally, pool, bar):
                     f.write(json.dumps(answer, ensure_ascii=False).encode() + b'\n')
                     f.flush()
-                    bar.update()
             finally:
                 tally.stop.set()   # also on Ctrl-C
                 os.fsync(f.fileno())
@@ -397,9 +408,9 @@ def generate_remote(rows, endpoint: str, model: str, out: str, progress: bool = 
     return tally.numbers()
 
 
-def answers_to(requests, done: set[str], cfg: Config, tally: Tally, pool):
+def answers_to(requests, done: set[str], cfg: Config, tally: Tally, pool, bar: Bar):
     """Yields the rows of answers as they come, of the requests whose key is not in `done`; all that
-    happens is counted in the tally."""
+    happens is counted in the tally, and shown by the bar."""
     running = {}   # future -> Request
     while True:
         # 1. as many requests as may be under way
@@ -409,6 +420,7 @@ def answers_to(requests, done: set[str], cfg: Config, tally: Tally, pool):
                 break
             if wanted.key in done:
                 tally.counts['already'] += 1
+                bar.skip()
             else:
                 future = pool.submit(patiently, cfg, wanted.chat, wanted.seed, tally.stop)
                 running[future] = wanted
@@ -424,8 +436,12 @@ def answers_to(requests, done: set[str], cfg: Config, tally: Tally, pool):
                 answer, faults = future.result()
             except (Stopped, Refused) as error:
                 tally.failure(wanted.key, error)
+                bar.say(tally.troubles())
+                bar.update()
                 continue
             tally.answer(answer, faults)
+            bar.say(tally.troubles())
+            bar.update()
             yield {**wanted.row, 'key': wanted.key, 'sample': wanted.sample, **answer}
 
 
@@ -436,7 +452,8 @@ def main(cfg: Config):
     settings = asdict(cfg)
     for key in ('data', 'endpoint', 'model', 'out'):
         settings.pop(key)
-    numbers = generate_remote(rows_of(cfg.data), cfg.endpoint, cfg.model, cfg.out, **settings)
+    numbers = generate_remote(rows_of(cfg.data), cfg.endpoint, cfg.model, cfg.out,
+                              count_rows(cfg.data), **settings)
     report(numbers, cfg.out)
 
 
@@ -453,14 +470,21 @@ def from_sample(cfg) -> dict:
         'seed': cfg.seed,
         **cfg.remote,
     }
-    numbers = generate_remote(rows_of(cfg.data), cfg.endpoint, cfg.checkpoint, cfg.out, **settings)
+    numbers = generate_remote(rows_of(cfg.data), cfg.endpoint, cfg.checkpoint, cfg.out,
+                              count_rows(cfg.data), **settings)
     report(numbers, cfg.out)
     return numbers
 
 
 def rows_of(paths: list[str]):
-    for _, row in source.read([(path, path) for path in paths]):
+    for _, row in source.read([(path, path) for path in paths], show=False):
         yield row
+
+
+def count_rows(paths: list[str]) -> int:
+    """Reads them through once, so that the time left is known from the start, and no row is found
+    damaged after a night of answers."""
+    return sum(1 for _ in source.read([(path, path) for path in paths]))
 
 
 def report(numbers: dict, out: str):

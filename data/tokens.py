@@ -29,10 +29,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.source import at_row, lines_of, parse_row
 from graders.pool import Pool
+from progress import Bar
 
 # Files beside this one that decide on the tokens
 CODE = ('tokens.py', 'tokenizer.py', 'bpe.py', 'library_bpe.py', 'source.py')
@@ -224,7 +224,8 @@ def write_tokens(path: Path, tokenizer, folder: Path, workers: int, quiet: bool)
     pickled = folder / 'tokenizer.pickle'
     pickled.write_bytes(pickle.dumps(tokenizer))
     out = TokenFiles(folder, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    bar = tqdm(desc=f'tokenising {path.name}', unit='B', unit_scale=True, disable=quiet or small)
+    size = sum(map(len, lines_of(path)))
+    bar = Bar(f'tokenising {path.name}', size, 'B', show=not quiet)
     with out, bar, Pool(workers, SECONDS) as pool:
         for lines, part in encoded(path, pickled, out.dtype, workers, pool):
             if isinstance(part, Exception):

@@ -107,14 +107,18 @@ class Pool:
         self.seconds = seconds
         self.workers = [Worker() for _ in range(workers)]
 
-    def map(self, module, name, arguments):
+    def map(self, module, name, arguments, update=None):
         """-> list of values of `module.name(*args)` in order; of a failed call the exception: what
-        the function raised, TimeoutError, or Died."""
+        the function raised, TimeoutError, or Died. update(n): called when n more calls ended."""
         calls = [Call(module, name, args) for args in arguments]
         waiting = deque(calls)
         slow = 0  # calls that took too long
+        told = 0  # ended calls that were told to `update`
         while waiting or self.busy():
             ended = len(calls) - len(waiting) - len(self.busy())
+            if update and ended > told:
+                update(ended - told)
+                told = ended
             if waiting and slow == ended and slow >= max(self.HOPELESS, len(self.workers)):
                 said = f'not tried: the first {slow} took more than {self.seconds} s each'
                 for call in waiting:

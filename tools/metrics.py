@@ -7,13 +7,13 @@ out_dir/metrics.png (needs the [plot] extra).
     make plot RUN=out/r1/zero
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 from configurator import run
+from curves import curve, draw, read_metrics
 
 # panels that come first
 FIRST = ('loss', 'reward', 'right', 'length', 'length_right', 'length_wrong', 'entropy', 'kl',
@@ -28,29 +28,6 @@ class Config:
     smooth: int = 1                        # steps averaged
 
 
-def read_metrics(folder):
-    """-> list of dicts, the lines of metrics.jsonl; one that a kill cut short is left out.
-    ValueError: there is no such file."""
-    path = Path(folder) / 'metrics.jsonl'
-    if not path.exists():
-        raise ValueError(f'{path} does not exist; run= is the out_dir of sft.py or grpo.py')
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')]
-
-
-def curve(lines, key, smooth):
-    """-> steps, values averaged over the last `smooth` of them"""
-    steps = []
-    values = []
-    means = []
-    for line in lines:
-        if isinstance(line.get(key), (int, float)):
-            steps.append(line['step'])
-            values.append(line[key])
-            last = values[-smooth:]
-            means.append(sum(last) / len(last))
-    return steps, means
-
-
 def changing(runs, keys):
     """-> those of the keys whose values in a run are not all the same, the important first"""
     found = []
@@ -61,28 +38,6 @@ def changing(runs, keys):
                 found.append(key)
                 break
     return sorted(found, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
-
-
-def draw(runs, keys, smooth, path):
-    """A panel for each key, in it a line for each run. runs: {folder: lines}"""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    columns = min(4, len(keys))
-    rows = -(-len(keys) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False,
-                                constrained_layout=True)
-    for axis, key in zip(axes.flat, keys):
-        for folder, lines in runs.items():
-            axis.plot(*curve(lines, key, smooth), label=Path(folder).name, linewidth=1)
-        axis.set_title(key, fontsize=9)
-        axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(keys):]:
-        axis.axis('off')
-    if len(runs) > 1:
-        axes.flat[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main(cfg):
