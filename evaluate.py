@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 # before torch: says so where it is missing
 from configurator import at_least, idle, run, tell_idle
@@ -300,28 +300,45 @@ def score(tokenizer, rows, completions, weights, stop=()):
     mixed        whether it mixes languages
     task         of the row
     """
-    responses = []   # (response, row with lengths) of all samples, row after row
-    for row, samples in zip(rows, completions):
-        lengths = [len(sample.tokens) for sample in samples]
-        for sample, length in zip(samples, lengths):
-            response = until_stop(text_of(tokenizer, sample.tokens), stop)
-            told = {'completion_tokens': length, 'shortest': min(lengths), 'longest': max(lengths)}
-            responses.append((response, {**row, **told}))
+    said = []
+    for samples in completions:
+        texts = [until_stop(text_of(tokenizer, sample.tokens), stop) for sample in samples]
+        said.append([Said(text, len(sample.tokens), sample.finished)
+                     for text, sample in zip(texts, samples)])
+    return score_said(rows, said, weights)
 
-    graded = zip(responses, rewards.grade(responses, weights))
+
+class Said(NamedTuple):
+    """A response as it is graded."""
+    text: str
+    length: int       # tokens
+    finished: bool    # by itself, not at the limit
+
+
+def score_said(rows, said, weights):
+    """rows: problems; said: for each a list of Said -> the same as `score`"""
+    responses = []   # (response, row with lengths) of all samples, row after row
+    for row, samples in zip(rows, said):
+        lengths = [sample.length for sample in samples]
+        for sample in samples:
+            told = {'completion_tokens': sample.length, 'shortest': min(lengths),
+                    'longest': max(lengths)}
+            responses.append((sample.text, {**row, **told}))
+
+    graded = iter(rewards.grade(responses, weights))
     scored = []
-    for row, samples in zip(rows, completions):
+    for row, samples in zip(rows, said):
         scored.append([])
         for sample in samples:
-            (response, _), (total, parts) = next(graded)
+            total, parts = next(graded)
             scored[-1].append({
-                'response': response,
+                'response': sample.text,
                 'total': total,
                 'rewards': parts,
-                'length': len(sample.tokens),
+                'length': sample.length,
                 'finished': sample.finished,
-                'answer': rewards.answer_of(response, row),
-                'mixed': rewards.language_mixed(response, row),
+                'answer': rewards.answer_of(sample.text, row),
+                'mixed': rewards.language_mixed(sample.text, row),
                 'task': row['task'],
             })
     return scored
@@ -833,11 +850,11 @@ SAMPLES_DEPEND_ON = ('limit', 'n', 'temperature', 'top_p', 'top_k', 'min_p', 'ma
 
 
 def main(cfg):
-    """-> {problem file: its numbers}, the same on every rank; with an endpoint or a plan what these
-    return; None with `show`"""
+    """-> {problem file: its numbers}, the same on every rank; with a plan what that returns; None
+    with `show`"""
     check_settings(cfg)
     if cfg.endpoint:
-        return teacher.from_sample(cfg)
+        return evaluate_remote(cfg)
     if cfg.plan:
         return plan.show(cfg, cfg.checkpoint, cfg.plan)
     device = use_device(cfg)
@@ -887,11 +904,13 @@ def check_settings(cfg):
         (not forced, ('think_end', 'wait'), 'think_budget and think_at_least are 0'),
         (cfg.temperature == 0, ('top_p', 'top_k', 'min_p'), 'at temperature 0 nothing is drawn'),
         (not cfg.endpoint, ('remote',), 'there is no endpoint'),
-        (cfg.endpoint, ('top_k', 'min_p', 'stop', 'think_budget', 'think_at_least', 'best_of',
-                        *FILTERS, *FILTER_LIMITS, 'summary', 'instruction', 'prefill',
-                        'chat_template', 'template_args', 'long_prompts', 'show', 'rewards'),
+        (cfg.endpoint, ('top_k', 'min_p', 'stop', 'think_budget', 'think_at_least', *FILTERS,
+                        *FILTER_LIMITS, 'prefill', 'chat_template', 'template_args',
+                        'long_prompts', 'show'),
          'a server only samples')])
     if cfg.endpoint:
+        if not cfg.out:
+            raise ValueError('an endpoint needs a file for its answers: --out=FILE')
         return
     # here an error: the file would hold something else than was asked for
     lines = idle(cfg, [
@@ -900,6 +919,44 @@ def check_settings(cfg):
     if lines:
         raise ValueError(lines[0])
     present(cfg, 'checkpoint')
+
+
+def evaluate_remote(cfg):
+    """Asks a server, and grades what it answers -> {problem file: its numbers}"""
+    rewards.use_file(cfg.reward_file)
+    weights = with_unweighted(cfg.rewards, cfg.best_of)
+    rewards.check_names(weights)
+    files = read_problems(cfg, weights)
+    prepare_rewards(cfg, files, weights, use_device(cfg))
+
+    answers = teacher.from_sample(cfg, list(chain.from_iterable(files.values())))
+    numbers = {}
+    for path, rows in files.items():
+        said = [[said_by_server(answer) for answer in next(answers)] for _ in rows]
+        scored = score_said(rows, said, weights)
+        if len(said[0]) > 1:
+            vote(scored, rows)
+        numbers[path] = statistics(scored)
+        if cfg.best_of and (right := best_of(scored, cfg.best_of)):
+            n = len(said[0])
+            numbers[path][f'best_of{n}'], numbers[path][f'best_of{n}_ci'] = mean_ci(right)
+        print_numbers(path, numbers[path])
+    if rewards.FAILURES:
+        print(f'rewards failed and counted 0.0: {rewards.told()}', file=sys.stderr)
+    if cfg.summary:
+        write_jsonl(cfg.summary, [numbers])
+    return numbers
+
+
+def said_by_server(answer):
+    """An answer of data/teacher.py -> Said, with its reasoning in <think>; of 0 tokens where the
+    server counts none"""
+    text = answer['content']
+    if answer['reasoning']:
+        end = '</think>' if text else ''
+        text = f'<think>{answer["reasoning"]}{end}{text}'
+    length = (answer['usage'] or {}).get('completion_tokens', 0)
+    return Said(text, length, answer['finish_reason'] != 'length')
 
 
 def is_filtered(cfg):

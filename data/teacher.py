@@ -457,12 +457,10 @@ def main(cfg: Config):
     report(numbers, cfg.out)
 
 
-def from_sample(cfg) -> dict:
-    """The same from a Config of evaluate.py, whose `remote` holds further settings of this one."""
-    if not cfg.out:
-        raise ValueError('an endpoint needs a file for its answers: --out=FILE')
+def from_sample(cfg, rows: list):
+    """The same from a Config of evaluate.py, whose `remote` holds further settings of this one.
+    Yields for each of the rows the list of its answers, once all are there."""
     settings = {
-        'limit': cfg.limit,
         'n': cfg.n,
         'temperature': cfg.temperature,
         'top_p': cfg.top_p,
@@ -470,10 +468,15 @@ def from_sample(cfg) -> dict:
         'seed': cfg.seed,
         **cfg.remote,
     }
-    numbers = generate_remote(rows_of(cfg.data), cfg.endpoint, cfg.checkpoint, cfg.out,
-                              count_rows(cfg.data), **settings)
+    numbers = generate_remote(rows, cfg.endpoint, cfg.checkpoint, cfg.out, len(rows), **settings)
     report(numbers, cfg.out)
-    return numbers
+
+    settings.pop('progress', None)
+    asked = requests_of(rows, Config(cfg.endpoint, cfg.checkpoint, **settings))
+    with open(cfg.out, encoding='utf-8') as f:
+        answers = {answer['key']: answer for answer in map(json.loads, f)}
+    for _ in rows:
+        yield [answers[request.key] for request in itertools.islice(asked, settings['n'])]
 
 
 def rows_of(paths: list[str]):

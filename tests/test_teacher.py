@@ -1,5 +1,8 @@
 import json
 import os
+import random
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import progress
 from data import teacher
 from data.distill import prepare as distill
 from data.source import parts_of
@@ -504,6 +508,23 @@ def test_a_second_process_on_the_same_file_is_refused(server, tmp_path):
     assert os.path.getsize(tmp_path / 'o.jsonl') == 0
 
 
+def test_how_far_it_is_stands_in_a_log(server, tmp_path, monkeypatch, capsys):
+    out = tmp_path / 'o.jsonl'
+    rows = prompts(*(f'r{i}|reasoning|' for i in range(6)), 'b|reasoning|finish:content_filter',
+                   'c|reasoning|500')
+    ask(server, rows, out, limit=4)
+    monkeypatch.setattr(progress, 'DELAY', 0.0)
+    monkeypatch.setattr(progress, 'APART', 0.0)   # a line for every answer
+    ask(server, rows, out, count=len(rows), progress=True, concurrency=1)
+    told = capsys.readouterr().err.splitlines()
+    told = [line for line in told if line.startswith('o.jsonl: ')]
+    assert [line.split(' answers')[0] for line in told] == [
+        'o.jsonl: 5/8', 'o.jsonl: 6/8', 'o.jsonl: 7/8', 'o.jsonl: 8/8']
+    assert re.search(r'5/8 answers \(62%\), [0-9.e+]+(/s| s each), 00:0\d left$', told[0])
+    assert told[2].endswith(' left, 1 failed')
+    assert told[3].endswith(', 1 failed, 1 faults overcome')
+
+
 def test_mode_of_evaluate(server, tmp_path):
     evaluate = pytest.importorskip('evaluate')
     data = tmp_path / 'in.jsonl'
@@ -511,10 +532,156 @@ def test_mode_of_evaluate(server, tmp_path):
     cfg = evaluate.Config(
         checkpoint='teacher', endpoint=server.url, data=[str(data)], out=str(tmp_path / 'o.jsonl'),
         n=2, temperature=0.7, max_new_tokens=99, remote={'backoff': 0.01, 'progress': False})
-    assert evaluate.main(cfg)['answers'] == 4
+    assert evaluate.main(cfg)[str(data)]['pass1'] == 0    # the answer to a is not 1
     keys = {r['key'] for r in lines(tmp_path / 'o.jsonl')}
     assert keys == {'a#0', 'a#1', 'b#0', 'b#1'}
     sent = {(b['temperature'], b['max_tokens'], b['model']) for b in server.bodies}
     assert sent == {(0.7, 99, 'teacher')}
     with pytest.raises(ValueError, match='--out=FILE'):
         evaluate.main(evaluate.Config(endpoint=server.url))
+
+
+def test_a_server_is_graded_as_a_checkpoint_is(server, tmp_path, capsys):
+    """Of two files, the first so many rows of each; asked once, graded as often as one likes."""
+    evaluate = pytest.importorskip('evaluate')
+    rows = prompts('<answer>1</answer>|inline|', 'long|reasoning|', 'c|inline|', 'd|inline|')
+    files = [tmp_path / 'one.jsonl', tmp_path / 'two.jsonl']
+    jsonl(files[0], [rows[0], rows[2]])
+    jsonl(files[1], [rows[1], rows[3]])
+    cfg = evaluate.Config(
+        checkpoint='teacher', endpoint=server.url, data=[str(path) for path in files], n=2,
+        limit=1, out=str(tmp_path / 'o.jsonl'), summary=str(tmp_path / 'summary.json'),
+        remote={'progress': False}, instruction='briefly')
+    numbers = evaluate.main(cfg)
+    one, two = (numbers[str(path)] for path in files)
+    assert (one['problems'], one['samples'], one['pass1']) == (1, 2, 1.0)
+    assert (one['length'], one['truncated']) == (11, 0)
+    assert (two['problems'], two['pass1'], two['truncated']) == (1, 0.0, 1.0)
+    assert json.loads((tmp_path / 'summary.json').read_text()) == numbers
+    assert server.bodies[0]['messages'][0]['content'].endswith('|\nbriefly')
+    assert len(server.bodies) == 4 and evaluate.main(cfg) == numbers and len(server.bodies) == 4
+    assert 'does nothing' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('thought, answer', [
+    ('6 x 7 = 42', '<answer>42</answer>'), ('never closed', ''), ('', '<answer>42</answer>')])
+def test_a_response_is_put_together_as_the_model_said_it(thought, answer):
+    evaluate = pytest.importorskip('evaluate')
+    raw = answer
+    if thought:
+        raw = f'<think>{thought}</think>{answer}' if answer else f'<think>{thought}'
+    reasoning, content = parts_of({'content': raw})
+    said = evaluate.said_by_server({'reasoning': reasoning, 'content': content, 'usage': None,
+                                    'finish_reason': 'stop'})
+    assert said == (raw, 0, True)
+
+
+@pytest.fixture
+def transformers_serve(tmp_path):
+    """start(folder) -> URL of `transformers serve` with the model in it; as often as one likes, on
+    the same port, the server before is killed -9."""
+    for name in ('transformers', 'fastapi', 'uvicorn', 'openai'):
+        pytest.importorskip(name, reason="needs pip install 'transformers[serving]'")
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    running = []
+
+    def start(folder):
+        for process in running:
+            process.kill()
+            process.wait()
+        command = [sys.executable, '-c', 'from transformers.cli.transformers import main; main()',
+                   'serve', str(folder), '--device=cpu', '--dtype=float32', '--host=127.0.0.1',
+                   f'--port={port}']
+        environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path / 'hf'),
+                       'OMP_NUM_THREADS': '1'}
+        with open(tmp_path / 'serve.log', 'a') as log:
+            running.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+        end = time.monotonic() + 300
+        while time.monotonic() < end and running[-1].poll() is None:
+            with socket.socket() as client:
+                if client.connect_ex(('127.0.0.1', port)) == 0:
+                    break
+            time.sleep(0.1)
+        else:
+            pytest.fail((tmp_path / 'serve.log').read_text()[-3000:])
+        return f'http://127.0.0.1:{port}/v1'
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_transformers_serves_our_checkpoint_and_kills_lose_and_double_nothing(
+        transformers_serve, tmp_path):
+    """A model that our hub.py wrote: 60 answers through two kill -9 of the collector and one of
+    the server, and they are the greedy answers of our own sampler."""
+    torch = pytest.importorskip('torch')
+    import evaluate
+    from data.countdown.prepare import rl_problem, toy_tokenizer
+    from model import ModelConfig, Transformer
+    tokenizer = toy_tokenizer()
+    torch.manual_seed(0)
+    shape = dict(model_type='llama', num_hidden_layers=2, hidden_size=64, num_attention_heads=4,
+                 num_key_value_heads=2, intermediate_size=96, max_position_embeddings=256)
+    ids = dict(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
+    model = Transformer(ModelConfig(**ids, **shape))
+    with torch.no_grad():   # it says words and ends: single bytes and control tokens are no text
+        for token in range(tokenizer.vocab_size):
+            if token != tokenizer.eos_id and not tokenizer.decode([token]).startswith(' '):
+                model.lm_head.weight[token] = 0
+    model.save_pretrained(tmp_path / 'm')
+    tokenizer.save_pretrained(tmp_path / 'm')
+    rng = random.Random(0)
+    rows = [{**rl_problem(rng, (1 + i, 2, 3), 6 + i), 'id': i} for i in range(60)]
+    data = tmp_path / 'in.jsonl'
+    out = tmp_path / 'o.jsonl'
+    jsonl(data, rows)
+
+    url = transformers_serve(tmp_path / 'm')
+    command = [sys.executable, str(ROOT / 'data' / 'teacher.py'), f'--endpoint={url}',
+               f'--model={tmp_path / "m"}', f"--data=['{data}']", f'--out={out}',
+               '--temperature=0', '--top_p=None', '--max_tokens=40', '--concurrency=4',
+               '--backoff=0.2', '--retries=100']
+
+    def collect_until(count):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        end = time.monotonic() + 300
+        while time.monotonic() < end and process.poll() is None:
+            if out.exists() and out.read_bytes().count(b'\n') >= count:
+                break
+            time.sleep(0.01)
+        return process
+
+    for count in (10, 25):
+        process = collect_until(count)
+        process.kill()
+        process.wait()
+    process = collect_until(40)
+    transformers_serve(tmp_path / 'm')
+    assert process.wait(300) == 0
+    assert sorted(answer['key'] for answer in lines(out)) == sorted(f'{i}#0' for i in range(60))
+
+    # Both are graded alike, and say the same
+    about = dict(data=[str(data)], n=1, temperature=0.0, max_new_tokens=40, threads=1)
+    here = evaluate.main(evaluate.Config(checkpoint=str(tmp_path / 'm'), greedy=False, **about,
+                                         out=str(tmp_path / 'here.jsonl')))
+    there = evaluate.main(evaluate.Config(checkpoint=str(tmp_path / 'm'), endpoint=url, **about,
+                                          out=str(out), remote={'top_p': None}))
+    for name in ('pass1', 'length', 'truncated', 'format'):
+        assert there[str(data)][name] == pytest.approx(here[str(data)][name])
+    said = {row['id']: row['samples'][0]['response'] for row in lines(tmp_path / 'here.jsonl')}
+    for answer in lines(out):
+        reasoning, content = parts_of({'content': said[answer['id']]})
+        assert (answer['reasoning'], answer['content']) == (reasoning, content)
+
+    # Sampled only where the request brings a generation_config that says so
+    generation = json.dumps({'do_sample': True, 'top_k': 0, 'eos_token_id': tokenizer.eos_id})
+    for extra, different in (({}, 1), ({'generation_config': generation}, 4)):
+        out.unlink()
+        generate_remote(rows, url, str(tmp_path / 'm'), str(out), limit=1, n=4, max_tokens=40,
+                        temperature=1.0, top_p=1.0, extra=extra, progress=False)
+        assert len({answer['content'] for answer in lines(out)}) == different
