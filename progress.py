@@ -6,7 +6,7 @@ pipe) a line every half minute.
         for sample in sampled:
             bar.update()
 
-    sampling:  35%|███▌      | 420/1200 [02:11<04:03,  3.20samples/s]
+    sampling:  35%|███▌      | 420/1200 [02:11<04:03,  3.20sample/s]
     sampling: 420/1200 samples (35%), 3.20/s, 04:03 left
 
 Work that is done within DELAY seconds shows nothing. Only rank 0 shows anything.
@@ -41,14 +41,14 @@ class Bar:
         self.tqdm = None
         if self.show and sys.stderr.isatty():
             from tqdm import tqdm   # only here: processes that grade start faster without
-            self.tqdm = tqdm(desc=what, total=total, initial=done, unit=f' {unit}', leave=leave,
-                             delay=DELAY, smoothing=0, dynamic_ncols=True,
-                             unit_scale=unit == 'B')
+            self.tqdm = tqdm(desc=what, total=total, initial=done, unit=unit.removesuffix('s'),
+                             unit_scale=unit == 'B', leave=leave, delay=DELAY, smoothing=0,
+                             miniters=1, dynamic_ncols=True)
 
     def update(self, n=1):
         """n more are done."""
         self.n += n
-        if self.tqdm:
+        if self.tqdm is not None:
             self.tqdm.update(n)
         elif self.show and time.monotonic() - self.told >= APART:
             self.write_line()
@@ -57,27 +57,27 @@ class Bar:
         """n more were done before: they are no part of the rate."""
         self.before += n
         self.n += n
-        if self.tqdm:
+        if self.tqdm is not None:
             self.tqdm.initial += n
             self.tqdm.update(n)
 
     def expect(self, total):
         """As much as is now known to be ahead."""
         self.total = total
-        if self.tqdm:
+        if self.tqdm is not None:
             self.tqdm.total = total
 
     def say(self, note):
         """What stands behind the time left, from the next update on."""
         self.note = note
-        if self.tqdm:
+        if self.tqdm is not None:
             self.tqdm.set_postfix_str(note, refresh=False)
 
     def restart(self):
         """The rate counts from here: what went before was something else."""
         self.before = self.n
         self.began = time.monotonic()
-        if self.tqdm:
+        if self.tqdm is not None:
             self.tqdm.unpause()
 
     def write_line(self):
@@ -110,7 +110,7 @@ class Bar:
         return f'{n}/{total} {unit} ({share:.0%})'
 
     def close(self):
-        if self.tqdm:
+        if self.tqdm is not None:
             self.tqdm.close()
         elif self.show and self.leave:
             self.write_line()
@@ -150,8 +150,9 @@ def tell(text):
 
 
 def glance(text, lines=3):
-    """-> the text in at most so many indented lines, its middle left out"""
-    text = ' '.join(text.split())
+    """-> the text in at most so many indented lines, its middle left out, and what would move a
+    terminal's cursor"""
+    text = ''.join(c for c in ' '.join(text.split()) if c.isprintable())
     most = 90 * lines
     if len(text) > most:
         text = f'{text[:most // 2 - 3]} [..] {text[-most // 2 + 3:]}'

@@ -92,8 +92,11 @@ def test_a_terminal_gets_a_bar(monkeypatch):
         bar.update(2)
         progress.tell('a warning')
     last = terminal.getvalue().split('\r')[-1]
-    assert re.search(r'sampling:  50%\|.*\| 4/8 \[00:00<00:00, .* samples/s, 1 failed\]', last)
+    assert re.search(r'sampling:  50%\|.*\| 4/8 \[00:00<00:00, .*sample/s, 1 failed\]', last)
     assert 'a warning\n' in terminal.getvalue()
+    with Bar('rows') as bar:                       # of how many is not known
+        bar.update()
+    assert 'rows: 0row [' in terminal.getvalue()
 
 
 def test_other_ranks_say_nothing(monkeypatch, clock, capsys):
@@ -104,7 +107,7 @@ def test_other_ranks_say_nothing(monkeypatch, clock, capsys):
 
 
 def test_a_glance_has_the_beginning_and_the_end():
-    assert glance('one\n two', 2) == '    one two'
+    assert glance('one\n two\x1b[2J', 2) == '    one two[2J'
     text = ' '.join(map(str, range(1000)))
     lines = glance(text, 3).splitlines()
     assert len(lines) <= 3 and max(map(len, lines)) <= 100
