@@ -45,7 +45,7 @@ test-slow: .venv/tests   ## full-length runs and kill loops
 
 # make bench WHAT="train --rounds=7" for one comparison
 bench: setup   ## speed beside other code, in ratios
-	$(BIN)/pip install -q -e '.[test,bench]'
+	$(BIN)/pip install -q -e '.[test,bench,tokenizers]'
 	$(PY) tools/bench.py $(WHAT)
 
 bench-gpu: setup   ## everything that is measured on a GPU, in nine minutes

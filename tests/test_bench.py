@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import kernels
-from tools import bench, kernel_bench
+from tools import bench, bench_smol, kernel_bench
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = torch.cuda.is_available()
@@ -109,3 +109,55 @@ def test_comparisons_compare_the_same_thing(comparison):
         assert rows[1]['side'] == 'nanoR1' and abs(rows[1]['loss'] - rows[2]['loss']) < 1e-3
     else:
         assert rows[1]['first_tokens_agree'] == 1
+
+
+# ---- a released model beside other code ----
+
+def test_bench_hands_a_released_model_to_its_own_file(monkeypatch, capsys):
+    started = []
+
+    def run(command):
+        started.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(bench.subprocess, 'run', run)
+    with pytest.raises(SystemExit) as ended:
+        bench.main(['smol', 'sft', '--rows=2'])
+    assert ended.value.code == 3
+    assert started[0][1:] == [str(ROOT / 'tools/bench_smol.py'), 'sft', '--rows=2']
+
+    functions = [bench_smol.sample], [bench_smol.curves]
+    bench.run_chosen(['--help'], *functions, bench_smol.__doc__)
+    told = capsys.readouterr().out
+    assert '\nsample: ' in told and '\ncurves: ' in told
+    with pytest.raises(SystemExit, match="no comparison 'curve'; there are sample, curves"):
+        bench.run_chosen(['curve'], *functions, bench_smol.__doc__)
+
+
+def test_the_difference_of_two_ends_is_paired_by_problem():
+    a = [1.0, 0.5, 0.75, 0.25]
+    row = bench_smol.paired(a, [x - 0.25 for x in a])
+    assert row == {'difference': 0.25, 'ci': [0.25, 0.25]}      # the same for each problem
+
+    row = bench_smol.paired([1.0, 0.0, 1.0, 0.0], [0.0] * 4)
+    half = 1.96 * (1 / 3) ** 0.5 / 2       # variance: four times 0.25, over 3
+    assert row == {'difference': 0.5, 'ci': [round(0.5 - half, 4), round(0.5 + half, 4)]}
+
+
+def test_a_log_goes_on_from_the_checkpoint(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    bench.write_rows(path, [{'step': step, 'seconds': 2.0 * step} for step in (1, 2, 3)])
+    log = bench_smol.StepLog(path)
+    log.begin(2)
+    log.end_step(3, 5.0)
+    steps = [(line['step'], line['seconds']) for line in map(json.loads, path.open())]
+    assert steps == [(1, 2.0), (2, 4.0), (3, 9.0)]
+
+
+def test_word_problems_are_right():
+    for question, answer in bench_smol.chats(20):
+        *_, total = answer['content'].split('<answer>')
+        equations = answer['content'].split('<think>')[1].split('</think>')[0].split('; ')
+        assert all(eval(e.replace('=', '==')) for e in equations)
+        assert total == equations[-1].split(' = ')[1] + '</answer>'
+        assert equations[0].split()[0] in question['content']

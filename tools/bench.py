@@ -5,6 +5,7 @@ as its users run it, and in turn, so that the ratio holds where seconds do not.
     python tools/bench.py                       # every comparison
     python tools/bench.py train --rounds=7      # one of them; its parameters as --key=value
     python tools/bench.py train --only=nanoR1   # one side alone, to profile it
+    python tools/bench.py smol --model=FOLDER   # a released model: tools/bench_smol.py
     python tools/bench.py gpu                   # what there is to measure on a GPU, in nine
                                                 # minutes: the kernels, training, decoding
     make bench
@@ -67,7 +68,7 @@ RANDOM = {  # shapes of released models, for speed without their weights
 
 # ---- sides, in turn ----
 
-def in_turn(comparison, names, rounds, **given):
+def in_turn(comparison, names, rounds, script=__file__, **given):
     """
     Starts each side as `bench.py comparison --only=side`; after one run of each, to warm up, they
     run `rounds` times in turn. -> {side: what `alone` says of each run}
@@ -75,7 +76,7 @@ def in_turn(comparison, names, rounds, **given):
     flags = [f'--{key}={value}' for key, value in given.items()]
     sides = {}
     for name in names:
-        command = [sys.executable, __file__, comparison, f'--only={name}', '--asked=True', *flags]
+        command = [sys.executable, script, comparison, f'--only={name}', '--asked=True', *flags]
         sides[name] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     answers = {name: [] for name in names}
@@ -109,6 +110,7 @@ def alone(run, rounds, asked):
     and what run() returns
     """
     for i, _ in enumerate(sys.stdin if asked else range(rounds + 1)):
+        gc.collect()      # trainers that are done hold their models in cycles
         began = time.perf_counter()
         busy = time.process_time()
         result = run()
@@ -143,7 +145,7 @@ def summary(seconds):
     """-> median, and (max - min) / median as the spread"""
     middle = statistics.median(seconds)
     spread = (max(seconds) - min(seconds)) / middle
-    return {'seconds': round(middle, 4), 'spread': round(spread, 3)}
+    return {'seconds': float(f'{middle:.4g}'), 'spread': round(spread, 3)}
 
 
 def ratio(seconds):
@@ -601,13 +603,15 @@ def need_trl(only):
             "bench.py: trl is missing; pip install -e '.[bench]', or --only=nanoR1")
 
 
-def trl_config(kind, folder, dtype, steps, rows, **given):
-    return kind(
+def trl_config(kind, folder, dtype, steps, rows, micro_batches=1, **given):
+    """rows: of a micro-batch; given: more settings, or others than these"""
+    settings = dict(
         output_dir=folder, max_steps=steps, per_device_train_batch_size=rows,
-        gradient_accumulation_steps=1, learning_rate=1e-4, max_grad_norm=1.0,
+        gradient_accumulation_steps=micro_batches, learning_rate=1e-4, max_grad_norm=1.0,
         lr_scheduler_type='constant', optim='adamw_torch_fused', bf16=dtype == 'bfloat16',
         gradient_checkpointing=False, logging_strategy='no', save_strategy='no', report_to='none',
-        use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True, **given)
+        use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True)
+    return kind(**{**settings, **given})
 
 
 def step_seconds():
@@ -778,25 +782,28 @@ def sft(
         yield from beside('sft', sides, dtypes, rounds, threads, only, asked, per_token=True)
 
 
-def beside(name, sides, dtypes, rounds, threads, only, asked, per_token=False):
+def beside(name, sides, dtypes, rounds, threads, only, asked, per_token=False, **given):
     """
     sides: {name: function of the dtype -> seconds of its steps} -> rows of each and the ratios
     per_token: the seconds are those of a token
+    given: more of `in_turn`
     """
     for dtype in dtypes.split(','):
         if only:
             yield from alone(lambda dtype=dtype: sides[only](dtype), rounds, asked)
             continue
-        answers = in_turn(name, sides, rounds, dtypes=dtype, threads=threads)
+        answers = in_turn(name, sides, rounds, dtypes=dtype, threads=threads, **given)
         seconds = {side: sum(results, []) for side, results in values(answers, 'result').items()}
-        for side, rows in answers.items():
+        peaks = {side: max(row['peak_gib'] for row in rows) for side, rows in answers.items()}
+        for side in answers:
             row = {name: dtype, 'side': side, **summary(seconds[side])}
             if per_token:
                 row['tokens_per_second'] = round(1 / statistics.median(seconds[side]))
-            yield {**row, 'peak_gib': max(answer['peak_gib'] for answer in rows)}
+            yield {**row, 'peak_gib': peaks[side]}
         for side in list(sides)[1:]:
             pair = {'nanoR1': seconds['nanoR1'], side: seconds[side]}
-            yield {name: dtype, 'against': side, 'ratio': ratio(pair)}
+            yield {name: dtype, 'against': side, 'ratio': ratio(pair),
+                   'memory': round(peaks['nanoR1'] / peaks[side], 3)}
 
 
 # ---- memory of the head ----
@@ -858,9 +865,9 @@ def defaults_of(function):
     return {key: p.default for key, p in inspect.signature(function).parameters.items()}
 
 
-def help_text(names):
-    """The head of this file, and each comparison with its parameters and their defaults."""
-    lines = [__doc__.strip(), '']
+def help_text(doc, names):
+    """The head of a file, and each comparison with its parameters and their defaults."""
+    lines = [doc.strip(), '']
     for name, function in names.items():
         flags = [f'--{key}={value}' for key, value in defaults_of(function).items()]
         lines.append(f'{name}: {" ".join((function.__doc__ or "").split())}')
@@ -905,12 +912,14 @@ def print_machine():
     print(json.dumps(row), flush=True)
 
 
-def main(argv):
-    names = {function.__name__: function for function in [*COMPARISONS, gpu]}
+def run_chosen(argv, usual, others, doc):
+    """argv: comparisons by name, without one all of the usual, and --key=value for them; others:
+    functions that run only by their name"""
+    names = {function.__name__: function for function in [*usual, *others]}
     if '--help' in argv or '-h' in argv:
-        return print(help_text(names))
+        return print(help_text(doc, names))
     chosen = [arg for arg in argv if not arg.startswith('-')]
-    chosen = chosen or [function.__name__ for function in COMPARISONS]
+    chosen = chosen or [function.__name__ for function in usual]
     for name in chosen:
         if name not in names:
             raise SystemExit(f'bench.py: no comparison {name!r}; there are {", ".join(names)}')
@@ -923,6 +932,13 @@ def main(argv):
     for name in chosen:
         for row in names[name](**fitted(given, names[name])):
             print(json.dumps(row), flush=True)
+
+
+def main(argv):
+    if argv[:1] == ['smol']:      # which imports from here
+        tool = ROOT / 'tools/bench_smol.py'
+        raise SystemExit(subprocess.run([sys.executable, str(tool), *argv[1:]]).returncode)
+    run_chosen(argv, COMPARISONS, [gpu], __doc__)
 
 
 if __name__ == '__main__':
