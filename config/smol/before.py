@@ -6,8 +6,8 @@ _run = os.environ.get('RUN', 'out/smol')
 data = [f'{_run}/data/{name}.jsonl' for name in ('test', 'svamp')]
 instruction = ('Think step by step inside <think> and </think>, then write only the number inside '
                '<answer> and </answer>.')
-limit = 400
-n = 8
+limit = 320
+n = 4
 greedy = True
 temperature = 1.0
 max_new_tokens = 96

@@ -7,8 +7,7 @@ init_from = f'{_run}/cold'
 data = [f'{_run}/data/sft.jsonl']
 row_len = 256
 long_rows = 'drop'
-batch_rows = 16
-micro_rows = 8
+batch_rows = micro_rows = 8
 steps = 60      # as many as rl.py
 learning_rate = 1e-4
 schedule = 'linear'

@@ -5,7 +5,7 @@ import os
 _run = os.environ.get('RUN', 'out/smol')
 
 data = [f'{_run}/data/{name}.jsonl' for name in ('test', 'svamp')]
-limit = 400
+limit = 320
 n = 8
 greedy = True
 temperature = 1.0
