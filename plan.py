@@ -198,10 +198,12 @@ def fake_tensors(gpu):
 
 
 def logits_bytes(cfg, work):
-    """Of a chunk of tokens, with their gradients, in float32; and the head's gradient."""
-    chunk = (2**29 if work.gpu else 2**24) // cfg.vocab_size
-    chunk = max(1, min(work.rows * work.length, chunk))
-    return 2 * 4 * chunk * cfg.vocab_size + 4 * cfg.vocab_size * cfg.hidden_size
+    """Of the chunks of tokens that are kept, and one's gradients, in float32; and the head's
+    gradient."""
+    tokens = work.rows * work.length
+    chunk = max(1, min(tokens, (2**29 if work.gpu else 2**24) // cfg.vocab_size))
+    kept = chunk if work.gpu else min(tokens, 4 * chunk)
+    return 4 * (kept + chunk) * cfg.vocab_size + 4 * cfg.vocab_size * cfg.hidden_size
 
 
 def cache_bytes(cfg, work):

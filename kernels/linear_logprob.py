@@ -10,7 +10,8 @@ holding [N, V].
     dW = dzᵀ h                 one chunk of tokens after the other, summed in float32
 
 Bound by the products: 2 N V C operations forward, 6 N V C backward, 2 of them for logits that are
-computed a second time. What the last chunk needs is kept, so a batch of one chunk has 4 N V C.
+computed a second time. What the last chunk needs is kept (on a CPU the last four), so a batch of
+one chunk has 4 N V C.
 
 Precision: float32 products and sums. On a GPU, operands that are both bf16 (or both fp16) are
 multiplied as they are with float32 accumulation and float32 logits, which is the same arithmetic: a
@@ -38,7 +39,7 @@ def linear_logprob(
 
     absent: ids [n] int64 that are out of the distribution, of probability 0, or None.
     chunk: tokens at a time; by default as many as make 2^24 logits on a CPU, 2^29 on a GPU. A chunk
-    that is not the last costs its logits twice.
+    that is not kept costs its logits twice.
     Raises ValueError for shapes that do not fit.
     """
     check(h_NC, weight_VC, labels_N)
@@ -216,6 +217,12 @@ def logits(h, w, absent, narrow=False):
     return z if absent is None else z.index_fill_(1, absent, -1e20)
 
 
+def chunks_kept(h):
+    """-> how many chunks at the end keep what the backward pass needs of their logits: by default
+    a quarter of a GiB on a CPU, where a product costs more than that"""
+    return 1 if h.is_cuda else 4
+
+
 def slices(h, weight, chunk):
     """-> the rows of each chunk"""
     N = len(h)
@@ -231,27 +238,30 @@ class LinearLogprob(torch.autograd.Function):
         dtype = torch.promote_types(a.dtype, torch.float32)
         logp, lse, H = (torch.empty(len(h), dtype=dtype, device=h.device) for _ in range(3))
         narrow = cpu.hold_bf16(h, weight)
-        kept = None
+        most = chunks_kept(h) if any(ctx.needs_input_grad) else 0
+        kept = []
         for rows in slices(h, weight, chunk):
-            del kept        # before the next chunk's logits
+            if len(kept) == most:
+                kept = kept[1:]      # before the next chunk's logits
             z = logits(a[rows], w, absent, narrow)
-            logp[rows], lse[rows], H_rows, kept = rows_forward(
+            logp[rows], lse[rows], H_rows, last = rows_forward(
                 z, labels[rows], temperature, entropy)
-            del z
+            kept += [last] if most else []
+            del z, last
             if entropy:
                 H[rows] = H_rows
 
         ctx.temperature = temperature
         ctx.chunk = chunk
         ctx.absent = absent
-        ctx.save_for_backward(h, weight, labels, lse, H, kept)
+        ctx.save_for_backward(h, weight, labels, lse, H, *kept)
         ctx.set_materialize_grads(False)   # an entropy that is only logged costs no backward pass
         return logp, (H if entropy else None)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g_logp, g_H):
-        h, weight, labels, lse, H, kept_last = ctx.saved_tensors
+        h, weight, labels, lse, H, *kept = ctx.saved_tensors
         need_h, need_w, *_ = ctx.needs_input_grad
         a, w = operands(h, weight)
         g_logp = torch.zeros_like(lse) if g_logp is None else g_logp
@@ -259,14 +269,15 @@ class LinearLogprob(torch.autograd.Function):
         dw = torch.zeros(weight.shape, dtype=lse.dtype, device=h.device) if need_w else None
         narrow = cpu.hold_bf16(h, weight)
 
-        for rows in slices(h, weight, ctx.chunk):
-            if rows.stop == len(h):
-                kept = kept_last
+        chunks = slices(h, weight, ctx.chunk)
+        for i, rows in enumerate(chunks, len(kept) - len(chunks)):
+            if i >= 0:
+                part = kept[i]
             else:
                 z = logits(a[rows], w, ctx.absent, narrow)
-                *_, kept = rows_forward(z, labels[rows], ctx.temperature, entropy=False)
+                *_, part = rows_forward(z, labels[rows], ctx.temperature, entropy=False)
             dz, scale = rows_backward(
-                kept, labels[rows], ctx.temperature, lse[rows], H[rows],
+                part, labels[rows], ctx.temperature, lse[rows], H[rows],
                 g_logp[rows], None if g_H is None else g_H[rows], a.dtype)
             if need_h:
                 dh_rows = mm(dz.bfloat16(), weight) if narrow else mm(dz, w)
