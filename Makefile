@@ -4,7 +4,7 @@
 #             folder, and those of the stages that start from it.
 #             make r1 RUN=out/r1-2 SEED=2 for another run beside it.
 # make smol   the recipe on a released model, into out/smol, the same way: RUN=, SEED=, THREADS=,
-#             MODEL= a hub id or a folder, DTYPE=bfloat16 where the processor multiplies it fast.
+#             MODEL= a hub id or a folder, DTYPE=float32 or bfloat16 (the default where it is fast).
 # make test   the test suite
 PYTHON ?= python3
 RUN ?= out/r1

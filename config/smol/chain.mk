@@ -2,7 +2,9 @@
 # What it waits for stands after a |, so that only whether a file is there counts.
 RUN ?= out/smol
 export MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
-DTYPE ?= float32
+# bfloat16 where it is multiplied several times as fast as float32: on AMX, and on a GPU
+FAST := $(shell grep -o -m1 amx_bf16 /proc/cpuinfo 2>/dev/null || nvidia-smi -L 2>/dev/null)
+DTYPE ?= $(if $(FAST),bfloat16,float32)
 export CHAIN := smol
 include config/stage.mk
 
