@@ -201,19 +201,21 @@ def made(folder, *targets):
     if not shutil.which('make'):
         pytest.skip('no make')
     told = subprocess.run(
-        ['make', '-n', '-f', 'config/smol/chain.mk', f'RUN={folder}', *targets], cwd=ROOT,
+        ['make', '-n', '-f', 'config/smol/chain.mk', f'RUN={folder}', *map(str, targets)], cwd=ROOT,
         check=True, capture_output=True, text=True).stdout
     return re.findall(r'echo "(\S+) \$start', told)
 
 
 def test_make_runs_the_stages_in_order_and_skips_what_is_done(run, tmp_path):
     folder = tmp_path / 'new'
-    targets = made(folder, 'smol')
+    targets = made(folder, folder / 'report.json')
     stages = [t.removeprefix(f'{folder}/') for t in targets]
     trained = [s for s in stages if s.endswith('config.json')]
     assert trained == [f'{s}/config.json' for s in ('cold', 'rl', 'reject', 'final')]
     assert len(stages) == 4 + 5 + 2        # trainings, evaluations, data and samples
-    assert stages[0] == 'data/test.jsonl' and stages[1] == 'before/eval.json'
+    assert stages[0] == 'data/test.jsonl' and stages.index('rl/samples.jsonl') < stages.index(
+        'reject/config.json')
+    assert set(made(folder, 'smol')) == set(targets)      # and what runs two at a time lacks none
     assert made(run, 'smol') == []
 
 

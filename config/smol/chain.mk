@@ -13,13 +13,27 @@ train = $(call timed,$(PY) $(1).py config/smol/$(2).py \
   --seed=$(SEED) --threads=$(THREADS) --dtype=$(DTYPE))
 TEST = --dtype=$(DTYPE) --out=$(@:.json=.jsonl) --summary=$@
 
-.PHONY: smol controls model
-.DELETE_ON_ERROR:
-
 STAGES := before cold rl reject final
 CONTROLS := control_zero control_sft
-smol: model $(STAGES:%=$(RUN)/%/eval.json) $(RUN)/report.json
-controls: model $(CONTROLS:%=$(RUN)/%/eval.json)
+.PHONY: smol controls model stages
+.DELETE_ON_ERROR:
+
+# RL takes all cores. Beside SFT, which uses half of them, samples are drawn, since a sampler with
+# one core does as much as half a sampler with two.
+HALF = $$(( $(THREADS) > 1 ? $(THREADS) / 2 : 1 ))
+AGAIN = +@$(MAKE) --no-print-directory -f config/smol/chain.mk
+TWO = $(AGAIN) -j2 THREADS=$(HALF)
+smol: model
+	$(TWO) $(RUN)/before/eval.json $(RUN)/cold/config.json
+	$(AGAIN) $(RUN)/rl/config.json
+	$(TWO) $(RUN)/reject/config.json $(RUN)/cold/eval.json $(RUN)/rl/eval.json
+	$(AGAIN) $(RUN)/final/config.json
+	$(TWO) stages
+	$(AGAIN) $(RUN)/report.json
+stages: $(STAGES:%=$(RUN)/%/eval.json)
+controls: model
+	$(AGAIN) $(RUN)/control_zero/config.json
+	$(TWO) $(RUN)/control_zero/eval.json $(RUN)/control_sft/eval.json
 	$(PY) tools/report_smol.py --run=$(RUN)
 
 # 1. the model: all stages of a run take the same

@@ -8,7 +8,7 @@ data = [f'{_run}/rl/samples.jsonl']
 row_len = 256
 long_rows = 'drop'
 batch_rows = micro_rows = 8
-steps = 100
+steps = 80
 learning_rate = 2e-4
 schedule = 'linear'
 min_lr = 0.05

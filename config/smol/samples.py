@@ -1,10 +1,10 @@
-# Rejection sampling: four samples of every training problem, of which right and well-formed ones
-# are kept, two different ones a problem at most. Give --checkpoint and --out.
+# Rejection sampling: two samples of every training problem, of which those that are right,
+# well-formed and different are kept. Give --checkpoint and --out.
 import os
 _run = os.environ.get('RUN', 'out/smol')
 
 data = [f'{_run}/data/rl.jsonl']
-n = 4
+n = 2
 greedy = False
 temperature = 1.0
 max_new_tokens = 96
