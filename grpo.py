@@ -74,6 +74,7 @@ import rewards
 from data.prompts import fitting, instructed, visible
 from data.source import read_rows
 from judge import load_judges
+from kernels import cpu
 from model import update_router_bias
 from rollout import alike, collate, collect, flat, micro_batches, moe_shape, problem_order
 from sample import present
@@ -967,6 +968,7 @@ class Trainer:
             cfg, self.model, self.tokenizer, self.problems.files, self.order, self.step,
             self.device, self.rank, self.world)
         self.drawn += len(all_groups)
+        cpu.return_memory()      # of the sampler
 
         by_name = rewards.failures(before, cfg.rewards)
         failed = torch.tensor([by_name[name] for name in cfg.rewards])
@@ -993,6 +995,7 @@ class Trainer:
         if load.numel() and not skipped:
             update_router_bias(self.model, load.to(self.device), cfg.bias_rate)
         self.step += 1
+        cpu.return_memory()      # of the backward passes
         if self.reference is not None and becomes_reference(cfg, self.step):
             self.reference.load_state_dict(self.model.state_dict())
 

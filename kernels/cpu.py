@@ -66,6 +66,15 @@ def keep_memory():
     libc.mallopt(M_TOP_PAD, 2**26)
 
 
+def return_memory():
+    """What is free goes back after all. Called between parts of a run whose tensors have other
+    sizes: pieces that one leaves do not fit the other, and the process would grow with every
+    step."""
+    libc = ctypes.CDLL(None) if os.name == 'posix' else None
+    if ENABLED and hasattr(libc, 'malloc_trim'):
+        libc.malloc_trim(0)
+
+
 @contextmanager
 def on_fake_tensors(keep_probabilities=True):
     """Within, the operations run on tensors that hold no numbers, for plan.py, and autograd keeps
