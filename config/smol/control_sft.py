@@ -8,7 +8,7 @@ data = [f'{_run}/data/sft.jsonl']
 row_len = 256
 long_rows = 'drop'
 batch_rows = micro_rows = 8
-steps = 60      # as many as rl.py
+steps = 80      # as many as rl.py
 learning_rate = 1e-4
 schedule = 'linear'
 min_lr = 0.05

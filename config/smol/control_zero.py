@@ -10,7 +10,7 @@ stop = ['</answer>']
 
 data = [f'{_run}/data/rl.jsonl']
 rewards = {'accuracy': 1.0, 'format': 0.2}
-steps = 60
+steps = 80
 prompts = 16
 group = 8
 slots = 128
