@@ -52,27 +52,28 @@ def trains(x):
     return torch.is_grad_enabled() and x.requires_grad
 
 
+LIBC = ctypes.CDLL(None) if os.name == 'posix' else None
+
+
 def keep_memory():
     """Memory that is freed stays with this process, for the next tensor. glibc else gives large
     blocks back at once and has them cleared page by page when they are taken again, tens of
     thousands of times in a training step. Blocks above 32 MiB, glibc's own limit, still come and
     go."""
-    libc = ctypes.CDLL(None) if os.name == 'posix' else None
-    if not ENABLED or not hasattr(libc, 'mallopt'):      # macOS has none
+    if not ENABLED or not hasattr(LIBC, 'mallopt'):      # macOS has none
         return
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-    libc.mallopt(M_MMAP_THRESHOLD, 2**25)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(M_TOP_PAD, 2**26)
+    LIBC.mallopt(M_MMAP_THRESHOLD, 2**25)
+    LIBC.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    LIBC.mallopt(M_TOP_PAD, 2**26)
 
 
 def return_memory():
     """What is free goes back after all. Called between parts of a run whose tensors have other
     sizes: pieces that one leaves do not fit the other, and the process would grow with every
     step."""
-    libc = ctypes.CDLL(None) if os.name == 'posix' else None
-    if ENABLED and hasattr(libc, 'malloc_trim'):
-        libc.malloc_trim(0)
+    if ENABLED and hasattr(LIBC, 'malloc_trim'):
+        LIBC.malloc_trim(0)
 
 
 @contextmanager
