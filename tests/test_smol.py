@@ -93,8 +93,9 @@ def run(tmp_path_factory):
     patch.setenv('MODEL', str(model))
     patch.chdir(ROOT)
 
-    def stage(script, name, *overrides):
-        script.main(parse(script.Config, [f'config/smol/{name}.py', *overrides]))
+    def stage(script, names, *overrides):
+        configs = [f'config/smol/{name}.py' for name in names.split()]
+        script.main(parse(script.Config, [*configs, *overrides]))
 
     def sampled(names, of, *overrides):
         configs = [f'config/smol/{name}.py' for name in names.split()]
@@ -122,16 +123,16 @@ def run(tmp_path_factory):
     short = ['--steps=2', '--save_every=1']
     few = [*short, '--prompts=2', '--group=4', '--max_new_tokens=8', '--eval_rows=2',
            '--eval_every=1']
-    tested('before', 'before', model)
+    tested('eval before', 'before', model)
     stage(sft, 'cold', *short)
     done = killed(folder / 'rl', ['grpo.py', 'config/smol/rl.py', *few, '--steps=500'])
     stage(grpo, 'rl', *few, f'--steps={done + 1}')
     sampled('samples', folder / 'rl', f'--out={folder}/rl/samples.jsonl', '--limit=4',
             "--keep={'accuracy': 0}")
-    stage(sft, 'reject', *short)
-    stage(grpo, 'final', *few)
-    stage(grpo, 'control_zero', *few)
-    stage(sft, 'control_sft', *short)
+    stage(sft, 'cold reject', *short)
+    stage(grpo, 'rl final', *few)
+    stage(grpo, 'rl control_zero', *few)
+    stage(sft, 'cold control_sft', *short)
     for name in ('cold', 'rl', 'reject', 'final', 'control_sft'):
         tested('eval', name, folder / name)
     tested('eval eval_zero', 'control_zero', folder / 'control_zero')

@@ -8,8 +8,8 @@ DTYPE ?= $(if $(FAST),bfloat16,float32)
 export CHAIN := smol
 include config/stage.mk
 
-# $(call train,script,config)
-train = $(call timed,$(PY) $(1).py config/smol/$(2).py \
+# $(call train,script,configs)
+train = $(call timed,$(PY) $(1).py $(patsubst %,config/smol/%.py,$(2)) \
   --seed=$(SEED) --threads=$(THREADS) --dtype=$(DTYPE))
 TEST = --dtype=$(DTYPE) --out=$(@:.json=.jsonl) --summary=$@
 
@@ -47,7 +47,7 @@ $(RUN)/data/test.jsonl: | model
 # 3. the evaluation before
 $(RUN)/before/eval.json: | $(RUN)/data/test.jsonl
 	@mkdir -p $(RUN)/before
-	$(call timed,$(PY) evaluate.py config/smol/before.py --threads=$(THREADS) \
+	$(call timed,$(PY) evaluate.py config/smol/eval.py config/smol/before.py --threads=$(THREADS) \
 	  --checkpoint=$(MODEL) $(TEST))
 # 4. cold start: SFT on a thousand short traces
 $(RUN)/cold/config.json: | $(RUN)/data/test.jsonl
@@ -59,17 +59,17 @@ $(RUN)/rl/config.json: | $(RUN)/cold/config.json
 $(RUN)/rl/samples.jsonl: | $(RUN)/rl/config.json
 	$(call evaluate,samples,rl,--dtype=$(DTYPE) --out=$@)
 $(RUN)/reject/config.json: | $(RUN)/rl/samples.jsonl
-	$(call train,sft,reject)
+	$(call train,sft,cold reject)
 # 7. RL again
 $(RUN)/final/config.json: | $(RUN)/reject/config.json
-	$(call train,grpo,final)
+	$(call train,grpo,rl final)
 # 8. controls: RL straight from the released model; as many SFT steps instead of RL
 $(RUN)/control_zero/config.json: | $(RUN)/data/test.jsonl
-	$(call train,grpo,control_zero)
+	$(call train,grpo,rl control_zero)
 $(RUN)/control_zero/eval.json: | $(RUN)/control_zero/config.json
 	$(call evaluate,eval,control_zero,config/smol/eval_zero.py $(TEST))
 $(RUN)/control_sft/config.json: | $(RUN)/cold/config.json
-	$(call train,sft,control_sft)
+	$(call train,sft,cold control_sft)
 # 9. evaluation on the held-out problems, and the report
 $(RUN)/%/eval.json: | $(RUN)/%/config.json
 	$(call evaluate,eval,$*,$(TEST))

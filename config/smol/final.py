@@ -1,22 +1,7 @@
-# The last RL, as the first, from what rejection sampling made.
+# The last RL, as the first, from what rejection sampling made. Give it after rl.py.
 import os
 _run = os.environ.get('RUN', 'out/smol')
 
 out_dir = f'{_run}/final'
 init_from = f'{_run}/reject'
-data = [f'{_run}/data/rl.jsonl']
-rewards = {'accuracy': 1.0, 'format': 0.2}
 steps = 20
-prompts = 16
-group = 8
-slots = 128
-max_new_tokens = 96
-micro_tokens = 2048
-learning_rate = 1e-5
-schedule = 'constant'
-warmup_steps = 2
-eval_data = [f'{_run}/data/test.jsonl']
-eval_every = 10
-eval_rows = 128
-samples_every = 10
-save_every = 5
